@@ -1,0 +1,179 @@
+"""Train the two bundled demo networks on CIFAR-10, in training form.
+
+    python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train
+    python examples/train_cifar10.py repvgg_demo --data cifar10.zip --out build/train
+
+The archive holds JPEG files as ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. The run is seeded,
+writes a checkpoint after every epoch and goes on from it when started again; it uses the GPU where
+there is one and bf16 arithmetic where the hardware has it. At the end it prints test top-1 and
+writes ``NAME.safetensors`` (fp16, training form).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+
+from repedge.models.registry import create
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SIZE = 64  # input side of the shipped networks; CIFAR's 32x32 is resized bilinearly
+
+
+def load_split(archive: Path, split: str, cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N]; decoded once, then read from ``cache``."""
+    file = cache / f"cifar10-{split}.npz"
+    if not file.exists():
+        with zipfile.ZipFile(archive) as z:
+            names = sorted(n for n in z.namelist() if n.startswith(f"{split}/") and n.endswith(".jpg"))
+            classes = sorted({n.split("/")[1] for n in names})
+            images = np.stack([np.asarray(Image.open(io.BytesIO(z.read(n))).convert("RGB")) for n in names])
+            labels = np.array([classes.index(n.split("/")[1]) for n in names])
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(file, images=images.transpose(0, 3, 1, 2), labels=labels)
+    data = np.load(file)
+    return torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
+
+
+def prepare(images: torch.Tensor, size: int, device: torch.device) -> torch.Tensor:
+    """uint8 [N, 3, 32, 32] -> normalised float [N, 3, size, size] on ``device``."""
+    x = images.to(device).float().div_(255)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    x = (x - mean) / std
+    if size != x.shape[-1]:
+        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def augment(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Random 4-pixel shift (reflected border), horizontal flip and an 8-pixel cutout per image."""
+    n = len(images)
+    padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
+    dy, dx = torch.randint(0, 9, (2, n), generator=rng)
+    rows = dy[:, None] + torch.arange(32)
+    cols = dx[:, None] + torch.arange(32)
+    flip = torch.rand(n, generator=rng) < 0.5
+    cols = torch.where(flip[:, None], cols.flip(1), cols)
+    out = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    cy, cx = torch.randint(0, 32, (2, n), generator=rng)
+    r = torch.arange(32)
+    hole = ((r - cy[:, None]).abs() < 4)[:, :, None] & ((r - cx[:, None]).abs() < 4)[:, None, :]
+    return torch.where(hole[:, None], torch.tensor(118, dtype=torch.uint8), out)
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """Linear warm-up over the first tenth, cosine to zero after it."""
+    warm = max(1, total // 10)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """SGD for RepVGG, AdamW for RepViT, as their authors train them; no decay on BN and biases."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if args.model.startswith("repvit"):
+        return torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
+    return torch.optim.SGD(groups, lr=args.lr, weight_decay=args.weight_decay, momentum=0.9, nesterov=True)
+
+
+def size_at(epoch: int, epochs: int) -> int:
+    """Progressive resizing: the first 60 % of the epochs at 32 or 48 px, the rest at full size."""
+    return 32 if epoch < epochs * 0.35 else 48 if epoch < epochs * 0.6 else SIZE
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> float:
+    """Top-1 share in fp32 at full size."""
+    model.eval()
+    hits = 0
+    for i in range(0, len(images), 500):
+        logits = model(prepare(images[i : i + 500], SIZE, device))
+        hits += int((logits.argmax(1).cpu() == labels[i : i + 500]).sum())
+    return hits / len(images)
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, labels = load_split(args.data, "train", args.out)
+    test = load_split(args.data, "test", args.out)
+    model = create(args.model).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, args)
+    steps = len(images) // args.batch
+    state_file, start = args.out / f"{args.model}.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["epoch"] + 1
+    for epoch in range(start, args.epochs):
+        began = time.time()
+        rng = torch.Generator().manual_seed(args.seed * 1000 + epoch)  # the same order after a resume
+        order = torch.randperm(len(images), generator=rng)
+        size = size_at(epoch, args.epochs)
+        model.train()
+        total = 0.0
+        for step in range(steps):
+            batch = order[step * args.batch : (step + 1) * args.batch]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * steps + step, args.epochs * steps, args.lr)
+            x = prepare(augment(images[batch], rng), size, device)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                logits = model(x)
+            loss = F.cross_entropy(logits.float(), labels[batch].to(device), label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        torch.save(state, state_file.with_suffix(".tmp"))
+        state_file.with_suffix(".tmp").replace(state_file)
+        share = accuracy(model, *test, device) if epoch % 4 == 3 or epoch == args.epochs - 1 else float("nan")
+        took = time.time() - began
+        print(
+            f"epoch {epoch + 1}/{args.epochs} size {size} loss {total / steps:.3f} "
+            f"test top-1 {share:.4f} {took:.0f} s",
+            flush=True,
+        )
+    weights = {
+        k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()
+    }
+    save_file(weights, args.out / f"{args.model}.safetensors")
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    print(f"{args.model}: test top-1 of the stored fp16 weights {accuracy(model, *test, device):.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a name from `repedge models` with 10 classes, such as repvit_demo")
+    parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")
+    parser.add_argument("--out", type=Path, default=Path("build/train"))
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, help="peak; default 0.2 (SGD) or 0.002 (AdamW)")
+    parser.add_argument("--weight-decay", type=float, help="default 5e-4 (SGD) or 0.05 (AdamW)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    adamw = args.model.startswith("repvit")
+    args.lr = args.lr or (0.002 if adamw else 0.2)
+    args.weight_decay = args.weight_decay or (0.05 if adamw else 5e-4)
+    args.out.mkdir(parents=True, exist_ok=True)
+    train(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Reading and writing the values of an ``onnx_ir`` graph: shapes, constants, initializers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.errors import UserError
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """The static shape of a value.
+
+    Raises:
+        UserError: The shape is unknown or has a symbolic dimension.
+    """
+    if value is None:
+        raise UserError("an optional input that is needed here is absent from the graph")
+    if value.shape is None or not all(isinstance(d, int) for d in value.shape):
+        raise UserError(
+            f"the shape of {value.name!r} is {value.shape}, not fixed; give the model a fixed --input-size"
+        )
+    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def const(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a constant (an initializer or a Constant node's output), or None if it is none.
+
+    A graph input that also has an initializer is not a constant: the caller may override it.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Register ``array`` under ``name`` (made unique if taken) and return its value."""
+    unique, n = name, 1
+    while unique in graph.initializers:
+        unique, n = f"{name}_{n}", n + 1
+    tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
+    value = ir.Value(
+        name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads ``value``; None if several do, none does, or it is a graph output."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node

@@ -1,0 +1,40 @@
+"""One file (or a few) per target; look one up with `get`."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from repedge.errors import UserError
+
+if TYPE_CHECKING:
+    from repedge.targets.base import Target
+
+TARGETS = {
+    "coreml": "repedge.targets.coreml:CoreML",
+    "tflite": "repedge.targets.tflite:TFLite",
+    "openvino": "repedge.targets.openvino:OpenVINO",
+    "gpu": "repedge.targets.gpu:GPU",
+}
+
+
+def names() -> list[str]:
+    """Built-in targets first, then those that other packages registered."""
+    extra = {e.name for e in entry_points(group="repedge.targets")} - TARGETS.keys()
+    return [*TARGETS, *sorted(extra)]
+
+
+def get(name: str) -> Target:
+    """The target called ``name``.
+
+    Raises:
+        UserError: There is no such target.
+    """
+    if name in TARGETS:
+        module, _, cls = TARGETS[name].partition(":")
+        return getattr(importlib.import_module(module), cls)()
+    for entry in entry_points(group="repedge.targets"):
+        if entry.name == name:
+            return entry.load()()
+    raise UserError(f"there is no target {name!r}; choose from {', '.join(names())}")
