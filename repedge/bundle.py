@@ -1,0 +1,327 @@
+"""The bundle: a folder with an artifact, its manifest and what proves it.
+
+A bundle is whole or absent: it is written beside its final place and renamed. Every reader goes
+through `Bundle.open`, which checks the size and sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from repedge.config import InputKind, Precision, Preprocess
+from repedge.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+REFERENCE = "reference.onnx"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Model):
+    """One file of the bundle; ``path`` is relative, with forward slashes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Tensor(_Model):
+    """An input or output of the artifact; see ``repedge.targets.base.TensorSpec``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str = ""
+    kind: str = "tensor"
+
+
+class Verification(_Model):
+    """How the artifact's outputs compare with the float reference on real images."""
+
+    passed: bool
+    n: int
+    max_abs_err: float
+    max_rel_err: float
+    sqnr_db: float
+    agree_top1: float | None
+    kl: float | None = None
+    executor: str
+    images: str
+    failures: tuple[str, ...] = ()
+
+
+class Origin(_Model):
+    """Where the network came from."""
+
+    model: str
+    description: str
+    checkpoint_sha256: str | None = None
+    license: str = ""
+
+
+class Manifest(_Model):
+    """manifest.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    repedge: str
+    name: str
+    target: str
+    precision: Precision
+    artifact: str
+    input_kind: InputKind
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    preprocess: Preprocess
+    labels: tuple[str, ...] = ()
+    requires: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    options: dict[str, Any] = Field(default_factory=dict)
+    fusion: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    verification: Verification | None = None
+    origin: Origin
+    toolchain: dict[str, str] = Field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files are all as the manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Read a bundle and check every file's hash.
+
+        Raises:
+            UserError: No bundle there, an unreadable manifest, a newer schema, or a missing, extra or
+                changed file.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        listed = {entry.path for entry in manifest.files}
+        for entry in manifest.files:
+            _check_file(path, entry)
+        extra = sorted({p.as_posix() for p in _files(path)} - listed - {MANIFEST})
+        if extra:
+            raise UserError(f"bundle {path} holds {extra[0]!r}, which its manifest does not list; remove it")
+        if manifest.artifact not in listed and not any(p.startswith(manifest.artifact + "/") for p in listed):
+            raise UserError(f"bundle {path} has no artifact {manifest.artifact!r}; compile it again")
+        return cls(path, manifest)
+
+    @property
+    def artifact(self) -> Path:
+        """The file or package that a runtime loads."""
+        return self.path / self.manifest.artifact
+
+    @property
+    def reference(self) -> Path | None:
+        """The float reference graph, or None in a bundle made with ``--no-reference``."""
+        file = self.path / REFERENCE
+        return file if file.exists() else None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the artifact alone: what an app downloads."""
+        return artifact_bytes(self.artifact)
+
+
+def artifact_bytes(artifact: Path) -> int:
+    """Total size of a file, or of the files of a package folder; for an IR, .xml and .bin."""
+    if artifact.is_dir():
+        return sum(p.stat().st_size for p in artifact.rglob("*") if p.is_file())
+    companion = artifact.with_suffix(".bin") if artifact.suffix == ".xml" else None
+    return artifact.stat().st_size + (companion.stat().st_size if companion and companion.exists() else 0)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise UserError(f"{path} is not a bundle: it has no {MANIFEST}; `repedge compile` makes bundles")
+    try:
+        data = json.loads(file.read_bytes())
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise UserError(
+                f"bundle {path} has schema {version}, newer than this repedge reads; upgrade repedge"
+            )
+        return Manifest.model_validate(data)
+    except (ValueError, ValidationError, UnicodeDecodeError) as e:
+        first = str(e).splitlines()[0]
+        raise UserError(f"{file} is damaged ({first}); compile the bundle again") from e
+
+
+def _check_file(root: Path, entry: FileEntry) -> None:
+    relative = PurePosixPath(entry.path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UserError(f"bundle {root} lists {entry.path!r}, a path outside the bundle; it can't be trusted")
+    file = root / relative
+    if not file.is_file() or file.is_symlink():
+        raise UserError(f"bundle {root} lacks {entry.path!r}; compile it again")
+    if file.stat().st_size != entry.size or sha256(file) != entry.sha256:
+        raise UserError(f"{file} is not what was compiled (its sha256 differs); compile the bundle again")
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
+
+
+def _digest(f: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := f.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(root: Path) -> list[PurePosixPath]:
+    found = (p for p in root.rglob("*") if p.is_file() or p.is_symlink())
+    return sorted(PurePosixPath(p.relative_to(root).as_posix()) for p in found)
+
+
+def check_destination(final: Path, force: bool) -> None:
+    """Fail early, before any work, where the bundle could not be written.
+
+    Raises:
+        UserError: It exists and ``force`` is not set, what exists is no bundle, or the folder is not
+            writable.
+    """
+    if final.exists():
+        if not force:
+            raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
+        if not (final / MANIFEST).is_file():
+            raise UserError(f"{final} exists and is no bundle, so --force will not replace it; move it away")
+    with _os_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        probe = final.parent / f".{final.name}.probe-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def writing(final: Path, force: bool = False) -> Iterator[Draft]:
+    """A temporary folder beside ``final`` that becomes the bundle when `Draft.publish` is called.
+
+    Left without publishing (an error, Ctrl-C), the folder is removed; after a kill -9 it stays behind
+    under a hidden name that no reader takes for a bundle, and the next write to the same place
+    removes it.
+
+    Raises:
+        UserError: The disk is full, the folder is read-only, or the bundle exists (without force).
+    """
+    check_destination(final, force)
+    _sweep(final)
+    temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    with _os_errors(final):
+        try:
+            temporary.mkdir()
+            yield Draft(temporary, final, force)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A bundle being written in ``path``."""
+
+    path: Path
+    final: Path
+    force: bool
+
+    def seal(self, manifest: Manifest) -> Manifest:
+        """List and hash every file and write the manifest."""
+        entries = tuple(
+            FileEntry(path=str(p), size=(self.path / p).stat().st_size, sha256=sha256(self.path / p))
+            for p in _files(self.path)
+            if str(p) != MANIFEST
+        )
+        sealed = manifest.model_copy(update={"files": entries})
+        (self.path / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return sealed
+
+    def publish(self) -> Bundle:
+        """Move the folder to its final name."""
+        _move(self.path, self.final, self.force)
+        return Bundle(self.final, _read_manifest(self.final))
+
+    def reject(self) -> Path:
+        """Keep a bundle that failed its checks aside as ``NAME.rejected`` and return that path."""
+        aside = self.final.with_name(self.final.name + ".rejected")
+        _move(self.path, aside, force=True)
+        return aside
+
+
+def _move(source: Path, final: Path, force: bool) -> None:
+    for file in source.rglob("*"):  # on the disk before the name is
+        if file.is_file():
+            with file.open("rb+") as f:
+                os.fsync(f.fileno())
+    old = final.with_name(f".{final.name}.old-{uuid.uuid4().hex[:8]}")
+    if final.exists():
+        if not force:
+            raise UserError(f"{final} appeared while it was being made; pass --force to replace it")
+        final.rename(old)
+    try:
+        source.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed processes left: half-written folders; and put back a bundle moved aside."""
+    for leftover in final.parent.glob(f".{final.name}.partial-*"):
+        pid = leftover.name.rsplit("-", 2)[1]
+        if not (pid.isdigit() and _alive(int(pid))):
+            shutil.rmtree(leftover, ignore_errors=True)
+    for old in final.parent.glob(f".{final.name}.old-*"):
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _os_errors(final: Path) -> Iterator[None]:
+    """Operating-system errors of writing -> one sentence."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: {final} was not written; free some space or choose another --out"
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"can't write {final} ({os.strerror(e.errno)}); choose another --out") from e
+        raise

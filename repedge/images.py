@@ -1,0 +1,171 @@
+"""From image files to pixels, and from pixels to the network's input.
+
+The same two steps for every use (verification, evaluation, calibration, golden vectors): `pixels`
+is what an app does with a photo before it calls the artifact, `normalise` is what the artifact does
+inside. Both are written in the plainest way, as the reference that the artifacts are held against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from repedge.config import Preprocess
+from repedge.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and, where known, the index of its class.
+
+    Attributes:
+        name: File name, relative to the set's folder.
+        load: Opens and decodes the image; raises UserError if it can't.
+        label: Class index, or None.
+    """
+
+    name: str
+    load: Callable[[], Image.Image]
+    label: int | None = None
+
+
+def decode(path: Path) -> Image.Image:
+    """Decode an image file to 8-bit RGB (or to grey where it is grey).
+
+    EXIF orientation is left alone, as the training pipelines of these networks leave it.
+
+    Raises:
+        UserError: The file is no image that Pillow reads, or is truncated.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy() if image.mode in ("RGB", "L") else image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise UserError(f"{path} can't be read as an image ({e}); replace or remove it") from e
+
+
+def pixels(image: Image.Image, pre: Preprocess) -> np.ndarray:
+    """Resize and crop an image to uint8 [H, W, C] in RGB order (C = 1 for GRAY networks).
+
+    The geometry is that of the usual ImageNet evaluation: the short side becomes ``pre.resize`` (the
+    long side is rounded down), then the centre is cut out; an image smaller than the crop is padded
+    with zeros. With ``resize=None`` the image is squashed to ``pre.size``.
+    """
+    image = image.convert("L" if pre.color == "GRAY" else "RGB")
+    height, width = pre.size
+    method = _FILTERS[pre.interpolation]
+    if pre.resize is None:
+        image = image.resize((width, height), method)
+    else:
+        w, h = image.size
+        short = min(w, h)
+        new_w, new_h = (pre.resize * w // short, pre.resize * h // short)
+        image = image.resize((max(1, new_w), max(1, new_h)), method)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    array = np.asarray(image, dtype=np.uint8)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def normalise(batch: np.ndarray, pre: Preprocess) -> np.ndarray:
+    """uint8 RGB pixels [N, H, W, C] -> the network's input, float32 [N, C, H, W]."""
+    if pre.color == "BGR":
+        batch = batch[..., ::-1]
+    x = batch.astype(np.float64) / 255
+    x = (x - np.asarray(pre.mean)) / np.asarray(pre.std)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def folder_samples(folder: Path, labels: Sequence[str] = ()) -> list[Sample]:
+    """All images below ``folder`` in name order.
+
+    Class indices come from a ``labels.json`` (file name -> index) in the folder; else from class
+    sub-folders: matched with ``labels`` by name where every sub-folder is one, read as numbers where
+    all are, else numbered in sorted order.
+
+    Raises:
+        UserError: No such folder, no images in it, or an unusable labels.json.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder of images at {folder}")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    index = _label_index(folder, files, labels)
+    return [
+        Sample(p.relative_to(folder).as_posix(), lambda p=p: decode(p), index(p))  # type: ignore[misc]
+        for p in files
+    ]
+
+
+def _label_index(folder: Path, files: list[Path], labels: Sequence[str]) -> Callable[[Path], int | None]:
+    table_file = folder / "labels.json"
+    if table_file.is_file():
+        table = _read_label_table(table_file)
+        return lambda p: table.get(p.relative_to(folder).as_posix(), table.get(p.name))
+    classes = sorted({p.relative_to(folder).parts[0] for p in files if p.parent != folder})
+    if not classes or any(p.parent == folder for p in files):
+        return lambda p: None
+    if labels and set(classes) <= set(labels):
+        by_name = {name: labels.index(name) for name in classes}
+    elif all(c.isdigit() for c in classes):
+        by_name = {c: int(c) for c in classes}
+    else:
+        by_name = {name: i for i, name in enumerate(classes)}
+    return lambda p: by_name[p.relative_to(folder).parts[0]]
+
+
+def _read_label_table(file: Path) -> dict[str, int]:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        return {str(k): int(v) for k, v in table.items()}
+    except (ValueError, AttributeError, TypeError) as e:
+        raise UserError(f'{file} must be a JSON object like {{"photo.jpg": 3}} ({e})') from e
+
+
+@cache
+def demo_samples() -> tuple[Sample, ...]:
+    """The 64 bundled CIFAR-10 test photos (32x32), for use when the user gives no images."""
+    folder = Path(__file__).parent / "models" / "weights"
+    sheet = Image.open(folder / "demo_images.png").convert("RGB")
+    entries = json.loads((folder / "demo_images.json").read_text())
+    columns = sheet.width // 32
+
+    def cut(i: int) -> Image.Image:
+        x, y = i % columns * 32, i // columns * 32
+        return sheet.crop((x, y, x + 32, y + 32))
+
+    return tuple(
+        Sample(e["name"], lambda i=i: cut(i), e["label"])  # type: ignore[misc]
+        for i, e in enumerate(entries)
+    )
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` samples spread evenly over the set (all of them if there are fewer)."""
+    if len(samples) <= count:
+        return list(samples)
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def batches(
+    samples: Sequence[Sample], pre: Preprocess, size: int
+) -> Iterator[tuple[list[Sample], np.ndarray]]:
+    """Decode in order, ``size`` images at a time: (samples, uint8 [n, H, W, C])."""
+    for i in range(0, len(samples), size):
+        part = list(samples[i : i + size])
+        yield part, np.stack([pixels(s.load(), pre) for s in part])

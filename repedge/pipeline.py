@@ -1,0 +1,351 @@
+"""The compile pipeline, top to bottom: graph, reference, fuse, simplify, one bundle per target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from repedge import __version__, images, targets, verification
+from repedge.bundle import (
+    REFERENCE,
+    Draft,
+    Manifest,
+    Origin,
+    Tensor,
+    Verification,
+    artifact_bytes,
+    check_destination,
+    writing,
+)
+from repedge.config import InputKind, Precision
+from repedge.errors import CheckFailed, UnsupportedModel
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from repedge.models.source import Source
+    from repedge.targets.base import Artifact, Target
+
+GOLDEN = 4  # golden images per bundle
+TOOLS = ("torch", "onnx", "onnxruntime", "onnxsim", "coremltools", "ai-edge-litert", "openvino", "numpy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build.
+
+    Attributes:
+        builds: (target, precision) of every bundle.
+        out: Folder that receives the bundles.
+        input_kind: What the artifacts take; see `repedge.config.InputKind`.
+        images: Folder of photos to verify on; None for the bundled ones.
+        count: How many of them.
+        reference: Whether the bundles carry the float reference graph.
+        min_sqnr: Replaces the precision's SQNR threshold, dB.
+        options: Target options such as ``deployment_target``.
+        about: author, license, description, version for the artifacts' metadata.
+        command: The command line, recorded in the manifests.
+    """
+
+    builds: tuple[tuple[str, Precision], ...]
+    out: Path = Path("build")
+    input_kind: InputKind = "uint8"
+    force: bool = False
+    images: Path | None = None
+    count: int = 8
+    reference: bool = True
+    min_sqnr: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Built:
+    """One bundle that was written (or rejected, when ``verify.passed`` is false)."""
+
+    path: Path
+    target: str
+    precision: Precision
+    size_bytes: int
+    verify: Verification
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """One element of ``bundles`` in the JSON of ``repedge compile``."""
+        return {
+            "path": str(self.path),
+            "target": self.target,
+            "precision": self.precision,
+            "size_bytes": self.size_bytes,
+            "verify": self.verify.model_dump(),
+            "seconds": self.seconds,
+        }
+
+
+class Clock:
+    """Names and times the stages; ``report`` is told when each begins."""
+
+    def __init__(self, report: Callable[[str], None] = lambda stage: None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._report(name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 4)
+
+
+@dataclass
+class Evidence:
+    """Real images and what the unfused float graph makes of them."""
+
+    samples: list[tuple[str, Image.Image]]
+    source: str
+    pixels: np.ndarray
+    inputs: np.ndarray
+    outputs: list[np.ndarray]
+
+
+def bundle_path(out: Path, name: str, target: str, precision: str) -> Path:
+    """Where a bundle goes: ``OUT/MODEL-TARGET-PRECISION``."""
+    return out / f"{name}-{target}-{precision}"
+
+
+def compile_source(
+    source: Source, plan: Plan, report: Callable[[str], None] = lambda stage: None
+) -> list[Built]:
+    """Build every bundle of ``plan``.
+
+    The network is given up as soon as its graph exists (``source.module`` becomes None), so that its
+    weights are in memory once.
+
+    Raises:
+        UserError: Wrong input, unsupported operators (all of them named), unwritable output.
+        CheckFailed: The graph or the fused graph differs from the model. A bundle that differs is
+            returned as rejected instead, so that the others are still built.
+    """
+    chosen = [(targets.get(name), precision) for name, precision in plan.builds]
+    for target, precision in chosen:
+        check_destination(bundle_path(plan.out, source.name, target.name, precision), plan.force)
+    clock = Clock(report)
+    with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
+        reference = Path(scratch) / REFERENCE
+        with clock.stage("export"):
+            graph = to_graph(source)
+        outputs = [str(v.name) for v in graph.graph.outputs]
+        with clock.stage("reference"):
+            evidence = _evidence(source, graph, reference, plan)
+        source.module = None
+        with clock.stage("fuse"):
+            certificate = optimize(graph, evidence)
+        _check_supported(graph, [t for t, _ in chosen])
+        built = []
+        for target, precision in chosen:
+            own = Clock(report)
+            final = bundle_path(plan.out, source.name, target.name, precision)
+            with writing(final, plan.force) as draft:
+                built.append(
+                    _build(target, precision, graph, source, plan, evidence, certificate, outputs,
+                           reference, draft, clock, own)
+                )  # fmt: skip
+    return built
+
+
+def to_graph(source: Source) -> ir.Model:
+    """The unfused float graph of a source, static batch 1."""
+    if source.onnx is not None:
+        from repedge.graph.load import load_onnx
+
+        return load_onnx(source.onnx, source.input_shape[2:] if source.input_shape else None)
+    from repedge.graph.export import export_module
+
+    assert source.module is not None, "a source holds a module or an ONNX path"
+    return export_module(source.module, source.input_shape)
+
+
+def optimize(graph: ir.Model, evidence: Evidence | None) -> Any:
+    """Canonicalize, fuse and simplify in place; returns the fusion certificate.
+
+    Raises:
+        CheckFailed: A merge, or the whole, is not exact.
+    """
+    from repedge import passes
+    from repedge.graph.count import count
+    from repedge.graph.run import Session
+    from repedge.passes.certificate import certify
+    from repedge.passes.fuse import fuse
+
+    before = count(graph)
+    passes.canonicalize(graph)
+    fused = fuse(graph)
+    passes.simplify(graph)
+    run = Session(graph).run if evidence else None
+    return certify(fused, before, count(graph), run, evidence)
+
+
+def _evidence(source: Source, graph: ir.Model, reference: Path, plan: Plan) -> Evidence:
+    """Save the unfused graph, run it on real images, and hold it against the torch module."""
+    from repedge.graph.load import save_onnx
+    from repedge.graph.run import Session
+
+    save_onnx(graph, reference)
+    samples, phrase = verification.verification_samples(source.preprocess, plan.images, plan.count, source.labels)
+    pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
+    inputs = images.normalise(pixels, source.preprocess)
+    outputs = Session(reference).run(inputs)
+    if not all(np.isfinite(o).all() for o in outputs):
+        raise CheckFailed(
+            "the model itself gives NaN or infinite outputs on real images; nothing was compiled"
+        )
+    if source.module is not None:
+        _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
+    return Evidence(samples, phrase, pixels, inputs, outputs)
+
+
+def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
+    """The graph against the torch module itself, so that no later check rests on the export alone."""
+    import torch
+
+    with torch.inference_mode():
+        eager = torch.utils._pytree.tree_leaves(module.eval()(torch.from_numpy(inputs)))
+    for ours, theirs in zip(outputs, eager, strict=True):
+        expected = theirs.float().numpy()
+        worst = float(np.abs(ours - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
+        if not worst < 1e-4:
+            raise CheckFailed(
+                f"the exported graph differs from the torch model by {worst:.1e} of its largest output"
+            )
+
+
+def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
+    """Every node that a chosen target has no lowering for, in one error."""
+    lines = []
+    for target in dict.fromkeys(chosen):
+        for u in target.unsupported(graph):
+            where = f" (from {u.source})" if u.source else ""
+            lines.append(f"{target.name}: {u.op} node {u.node!r}{where}: {u.why}")
+    if not lines:
+        return
+    others = [n for n in targets.names() if n not in {t.name for t in chosen}]
+    able = [n for n in others if not targets.get(n).unsupported(graph)]
+    hint = f"; these targets have them all: {', '.join(able)}" if able else ""
+    raise UnsupportedModel(
+        "the model has operators without a lowering: " + "; ".join(dict.fromkeys(lines)) + hint
+    )
+
+
+def _build(
+    target: Target, precision: Precision, graph: ir.Model, source: Source, plan: Plan, evidence: Evidence,
+    certificate: Any, outputs: Sequence[str], reference: Path, draft: Draft, shared: Clock, clock: Clock,
+) -> Built:  # fmt: skip
+    from repedge.targets.base import Job
+
+    job = Job(
+        name=source.name,
+        precision=precision,
+        preprocess=source.preprocess,
+        input_kind=plan.input_kind,
+        labels=source.labels,
+        options={k: v for k, v in plan.options.items() if v is not None},
+        **plan.about,
+    )
+    with clock.stage(f"{target.name} {precision}: compile"):
+        artifact = target.compile(graph, job, draft.path)
+    with clock.stage(f"{target.name} {precision}: verify"):
+        runner = target.open(draft.path / artifact.main, job, outputs)
+        actual = runner.run(evidence.pixels if plan.input_kind == "uint8" else evidence.inputs)
+        runner.close()
+        result = verification.summarize(
+            precision, verification.compare(actual, evidence.outputs), outputs,
+            executor=target.executor, source=evidence.source, min_sqnr=plan.min_sqnr,
+        )  # fmt: skip
+    with clock.stage(f"{target.name} {precision}: bundle"):
+        _golden(draft.path, evidence, outputs, actual)
+        if plan.reference:
+            _link(reference, draft.path / REFERENCE)
+        size = artifact_bytes(draft.path / artifact.main)
+        draft.seal(_manifest(target, precision, artifact, source, plan, result, certificate))
+        path = draft.publish().path if result.passed else draft.reject()
+    stages = {name.rsplit(": ")[-1]: s for name, s in clock.seconds.items()}
+    return Built(path, target.name, precision, size, result, {**shared.seconds, **stages})
+
+
+def _manifest(
+    target: Target, precision: Precision, artifact: Artifact, source: Source, plan: Plan,
+    result: Verification, certificate: Any,
+) -> Manifest:  # fmt: skip
+    options = dict(plan.options)
+    if plan.min_sqnr is not None:
+        options["min_sqnr"] = plan.min_sqnr
+    return Manifest(
+        repedge=__version__,
+        name=source.name,
+        target=target.name,
+        precision=precision,
+        artifact=artifact.main.as_posix(),
+        input_kind=plan.input_kind,
+        inputs=tuple(Tensor(**vars(t)) for t in artifact.inputs),
+        outputs=tuple(Tensor(**vars(t)) for t in artifact.outputs),
+        preprocess=source.preprocess,
+        labels=source.labels,
+        requires=dict(artifact.requires),
+        notes=artifact.notes,
+        options={k: v for k, v in options.items() if v is not None},
+        fusion=certificate.model_dump(mode="json"),
+        verification=result,
+        origin=Origin(
+            model=source.kind,
+            description=source.description,
+            checkpoint_sha256=source.checkpoint_sha256,
+            license=source.license,
+        ),
+        toolchain=toolchain(),
+        command=plan.command,
+    )
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of what had a hand in the artifact."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Sequence[np.ndarray]) -> None:
+    """A few image files with the pixels they become and the outputs they give, here and in the reference."""
+    golden = folder / "golden"
+    golden.mkdir()
+    for i, (_, image) in enumerate(evidence.samples[:GOLDEN]):
+        image.save(golden / f"{i}.png", optimize=False)
+    arrays = {"pixels": evidence.pixels[:GOLDEN]}
+    for name, mine, reference in zip(outputs, actual, evidence.outputs, strict=True):
+        arrays[f"output:{name}"] = mine[:GOLDEN]
+        arrays[f"reference:{name}"] = reference[:GOLDEN]
+    np.savez(golden / "golden.npz", **arrays)
+
+
+def _link(source: Path, destination: Path) -> None:
+    """A hard link where the file system allows one (several bundles share a reference), else a copy."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
