@@ -128,6 +128,12 @@ def bundle_path(out: Path, name: str, target: str, precision: str) -> Path:
     return out / f"{name}-{target}-{precision}"
 
 
+def check_free(name: str, plan: Plan) -> None:
+    """Fail before any work where a bundle of ``plan`` could not be written."""
+    for target, precision in plan.builds:
+        check_destination(bundle_path(plan.out, name, target, precision), plan.force)
+
+
 def compile_source(
     source: Source, plan: Plan, report: Callable[[str], None] = lambda stage: None
 ) -> list[Built]:
@@ -141,9 +147,8 @@ def compile_source(
         CheckFailed: The graph or the fused graph differs from the model. A bundle that differs is
             returned as rejected instead, so that the others are still built.
     """
+    check_free(source.name, plan)
     chosen = [(targets.get(name), precision) for name, precision in plan.builds]
-    for target, precision in chosen:
-        check_destination(bundle_path(plan.out, source.name, target.name, precision), plan.force)
     clock = Clock(report)
     with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
         reference = Path(scratch) / REFERENCE
@@ -206,7 +211,9 @@ def _evidence(source: Source, graph: ir.Model, reference: Path, plan: Plan) -> E
     from repedge.graph.run import Session
 
     save_onnx(graph, reference)
-    samples, phrase = verification.verification_samples(source.preprocess, plan.images, plan.count, source.labels)
+    samples, phrase = verification.verification_samples(
+        source.preprocess, plan.images, plan.count, source.labels
+    )
     pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
     inputs = images.normalise(pixels, source.preprocess)
     outputs = Session(reference).run(inputs)

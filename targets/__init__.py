@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -37,4 +38,6 @@ def get(name: str) -> Target:
     for entry in entry_points(group="repedge.targets"):
         if entry.name == name:
             return entry.load()()
-    raise UserError(f"there is no target {name!r}; choose from {', '.join(names())}")
+    close = difflib.get_close_matches(name, names(), n=1)
+    hint = f"did you mean {close[0]}? There are " if close else "there are "
+    raise UserError(f"there is no target {name!r}; {hint}{', '.join(names())}")

@@ -1,0 +1,5 @@
+"""``python -m repedge`` is the ``repedge`` program."""
+
+from repedge.cli import main
+
+main()

@@ -1,0 +1,221 @@
+"""The Python API. It reads like the command line: one function per verb.
+
+import repedge
+report = repedge.compile(targets=["tflite"])           # the bundled demo model
+repedge.verify(report.bundles[0].path)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from repedge import __version__, evaluation, pipeline, targets, verification
+from repedge.bundle import MANIFEST, Bundle, Verification
+from repedge.config import InputKind, Precision
+from repedge.errors import UserError
+from repedge.health import Health
+from repedge.health import examine as doctor
+from repedge.inspection import Inspection
+from repedge.inspection import examine as inspect
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from repedge.models.source import Source
+
+__all__ = [
+    "CompileReport", "Health", "Inspection", "compile", "doctor", "evaluate", "inspect", "verify",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What `compile` built.
+
+    Attributes:
+        name: The model's name.
+        found: What was found in the checkpoint or model, in words.
+        bundles: One per target and precision, rejected ones included.
+    """
+
+    name: str
+    found: str
+    bundles: tuple[pipeline.Built, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bundle is proven equal to the model within its precision's thresholds."""
+        return all(b.verify.passed for b in self.bundles)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``repedge compile --json`` prints."""
+        return {
+            "repedge": __version__,
+            "model": self.name,
+            "found": self.found,
+            "bundles": [b.as_json() for b in self.bundles],
+        }
+
+
+def compile(
+    model: str | nn.Module | None = None,
+    *,
+    targets: Sequence[str] = ("coreml",),
+    precisions: Sequence[Precision] = (),
+    out: Path | str = "build",
+    input_kind: InputKind = "uint8",
+    force: bool = False,
+    images: Path | str | None = None,
+    count: int = 8,
+    reference: bool = True,
+    min_sqnr: float | None = None,
+    options: dict[str, Any] | None = None,
+    about: dict[str, str] | None = None,
+    command: Sequence[str] = (),
+    on_stage: Callable[[str], None] = lambda stage: None,
+    **source_options: Any,
+) -> CompileReport:
+    """Fuse, simplify, compile and verify a model for one or more targets.
+
+    Args:
+        model: A name from ``repedge models``, ``file.onnx``, ``package.module:factory``, ``timm:NAME``,
+            an ``nn.Module``, or None for the bundled demo model.
+        targets: Names from ``repedge targets``.
+        precisions: Precision words; empty takes each target's default.
+        out: Folder that receives the bundles.
+        input_kind: ``uint8`` artifacts take RGB pixels, ``float32`` ones the normalised input.
+        force: Replace bundles that exist.
+        images: Folder of photos to verify on; None for the 64 bundled ones.
+        count: How many photos to verify on.
+        reference: Put the float reference graph into the bundles.
+        min_sqnr: Replaces the SQNR threshold of the precision, dB.
+        options: Target options, such as ``{"deployment_target": "iOS17"}``.
+        about: ``author``, ``license``, ``description``, ``version`` for the artifacts' metadata.
+        command: Recorded in the manifests.
+        on_stage: Called with the name of each stage as it begins.
+        source_options: weights, pretrained, random_weights, input_size, labels, mean, std, resize,
+            interpolation, color: see `repedge.models.source.resolve`.
+
+    Raises:
+        UserError: The input is wrong; nothing was written.
+        CheckFailed: The exported or fused graph differs from the model; nothing was written.
+    """
+    if count < 1:
+        raise UserError("verification needs at least one image; pass a count of 1 or more")
+    builds = choose_builds(targets, precisions)
+    plan = pipeline.Plan(
+        builds=builds,
+        out=Path(out),
+        input_kind=input_kind,
+        force=force,
+        images=None if images is None else Path(images),
+        count=count,
+        reference=reference,
+        min_sqnr=min_sqnr,
+        options=options or {},
+        about=about or {},
+        command=tuple(command),
+    )
+    on_stage("load")
+    source = _resolve(model, **source_options)
+    built = pipeline.compile_source(source, plan, on_stage)
+    return CompileReport(source.name, source.description, tuple(built))
+
+
+def _resolve(model: str | nn.Module | None, **options: Any) -> Source:
+    from repedge.models.source import resolve
+
+    return resolve(model, **options)
+
+
+def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tuple[tuple[str, Precision], ...]:
+    """(target, precision) pairs: every asked precision that a target offers, or its default.
+
+    Raises:
+        UserError: No target, an unknown one, or one that offers none of the asked precisions.
+    """
+    if not names:
+        raise UserError(f"name at least one --target: {', '.join(targets.names())}")
+    builds: list[tuple[str, Precision]] = []
+    for target in [targets.get(n) for n in dict.fromkeys(names)]:
+        offered = [p for p in dict.fromkeys(precisions) if p in target.precisions]
+        if precisions and not offered:
+            wrong, right = ", ".join(precisions), ", ".join(target.precisions)
+            raise UserError(f"{target.name} does not offer {wrong}; it offers {right}")
+        missing = target.missing_modules()
+        if missing:
+            raise UserError(
+                f"target {target.name} needs {', '.join(missing)}, not installed: pip install repedge"
+            )
+        builds += [(target.name, p) for p in offered or target.precisions[:1]]
+    return tuple(builds)
+
+
+def verify(bundle: Path | str, *, images: Path | str | None = None, count: int = 16) -> Verification:
+    """Compare a bundle's artifact with the float reference in it, on real images.
+
+    Raises:
+        UserError: The bundle is damaged, or was made without a reference.
+    """
+    return verification.verify_bundle(bundle, None if images is None else Path(images), count)
+
+
+def evaluate(
+    what: str | Path | None,
+    data: Path | str,
+    *,
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **source_options: Any,
+) -> evaluation.Accuracy:
+    """Top-1 and top-5 of a bundle or a model on a folder of images, and agreement with the reference.
+
+    Args:
+        what: A bundle folder, or a model as for `compile` (its float graph is run).
+        data: Class sub-folders, or images with a labels.json (file name -> index).
+        limit: Evaluate this many, spread evenly over the folder.
+        threads: CPU threads of the artifact's runtime.
+        progress: Called with (done, total) images.
+        source_options: As for `compile`, for models.
+    """
+    if what is not None and (Path(what) / MANIFEST).is_file():
+        return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
+    if what is not None and Path(what).is_dir():
+        raise UserError(f"{what} is a folder without a {MANIFEST}, not a bundle")
+    source = _resolve(None if what is None else str(what), **source_options)
+    from repedge.graph.run import Session
+
+    session = Session(pipeline.to_graph(source))
+    return evaluation.evaluate(
+        lambda pixels, inputs: session.run(inputs)[0],
+        source.preprocess, Path(data), labels=source.labels, limit=limit, progress=progress,
+    )  # fmt: skip
+
+
+def _evaluate_bundle(
+    bundle: Bundle, data: Path, limit: int | None, threads: int | None, progress: Callable[[int, int], None]
+) -> evaluation.Accuracy:
+    from repedge.graph.run import Session
+
+    m = bundle.manifest
+    _, runner = verification.open_bundle(bundle, threads)
+    reference = Session(bundle.reference) if bundle.reference else None
+
+    def forward(pixels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        return runner.run(pixels if m.input_kind == "uint8" else inputs)[0]
+
+    return evaluation.evaluate(
+        forward,
+        m.preprocess,
+        data,
+        reference=None if reference is None else lambda pixels, inputs: reference.run(inputs)[0],
+        labels=m.labels,
+        limit=limit,
+        progress=progress,
+    )

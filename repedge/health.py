@@ -1,0 +1,62 @@
+"""What is installed, and what each target could do on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from repedge import targets
+from repedge.pipeline import toolchain
+
+EXTRAS = {"timm": "timm:NAME models", "litert_torch": "bench: the peer exporter"}
+
+
+@dataclass(frozen=True)
+class TargetHealth:
+    """One target: whether it compiles and runs here, and why not."""
+
+    name: str
+    compiles: bool
+    runs: bool
+    executor: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    """The answer of `examine`."""
+
+    host: str
+    packages: dict[str, str]
+    extras: dict[str, bool]
+    targets: tuple[TargetHealth, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``repedge doctor --json`` prints."""
+        return asdict(self)
+
+
+def examine() -> Health:
+    """Look at this machine; imports none of the heavy packages."""
+    return Health(
+        host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        packages=toolchain(),
+        extras={name: importlib.util.find_spec(name) is not None for name in EXTRAS},
+        targets=tuple(_target(name) for name in targets.names()),
+    )
+
+
+def _target(name: str) -> TargetHealth:
+    target = targets.get(name)
+    missing = target.missing_modules()
+    if missing:
+        return TargetHealth(name, False, False, target.executor, f"not installed: {', '.join(missing)}")
+    note = ""
+    if name == "coreml" and sys.platform != "darwin":
+        note = "no Core ML on this host: verified by the MIL interpreter"
+    if name == "gpu" and importlib.util.find_spec("tensorrt") is None:
+        note = "run in ONNX Runtime here; TensorRT engines are built on the GPU machine"
+    return TargetHealth(name, True, True, target.executor, note)

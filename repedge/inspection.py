@@ -1,0 +1,116 @@
+"""What is in a checkpoint, a model or a bundle, and what fusing would make of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from repedge import pipeline
+from repedge.bundle import MANIFEST, Bundle
+
+CHECKPOINTS = {".pth", ".pt", ".safetensors", ".bin", ".ckpt"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One side of the before/after table.
+
+    Attributes:
+        nodes: Nodes of the graph.
+        convolutions: Conv and ConvTranspose nodes.
+        normalizations: BatchNormalization nodes.
+        branches: Additions and concatenations, where parallel paths meet.
+        params: Weights.
+        macs: Multiply-accumulates per image.
+    """
+
+    nodes: int
+    convolutions: int
+    normalizations: int
+    branches: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The answer of `examine`.
+
+    Attributes:
+        kind: What was looked at.
+        path: The file, folder or model name.
+        found: One sentence.
+        before, after: The graph before and after fusing; None for a checkpoint alone.
+        details: Merges, what was left unfused and why; or the bundle's manifest.
+    """
+
+    kind: Literal["checkpoint", "model", "bundle"]
+    path: str
+    found: str
+    before: Size | None = None
+    after: Size | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``repedge inspect --json`` prints."""
+        return asdict(self)
+
+
+def examine(what: str | Path | None = None, **source_options: Any) -> Inspection:
+    """Look at a bundle folder, a checkpoint file, or a model as for `repedge.compile`.
+
+    Raises:
+        UserError: It is none of these, or it is damaged.
+    """
+    if what is not None and (Path(what) / MANIFEST).is_file():
+        return _bundle(Path(what))
+    if what is not None and Path(what).suffix in CHECKPOINTS:
+        return _checkpoint(Path(what))
+    return _model(None if what is None else str(what), **source_options)
+
+
+def _bundle(path: Path) -> Inspection:
+    bundle = Bundle.open(path)
+    m = bundle.manifest
+    size = f"{bundle.size_bytes / 1e6:.2f} MB"
+    found = f"{m.name} for {m.target} in {m.precision}, {size}; every file's hash is right"
+    return Inspection("bundle", str(path), found, details=m.model_dump(mode="json"))
+
+
+def _checkpoint(path: Path) -> Inspection:
+    from repedge.models.checkpoints import identify, load_checkpoint
+
+    state = load_checkpoint(path)
+    finding = identify(state)
+    params = sum(t.numel() for t in state.values())
+    return Inspection(
+        "checkpoint", str(path), str(finding), details={"tensors": len(state), "params": params}
+    )
+
+
+def _model(name: str | None, **source_options: Any) -> Inspection:
+    from repedge.models.source import resolve
+
+    options = {"random_weights": True} if not source_options.get("weights") else {}
+    source = resolve(name, **{**options, **source_options})
+    graph = pipeline.to_graph(source)
+    before = _size(graph)
+    certificate = pipeline.optimize(graph, None)
+    details = certificate.model_dump(mode="json")
+    return Inspection("model", source.name, source.description, before, _size(graph), details)
+
+
+def _size(graph: Any) -> Size:
+    from repedge.graph.count import count
+
+    c = count(graph)
+    ops = c.ops
+    return Size(
+        nodes=c.nodes,
+        convolutions=ops.get("Conv", 0) + ops.get("ConvTranspose", 0),
+        normalizations=ops.get("BatchNormalization", 0),
+        branches=ops.get("Add", 0) + ops.get("Concat", 0),
+        params=c.params,
+        macs=c.macs,
+    )
