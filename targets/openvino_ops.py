@@ -1,0 +1,494 @@
+"""ONNX op -> OpenVINO op (opset 13). A missing row is a missing feature.
+
+Shapes of the batch axis are never written into the OpenVINO graph, so that ``Model.reshape`` can
+change the batch size of a written IR. Source: the OpenVINO operation-set specification, opset 13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.graph.attrs import attr, conv_attrs, pool_attrs
+from repedge.graph.values import const, shape_of
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+Refusal = Callable[[ir.Node], str | None]
+"""Says in a sentence why a node can't be lowered, or None if it can."""
+
+
+class Builder:
+    """OpenVINO outputs of the values lowered so far, by the name of the ONNX value."""
+
+    def __init__(self) -> None:
+        from openvino import opset13
+
+        self.ops: Any = opset13
+        self.values: dict[str, Any] = {}
+
+    def x(self, node: ir.Node, index: int) -> Any:
+        """The OpenVINO output for a node's input; a constant is made on its first use."""
+        value = node.inputs[index]
+        assert value is not None and value.name is not None  # refusals have run
+        if value.name not in self.values:
+            array = const(value)
+            assert array is not None  # the graph is sorted: what no node made is a constant
+            self.values[value.name] = self.const(array, value.name).output(0)
+        return self.values[value.name]
+
+    def const(self, array: np.ndarray, name: str | None = None) -> Any:
+        """A Constant node; it shares the array's memory where OpenVINO can, that is, if it is writable."""
+        array = np.ascontiguousarray(array)
+        node = self.ops.constant(array, shared_memory=array.flags.writeable)
+        if name:
+            node.set_friendly_name(name)
+        return node
+
+    def ints(self, *numbers: int) -> Any:
+        """An int64 vector."""
+        return self.const(np.array(numbers, np.int64))
+
+
+Lowering = Callable[[Builder, ir.Node], Any]
+"""Returns the OpenVINO node whose outputs stand for the ONNX node's outputs, in order."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    lower: Lowering
+    refuse: Refusal = lambda node: None
+
+
+def arg(node: ir.Node, index: int) -> np.ndarray | None:
+    """The constant at an input position, None where the optional input is absent."""
+    return const(node.inputs[index]) if given(node, index) else None
+
+
+def given(node: ir.Node, index: int) -> bool:
+    """Whether the optional input is there."""
+    return index < len(node.inputs) and node.inputs[index] is not None
+
+
+def require_const(*indices: int) -> Refusal:
+    """Refuses a node unless these inputs, where given, are constants."""
+
+    def refuse(node: ir.Node) -> str | None:
+        for i in indices:
+            if given(node, i) and const(node.inputs[i]) is None:
+                return f"its input {i} ({node.inputs[i].name!r}) is not a constant"  # type: ignore[union-attr]
+        return None
+
+    return refuse
+
+
+def first(*refusals: Refusal) -> Refusal:
+    """The first reason that any of the refusals gives."""
+    return lambda node: next((why for refuse in refusals if (why := refuse(node))), None)
+
+
+# --- convolutions and products ---------------------------------------------------------------------------
+
+
+def two_dimensional(node: ir.Node) -> str | None:
+    weight = const(node.inputs[1])
+    if weight is None:
+        return "its weight is not a constant"
+    if weight.ndim != 4:
+        return f"it has {weight.ndim - 2} spatial axes; only 2-D is supported"
+    return None
+
+
+def plain_transpose(node: ir.Node) -> str | None:
+    if attr(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or attr(node, "output_shape") is not None:
+        return "auto_pad and output_shape are not supported; give explicit pads"
+    return None
+
+
+def grouped(weight: np.ndarray, group: int) -> np.ndarray:
+    """[G * A, B, h, w] -> [G, A, B, h, w], the form of OpenVINO's group convolutions."""
+    return weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
+
+
+def add_channels(b: Builder, node: ir.Node, y: Any) -> Any:
+    """``y`` plus the bias at input 2, along axis 1."""
+    bias = arg(node, 2)
+    return y if bias is None else b.ops.add(y, b.const(bias.reshape(1, -1, 1, 1)))
+
+
+def conv(b: Builder, node: ir.Node) -> Any:
+    a, weight = conv_attrs(node), arg(node, 1)
+    assert weight is not None
+    window = (list(a.strides), list(a.pads[:2]), list(a.pads[2:]), list(a.dilations))
+    if a.group == 1:
+        y = b.ops.convolution(b.x(node, 0), b.const(weight), *window)
+    else:
+        y = b.ops.group_convolution(b.x(node, 0), b.const(grouped(weight, a.group)), *window)
+    return add_channels(b, node, y)
+
+
+def conv_transpose(b: Builder, node: ir.Node) -> Any:
+    a, weight = conv_attrs(node), arg(node, 1)
+    assert weight is not None
+    window: dict[str, Any] = {
+        "strides": list(a.strides),
+        "pads_begin": list(a.pads[:2]),
+        "pads_end": list(a.pads[2:]),
+        "dilations": list(a.dilations),
+        "output_padding": list(a.output_padding),
+        "auto_pad": "explicit",
+    }
+    if a.group == 1:
+        y = b.ops.convolution_backprop_data(b.x(node, 0), b.const(weight), **window)
+    else:
+        filters = b.const(grouped(weight, a.group))
+        y = b.ops.group_convolution_backprop_data(b.x(node, 0), filters, **window)
+    return add_channels(b, node, y)
+
+
+def gemm(b: Builder, node: ir.Node) -> Any:
+    y = b.ops.matmul(b.x(node, 0), b.x(node, 1), bool(attr(node, "transA", 0)), bool(attr(node, "transB", 0)))
+    y = scaled(b, y, attr(node, "alpha", 1.0))
+    return b.ops.add(y, scaled(b, b.x(node, 2), attr(node, "beta", 1.0))) if given(node, 2) else y
+
+
+def scaled(b: Builder, x: Any, factor: float) -> Any:
+    return x if factor == 1.0 else b.ops.multiply(x, b.const(np.float32(factor)))
+
+
+def batch_norm(b: Builder, node: ir.Node) -> Any:
+    return b.ops.batch_norm_inference(*(b.x(node, i) for i in range(5)), attr(node, "epsilon", 1e-5))
+
+
+def inference_only(node: ir.Node) -> str | None:
+    return "it is in training mode" if attr(node, "training_mode", 0) else None
+
+
+# --- activations and arithmetic --------------------------------------------------------------------------
+
+
+def unary(name: str) -> Lowering:
+    return lambda b, node: getattr(b.ops, name)(b.x(node, 0))
+
+
+def binary(name: str) -> Lowering:
+    return lambda b, node: getattr(b.ops, name)(b.x(node, 0), b.x(node, 1))
+
+
+def variadic(name: str) -> Lowering:
+    def lower(b: Builder, node: ir.Node) -> Any:
+        y = b.x(node, 0)
+        for i in range(1, len(node.inputs)):
+            y = getattr(b.ops, name)(y, b.x(node, i))
+        return y
+
+    return lower
+
+
+def clip(b: Builder, node: ir.Node) -> Any:
+    low, high = arg(node, 1), arg(node, 2)
+    if low is not None and float(low) == 0.0 and (high is None or not np.isfinite(high)):
+        return b.ops.relu(b.x(node, 0))
+    bounds = (-FLOAT_MAX if low is None else float(low), FLOAT_MAX if high is None else float(high))
+    return b.ops.clamp(b.x(node, 0), *(max(-FLOAT_MAX, min(FLOAT_MAX, v)) for v in bounds))
+
+
+def leaky_relu(b: Builder, node: ir.Node) -> Any:
+    return b.ops.prelu(b.x(node, 0), b.const(np.array([attr(node, "alpha", 0.01)], np.float32)))
+
+
+def prelu(b: Builder, node: ir.Node) -> Any:
+    slope = arg(node, 1)
+    assert slope is not None
+    return b.ops.prelu(b.x(node, 0), b.const(slope.reshape(-1)))
+
+
+def slope_per_channel(node: ir.Node) -> str | None:
+    slope = const(node.inputs[1])
+    if slope is None:
+        return "its slope is not a constant"
+    channels = shape_of(node.inputs[0])[1]
+    if slope.size != 1 and slope.shape[-3:] != (channels, 1, 1):
+        return f"its slope has shape {list(slope.shape)}; only one slope, or one per channel, is supported"
+    return None
+
+
+def hard_sigmoid(b: Builder, node: ir.Node) -> Any:
+    alpha, beta = attr(node, "alpha", 0.2), attr(node, "beta", 0.5)
+    if beta == 0.5 and math.isclose(alpha, 1 / 6, rel_tol=1e-6):
+        return b.ops.hsigmoid(b.x(node, 0))  # the form that fuses into convolutions
+    return b.ops.hard_sigmoid(b.x(node, 0), b.const(np.float32(alpha)), b.const(np.float32(beta)))
+
+
+def gelu(b: Builder, node: ir.Node) -> Any:
+    return b.ops.gelu(b.x(node, 0), "tanh" if attr(node, "approximate", "none") == "tanh" else "erf")
+
+
+def elu(b: Builder, node: ir.Node) -> Any:
+    return b.ops.elu(b.x(node, 0), attr(node, "alpha", 1.0))
+
+
+def softmax(b: Builder, node: ir.Node) -> Any:
+    return b.ops.softmax(b.x(node, 0), attr(node, "axis", -1))
+
+
+# --- pooling and reductions ------------------------------------------------------------------------------
+
+
+def ceil_to_floor(node: ir.Node) -> tuple[list[int], list[int]]:
+    """Pads (begin, end) with which rounding down gives the node's own output size.
+
+    With ``ceil_mode`` the last window may reach past the padding; the cells it meets there are ignored
+    (max pooling, and averages that leave the padding out), so they may as well be padding.
+    """
+    a = pool_attrs(node)
+    begin, end = list(a.pads[:2]), list(a.pads[2:])
+    if a.ceil_mode:
+        sizes, outs = shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:]
+        for i in range(2):
+            reach = (outs[i] - 1) * a.strides[i] + (a.kernel[i] - 1) * a.dilations[i] + 1
+            end[i] = max(reach - sizes[i] - begin[i], 0)
+    return begin, end
+
+
+def max_pool(b: Builder, node: ir.Node) -> Any:
+    a, (begin, end) = pool_attrs(node), ceil_to_floor(node)
+    return b.ops.max_pool(b.x(node, 0), list(a.strides), list(a.dilations), begin, end, list(a.kernel))
+
+
+def average_pool(b: Builder, node: ir.Node) -> Any:
+    a, (begin, end) = pool_attrs(node), ceil_to_floor(node)
+    return b.ops.avg_pool(
+        b.x(node, 0), list(a.strides), begin, end, list(a.kernel), exclude_pad=not a.count_include_pad
+    )
+
+
+def pool_2d(node: ir.Node) -> str | None:
+    rank = len(shape_of(node.inputs[0]))
+    if rank != 4:
+        return f"its input has rank {rank}; only 2-D pooling is supported"
+    if len(node.outputs) > 1:
+        return "its second output, the indices, is not supported"
+    if attr(node, "storage_order", 0):
+        return "storage_order 1 is not supported"
+    return None
+
+
+def average_without_surprises(node: ir.Node) -> str | None:
+    a = pool_attrs(node)
+    if a.dilations != (1, 1):
+        return "a dilated average pool is not supported"
+    if a.ceil_mode and a.count_include_pad:
+        return "ceil_mode together with count_include_pad is not supported"
+    return None
+
+
+def spatial(name: str) -> Lowering:
+    """A reduction over all axes after the channel axis, keeping them as ones."""
+
+    def lower(b: Builder, node: ir.Node) -> Any:
+        axes = b.ints(*range(2, len(shape_of(node.inputs[0]))))
+        return getattr(b.ops, name)(b.x(node, 0), axes, keep_dims=True)
+
+    return lower
+
+
+def reduction(name: str) -> Lowering:
+    def lower(b: Builder, node: ir.Node) -> Any:
+        axes, rank = arg(node, 1), len(shape_of(node.inputs[0]))
+        if (axes is None or axes.size == 0) and attr(node, "noop_with_empty_axes", 0):
+            return b.x(node, 0).get_node()
+        wanted = range(rank) if axes is None or axes.size == 0 else sorted(int(i) % rank for i in axes)
+        return getattr(b.ops, name)(b.x(node, 0), b.ints(*wanted), keep_dims=bool(attr(node, "keepdims", 1)))
+
+    return lower
+
+
+# --- layout and shape ------------------------------------------------------------------------------------
+
+
+def concat(b: Builder, node: ir.Node) -> Any:
+    return b.ops.concat([b.x(node, i) for i in range(len(node.inputs))], attr(node, "axis"))
+
+
+def split(b: Builder, node: ir.Node) -> Any:
+    axis = attr(node, "axis", 0) % len(shape_of(node.inputs[0]))
+    lengths = [shape_of(out)[axis] for out in node.outputs]
+    if len(set(lengths)) == 1:
+        return b.ops.split(b.x(node, 0), b.const(np.int64(axis)), len(lengths))
+    return b.ops.variadic_split(b.x(node, 0), b.const(np.int64(axis)), b.ints(*lengths))
+
+
+def slice_(b: Builder, node: ir.Node) -> Any:
+    starts, ends, axes, steps = (arg(node, i) for i in range(1, 5))
+    assert starts is not None and ends is not None
+    axes = np.arange(len(starts)) if axes is None else axes
+    steps = np.ones(len(starts)) if steps is None else steps
+    vectors = (np.atleast_1d(v).astype(np.int64) for v in (starts, ends, steps, axes))
+    return b.ops.slice(b.x(node, 0), *(b.const(v) for v in vectors))
+
+
+def reshape(b: Builder, node: ir.Node) -> Any:
+    shape = arg(node, 1)
+    assert shape is not None
+    return b.ops.reshape(b.x(node, 0), b.ints(*shape.tolist()), special_zero=not attr(node, "allowzero", 0))
+
+
+def flatten(b: Builder, node: ir.Node) -> Any:
+    shape = shape_of(node.inputs[0])
+    axis = attr(node, "axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    if axis == 0:
+        return b.ops.reshape(b.x(node, 0), b.ints(1, -1), False)
+    if axis == 1:
+        return b.ops.reshape(b.x(node, 0), b.ints(0, -1), True)
+    return b.ops.reshape(b.x(node, 0), b.ints(-1, math.prod(shape[axis:])), False)
+
+
+def transpose(b: Builder, node: ir.Node) -> Any:
+    rank = len(shape_of(node.inputs[0]))
+    return b.ops.transpose(b.x(node, 0), b.ints(*attr(node, "perm", tuple(reversed(range(rank))))))
+
+
+def axes_op(name: str) -> Lowering:
+    def lower(b: Builder, node: ir.Node) -> Any:
+        axes = arg(node, 1)
+        if axes is None:
+            axes = np.array([i for i, size in enumerate(shape_of(node.inputs[0])) if size == 1 and i > 0])
+        return getattr(b.ops, name)(b.x(node, 0), b.ints(*np.atleast_1d(axes).tolist()))
+
+    return lower
+
+
+def pad(b: Builder, node: ir.Node) -> Any:
+    rank = len(shape_of(node.inputs[0]))
+    pads, fill, axes = arg(node, 1), arg(node, 2), arg(node, 3)
+    assert pads is not None
+    begin, end = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
+    where = np.arange(rank) if axes is None else axes % rank
+    begin[where], end[where] = pads[: len(where)], pads[len(where) :]
+    value = b.const(np.float32(0.0 if fill is None else fill.reshape(-1)[0]))
+    return b.ops.pad(b.x(node, 0), b.const(begin), b.const(end), attr(node, "mode", "constant"), value)
+
+
+def known_pad_mode(node: ir.Node) -> str | None:
+    mode = attr(node, "mode", "constant")
+    return None if mode in ("constant", "reflect", "edge") else f"mode {mode!r} is not supported"
+
+
+RESIZE_MODES = {"nearest": "nearest", "linear": "linear_onnx", "cubic": "cubic"}
+RESIZE_COORDINATES = (
+    "half_pixel",
+    "pytorch_half_pixel",
+    "asymmetric",
+    "tf_half_pixel_for_nn",
+    "align_corners",
+)
+
+
+def resize(b: Builder, node: ir.Node) -> Any:
+    scales, sizes, rank = arg(node, 2), arg(node, 3), len(shape_of(node.inputs[0]))
+    by_size = sizes is not None and sizes.size > 0
+    numbers = sizes if by_size else scales
+    assert numbers is not None
+    axes = np.array(attr(node, "axes", tuple(range(rank)))) % rank
+    keep = [i for i, axis in enumerate(axes) if axis >= 2]  # the batch stays free
+    wanted = numbers[keep].astype(np.int64 if by_size else np.float32)
+    return b.ops.interpolate(
+        b.x(node, 0),
+        b.const(wanted),
+        RESIZE_MODES[attr(node, "mode", "nearest")],
+        "sizes" if by_size else "scales",
+        coordinate_transformation_mode=attr(node, "coordinate_transformation_mode", "half_pixel"),
+        nearest_mode=attr(node, "nearest_mode", "round_prefer_floor"),
+        cube_coeff=attr(node, "cubic_coeff_a", -0.75),
+        axes=b.const(axes[keep].astype(np.int64)),
+    )
+
+
+def plain_resize(node: ir.Node) -> str | None:
+    mode = attr(node, "coordinate_transformation_mode", "half_pixel")
+    if mode not in RESIZE_COORDINATES:
+        return f"coordinate_transformation_mode {mode!r} is not supported"
+    for name, plain in (("antialias", 0), ("exclude_outside", 0), ("keep_aspect_ratio_policy", "stretch")):
+        if attr(node, name, plain) != plain:
+            return f"{name} is not supported"
+    if shape_of(node.inputs[0])[:2] != shape_of(node.outputs[0])[:2]:
+        return "it changes the batch or channel axis"
+    return None
+
+
+def block(name: str) -> Lowering:
+    def lower(b: Builder, node: ir.Node) -> Any:
+        depth_first = name == "depth_to_space" and attr(node, "mode", "DCR") == "CRD"
+        mode = "depth_first" if depth_first else "blocks_first"
+        return getattr(b.ops, name)(b.x(node, 0), mode, attr(node, "blocksize"))
+
+    return lower
+
+
+TABLE: dict[str, Row] = {
+    # convolutions and products
+    "Conv": Row(conv, first(two_dimensional, require_const(2))),
+    "ConvTranspose": Row(conv_transpose, first(two_dimensional, plain_transpose, require_const(2))),
+    "Gemm": Row(gemm),
+    "MatMul": Row(lambda b, n: b.ops.matmul(b.x(n, 0), b.x(n, 1), False, False)),
+    "BatchNormalization": Row(batch_norm, inference_only),
+    # activations
+    "Relu": Row(unary("relu")),
+    "Clip": Row(clip, require_const(1, 2)),
+    "LeakyRelu": Row(leaky_relu),
+    "PRelu": Row(prelu, slope_per_channel),
+    "Elu": Row(elu),
+    "Gelu": Row(gelu),
+    "Sigmoid": Row(unary("sigmoid")),
+    "HardSigmoid": Row(hard_sigmoid),
+    "HardSwish": Row(unary("hswish")),
+    "Tanh": Row(unary("tanh")),
+    "Softmax": Row(softmax),
+    # arithmetic
+    "Add": Row(binary("add")),
+    "Sub": Row(binary("subtract")),
+    "Mul": Row(binary("multiply")),
+    "Div": Row(binary("divide")),
+    "Pow": Row(binary("power")),
+    "Max": Row(variadic("maximum")),
+    "Min": Row(variadic("minimum")),
+    "Exp": Row(unary("exp")),
+    "Sqrt": Row(unary("sqrt")),
+    # pooling and reductions
+    "MaxPool": Row(max_pool, pool_2d),
+    "AveragePool": Row(average_pool, first(pool_2d, average_without_surprises)),
+    "GlobalAveragePool": Row(spatial("reduce_mean")),
+    "GlobalMaxPool": Row(spatial("reduce_max")),
+    "ReduceMean": Row(reduction("reduce_mean"), require_const(1)),
+    "ReduceSum": Row(reduction("reduce_sum"), require_const(1)),
+    # layout and shape
+    "Concat": Row(concat),
+    "Split": Row(split),
+    "Slice": Row(slice_, require_const(1, 2, 3, 4)),
+    "Reshape": Row(reshape, require_const(1)),
+    "Flatten": Row(flatten),
+    "Transpose": Row(transpose),
+    "Squeeze": Row(axes_op("squeeze"), require_const(1)),
+    "Unsqueeze": Row(axes_op("unsqueeze"), require_const(1)),
+    "Pad": Row(pad, first(known_pad_mode, require_const(1, 2, 3))),
+    "Resize": Row(resize, first(plain_resize, require_const(1, 2, 3))),
+    "DepthToSpace": Row(block("depth_to_space")),
+    "SpaceToDepth": Row(block("space_to_depth")),
+}
+
+
+def refusal(node: ir.Node) -> str | None:
+    """Why a node has no lowering, or None."""
+    if node.domain not in ("", "ai.onnx"):
+        return f"the operator domain {node.domain!r} is not supported"
+    row = TABLE.get(node.op_type)
+    return "no lowering for this operator" if row is None else row.refuse(node)
