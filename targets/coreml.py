@@ -1,0 +1,221 @@
+"""Core ML: an ML Program in an ``.mlpackage``, for iOS 16 and macOS 13 or later."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.config import Precision
+from repedge.errors import DeviceError, UnsupportedModel, UserError
+from repedge.graph.values import shape_of
+from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
+
+REQUIRES: dict[str, dict[str, str]] = {  # deployment target -> oldest systems
+    "iOS16": {"iOS": ">=16", "macOS": ">=13", "tvOS": ">=16", "watchOS": ">=9"},
+    "iOS17": {"iOS": ">=17", "macOS": ">=14", "tvOS": ">=17", "watchOS": ">=10"},
+    "iOS18": {"iOS": ">=18", "macOS": ">=15", "tvOS": ">=18", "watchOS": ">=11"},
+}
+"""Every precision offered here runs from the first row on."""
+
+DEFAULT_DEPLOYMENT_TARGET = "iOS16"
+
+
+class CoreML(Target):
+    """Apple's Neural Engine, GPU and CPU."""
+
+    name: ClassVar[str] = "coreml"
+    title: ClassVar[str] = "Core ML program for iPhone, iPad, Mac and Apple TV (.mlpackage)"
+    suffix: ClassVar[str] = ".mlpackage"
+    precisions: ClassVar[tuple[Precision, ...]] = (
+        "fp16",
+        "fp32",
+        "w8a32",
+        "palette8",
+        "palette6",
+        "palette4",
+    )
+    needs: ClassVar[tuple[str, ...]] = ("coremltools",)
+    executor: ClassVar[str] = "Core ML" if sys.platform == "darwin" else "repedge's MIL interpreter"
+
+    def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
+        """Every node of the clean graph that `compile` would refuse, with the reason."""
+        from repedge.targets.coreml_ops import refusals
+
+        return refusals(model)
+
+    def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
+        """Write ``NAME.mlpackage`` into ``out``.
+
+        ``job.options["deployment_target"]`` is a key of `REQUIRES` (default iOS16). With labels and an
+        output [1, number of labels] the package is a classifier (``classLabel``, ``classLabel_probs``)
+        that keeps the raw scores as an output too.
+
+        Raises:
+            UserError: An option is wrong, the labels don't fit, or a weight does not fit into float16.
+            UnsupportedModel: Some nodes have no lowering; all of them are named.
+        """
+        from repedge.targets.coreml_package import import_coremltools, run_passes, save
+
+        deployment = deployment_target(job)
+        if job.precision not in self.precisions:
+            raise UserError(
+                f"coreml has no precision {job.precision!r}; choose from {', '.join(self.precisions)}"
+            )
+        if job.input_kind == "uint8":
+            from repedge.passes.preprocess import fold_preprocess
+
+            model = fold_preprocess(model, job.preprocess)
+        problems = self.unsupported(model)
+        if problems:
+            listed = "; ".join(f"{p.op} {p.node!r}: {p.why}" for p in problems)
+            raise UnsupportedModel(f"Core ML can't take {len(problems)} of the graph's nodes: {listed}")
+        classes = classifier_classes(model, job.labels)
+
+        opset = getattr(import_coremltools().target, deployment)
+        from repedge.targets.coreml_build import build
+        from repedge.targets.coreml_compress import compress
+
+        built = build(model, np.float32 if job.precision == "fp32" else np.float16, opset, classes)
+        run_passes(built.program)
+        if job.precision not in ("fp32", "fp16"):
+            compress(built.program, job.precision)
+        main = Path(f"{job.name}{self.suffix}")
+        with tempfile.TemporaryDirectory(dir=out, prefix=".weights-") as scratch:
+            save(built, job, opset, out / main, Path(scratch))
+        return Artifact(
+            main=main,
+            inputs=(_input_spec(built.input, shape_of(model.graph.inputs[0]), job),),
+            outputs=tuple(
+                _output_spec(name, shape_of(value))
+                for name, value in zip(built.outputs, model.graph.outputs, strict=True)
+            ),
+            requires=REQUIRES[deployment],
+            notes=_notes(model, job, classes),
+        )
+
+    def open(self, path: Path, job: Job, outputs: Sequence[str], threads: int | None = None) -> Runner:
+        """Open a package in Core ML on a Mac, elsewhere in the MIL interpreter; both are single-batch."""
+        from repedge.targets.coreml_build import identifier
+
+        names = [identifier(name) for name in outputs]
+        if sys.platform == "darwin":
+            return CoreMLRunner(path, job, names)
+        return InterpreterRunner(path, job, names)
+
+
+def deployment_target(job: Job) -> str:
+    """The job's deployment target, checked."""
+    wanted = str(job.options.get("deployment_target", DEFAULT_DEPLOYMENT_TARGET))
+    if wanted not in REQUIRES:
+        raise UserError(f"deployment_target {wanted!r} is not one of {', '.join(REQUIRES)}")
+    return wanted
+
+
+def classifier_classes(model: ir.Model, labels: Sequence[str]) -> int:
+    """Number of classes of the classifier to build; 0 if there are no labels or it isn't one.
+
+    Raises:
+        UserError: The first output is [1, n] and there are not n different labels.
+    """
+    if not labels:
+        return 0
+    output = model.graph.outputs[0]
+    shape = shape_of(output)
+    if len(shape) != 2:
+        return 0
+    if shape[1] != len(labels):
+        raise UserError(f"there are {len(labels)} labels, but output {output.name!r} has {shape[1]} classes")
+    twice = sorted({x for x in labels if labels.count(x) > 1})
+    if twice:
+        raise UserError(f"label {twice[0]!r} occurs more than once; Core ML needs distinct class labels")
+    return len(labels)
+
+
+def _notes(model: ir.Model, job: Job, classes: int) -> tuple[str, ...]:
+    if job.labels and not classes:
+        output = model.graph.outputs[0]
+        return (
+            f"The labels are in the metadata only: output {output.name!r} of shape {shape_of(output)} is no "
+            "list of class scores.",
+        )
+    return ()
+
+
+def _input_spec(name: str, shape: tuple[int, ...], job: Job) -> TensorSpec:
+    if job.input_kind == "uint8":
+        _, channels, height, width = shape
+        return TensorSpec(name, "uint8", (1, height, width, channels), "NHWC", kind="image")
+    return TensorSpec(name, "float32", shape, "NCHW")
+
+
+def _output_spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec(name, "float32", shape, {2: "NC", 4: "NCHW"}.get(len(shape), ""))
+
+
+class _PackageRunner(Runner):
+    """Feeds a batch to a single-image model, one image at a time."""
+
+    def __init__(self, job: Job, outputs: Sequence[str]) -> None:
+        self._image = job.input_kind == "uint8"
+        self._outputs = list(outputs)
+
+    def _predict(self, item: np.ndarray) -> dict[str, Any]:
+        """Outputs for one image: uint8 [H, W, C], or float32 [C, H, W]."""
+        raise NotImplementedError
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        try:
+            results = [self._predict(item) for item in batch]
+        except Exception as error:
+            raise DeviceError(f"{CoreML.executor} failed on the package: {error}") from error
+        return [np.concatenate([np.asarray(r[name], np.float32) for r in results]) for name in self._outputs]
+
+
+class InterpreterRunner(_PackageRunner):
+    """The saved package in repedge's own interpreter, which rounds like the program's precision."""
+
+    def __init__(self, path: Path, job: Job, outputs: Sequence[str]) -> None:
+        from repedge.targets.mil import load
+
+        super().__init__(job, outputs)
+        self._program = load(path)
+        self._input = _input_name(path)
+
+    def _predict(self, item: np.ndarray) -> dict[str, Any]:
+        nchw = (item.transpose(2, 0, 1) if self._image else item)[None].astype(np.float32)
+        return self._program.run({self._input: np.ascontiguousarray(nchw)})
+
+
+class CoreMLRunner(_PackageRunner):
+    """The saved package in Core ML itself."""
+
+    def __init__(self, path: Path, job: Job, outputs: Sequence[str]) -> None:
+        from repedge.targets.coreml_package import import_coremltools
+
+        super().__init__(job, outputs)
+        self._model = import_coremltools().models.MLModel(str(path))
+        self._input = _input_name(path)
+
+    def _predict(self, item: np.ndarray) -> dict[str, Any]:
+        if not self._image:
+            return self._model.predict({self._input: item[None].astype(np.float32)})
+        from PIL import Image
+
+        pixels = item if item.shape[2] == 3 else item[..., 0]
+        return self._model.predict({self._input: Image.fromarray(np.ascontiguousarray(pixels))})
+
+
+def _input_name(path: Path) -> str:
+    """Name of a package's only input."""
+    from repedge.targets.coreml_package import import_coremltools
+
+    import_coremltools()
+    from coremltools.models.utils import load_spec
+
+    return load_spec(str(path)).description.input[0].name

@@ -1,0 +1,105 @@
+"""Weight-only compression of a MIL program: 8-bit integers or palettes, both by coremltools.
+
+The arithmetic stays float16; Core ML expands the weights when it loads or streams them. All of it runs
+from iOS 16 on. Tensors of at most `THRESHOLD` elements, biases and constants outside `OP_TYPES` stay
+float16: depthwise kernels of small networks are a few hundred numbers, where 8 bits buy nothing and hurt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+
+THRESHOLD = 2048
+"""Weights with more elements than this are compressed (coremltools' own default)."""
+
+OP_TYPES = ("conv", "conv_transpose", "linear", "matmul")
+
+PALETTE_BITS = {"palette8": 8, "palette6": 6, "palette4": 4}
+
+
+def compress(program: Any, precision: str) -> None:
+    """Compress the weights of a float16 MIL program in place, for ``w8a32`` and the palettes.
+
+    ``w8a32``: int8, linear, symmetric, one scale per output channel. ``paletteN``: one look-up table of
+    2^N float16 values per tensor, placed by weighted 1-D k-means.
+    """
+    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+    from coremltools.optimize.coreml import OptimizationConfig
+
+    name = "linear_quantize_weights" if precision == "w8a32" else "palettize_weights"
+    config = OptimizationConfig(op_type_configs=dict.fromkeys(OP_TYPES, _op_config(precision)))
+    compression = PASS_REGISTRY[f"compression::{name}"]
+    compression.set_options([PassOption("config", config)])
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that can't be turned off
+        compression(program)
+
+
+def _op_config(precision: str) -> Any:
+    from coremltools.optimize.coreml import OpLinearQuantizerConfig, OpPalettizerConfig
+
+    if precision == "w8a32":
+        return OpLinearQuantizerConfig(
+            mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=THRESHOLD
+        )
+    bits = PALETTE_BITS[precision]
+    # mode="kmeans" needs scikit-learn for all but the largest tensors; this is the same in numpy
+    return OpPalettizerConfig(
+        mode="custom", lut_function=lambda weight: palette(weight, bits), weight_threshold=THRESHOLD
+    )
+
+
+def palette(weight: np.ndarray, bits: int, iterations: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """The 2^bits values that represent ``weight`` best in the mean square, by Lloyd's algorithm.
+
+    Works on the distinct values and their counts, sorted, so that an iteration is a search and a
+    difference of prefix sums; the start is their quantiles, which makes the result deterministic.
+
+    Args:
+        weight: Any shape, float16 or float32.
+        bits: 1 to 8.
+        iterations: Upper bound; it stops when no value changes its cluster.
+
+    Returns:
+        Look-up table [2^bits], weight's dtype, ascending; indices [weight.size], uint8.
+    """
+    size = 1 << bits
+    values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    table = np.zeros(size, np.float64)
+    if len(values) <= size:  # nothing to approximate
+        table[: len(values)] = values
+        table[len(values) :] = values[-1]
+        return table.astype(weight.dtype), inverse.astype(np.uint8)
+    x = values.astype(np.float64)
+    mass = np.concatenate([[0.0], np.cumsum(counts)])
+    moment = np.concatenate([[0.0], np.cumsum(counts * x)])
+    table = _start(x, counts, size)
+    edges = np.array([-1])
+    for _ in range(iterations):
+        new = np.searchsorted(x, (table[1:] + table[:-1]) / 2)
+        if np.array_equal(new, edges):
+            break
+        edges = new
+        bounds = np.concatenate([[0], edges, [len(x)]])
+        n = np.diff(mass[bounds])
+        table = np.where(n > 0, np.diff(moment[bounds]) / np.maximum(n, 1), table)
+        table.sort()
+    table = table.astype(weight.dtype).astype(np.float64)
+    nearest = np.searchsorted((table[1:] + table[:-1]) / 2, x)
+    return table.astype(weight.dtype), nearest.astype(np.uint8)[inverse]
+
+
+def _start(x: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+    """Starting table [size]: equal shares of the cube root of the density, optimal for many levels.
+
+    Quantiles alone starve the tails, and an even grid the centre (Panter and Dite, 1951).
+    """
+    bins = min(4 * size, len(x))
+    histogram, borders = np.histogram(x, bins=bins, weights=counts)
+    share = np.concatenate([[0.0], np.cumsum(np.cbrt(histogram))])
+    return np.interp((np.arange(size) + 0.5) / size * share[-1], share, borders)

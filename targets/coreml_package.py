@@ -1,0 +1,140 @@
+"""From a MIL program to a saved ``.mlpackage``: passes, signature, classifier, metadata, stable bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from repedge.targets.base import Job
+from repedge.targets.coreml_build import PROBABILITIES, Built
+
+PASSES = (
+    "common::dead_code_elimination",  # the sigmoid of a fused silu
+    "common::dedup_op_and_var_names",  # constants are named by the builder, which knows only its own names
+)
+"""coremltools' passes that a program lowered from a clean graph still needs, in order.
+
+Left out of its default list of about a hundred: the fusions (the graph is fused and has its activations
+as single ops), the fp16 casts (the program is written in its precision), constant folding and
+deduplication (a clean graph has neither constant ops nor twins, and both compare every weight).
+"""
+
+NAMESPACE = uuid.UUID("5b1f6a39-8f3c-5d2e-9a77-3c1f0f6f0c11")
+"""Of the item identifiers in a package's manifest."""
+
+
+def import_coremltools() -> ModuleType:
+    """coremltools without the warnings it logs about what this host lacks while it is imported."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import coremltools
+    finally:
+        logger.setLevel(level)
+    return coremltools
+
+
+def run_passes(program: Any) -> None:
+    """Apply `PASSES`, then let coremltools check the program."""
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    for name in PASSES:
+        PASS_REGISTRY[name](program)
+    program.validate()
+
+
+def save(built: Built, job: Job, opset: Any, package: Path, scratch: Path) -> None:
+    """Serialize the program and write ``package``.
+
+    Args:
+        built: The program, after `run_passes` and compression.
+        job: Names and metadata.
+        opset: A ``coremltools.target`` member; its value is the specification version.
+        package: Path ending in ``.mlpackage`` that does not exist yet.
+        scratch: An empty folder for the weights until they are in the package.
+    """
+    ct = import_coremltools()
+    from coremltools.converters.mil.backend.mil.load import load as serialize
+
+    function = built.program.functions["main"]
+    shape = tuple(function.inputs[built.input].shape)
+    if job.input_kind == "uint8":
+        layout = ct.colorlayout.RGB if shape[1] == 3 else ct.colorlayout.GRAYSCALE
+        image = ct.ImageType(name=built.input, shape=shape, color_layout=layout, channel_first=True)
+        function.set_input_types((image,))
+    classifier = None
+    if built.classifier:
+        classifier = ct.ClassifierConfig(list(job.labels), "classLabel", PROBABILITIES)
+    spec = serialize(
+        built.program,
+        weights_dir=str(scratch),
+        specification_version=int(opset),
+        classifier_config=classifier,
+        convert_to="mlprogram",
+        convert_from="milinternal",
+    )
+    describe(spec.description, built, job, ct.__version__)
+    ct.models.utils.save_spec(spec, str(package), weights_dir=str(scratch))
+    make_reproducible(package, spec)
+
+
+def describe(description: Any, built: Built, job: Job, coremltools_version: str) -> None:
+    """Fill in the model description (a ``ModelDescription`` message) that Xcode and apps read."""
+    meta = description.metadata
+    meta.shortDescription = job.description or job.name
+    meta.author, meta.license, meta.versionString = job.author, job.license, job.version
+    user = meta.userDefined
+    user["com.repedge.version"] = version("repedge")
+    user["com.repedge.precision"] = job.precision
+    user["com.repedge.input_kind"] = job.input_kind
+    user["com.repedge.preprocess"] = json.dumps(job.preprocess.model_dump(mode="json"), sort_keys=True)
+    user["com.github.apple.coremltools.version"] = coremltools_version
+    if job.labels:
+        user["com.repedge.labels"] = json.dumps(list(job.labels), ensure_ascii=False)
+    if built.classifier and job.input_kind == "uint8":
+        user["com.apple.coreml.model.preview.type"] = "imageClassifier"
+        user["com.apple.coreml.model.preview.parameters"] = json.dumps(
+            {
+                "labels": list(job.labels),
+                "colorSpace": "RGB" if job.preprocess.channels == 3 else "GRAYSCALE",
+            },
+            ensure_ascii=False,
+        )
+    for feature in (*description.input, *description.output):
+        feature.shortDescription = _meaning(feature.name, built, job)
+
+
+def _meaning(name: str, built: Built, job: Job) -> str:
+    if name == built.input:
+        if job.input_kind == "float32":
+            return "The network's input, already normalised: float32 [1, C, H, W]"
+        height, width = job.preprocess.size
+        kind = "RGB" if job.preprocess.channels == 3 else "grayscale"
+        return f"{kind} image of {width}x{height} pixels; it is normalised inside the model"
+    if name == "classLabel":
+        return "The most probable class"
+    if name == "classLabel_probs":
+        return "Probability of every class (softmax)"
+    if built.classifier and name == built.outputs[0]:
+        return "Scores of the classes before the softmax, in the order of the labels"
+    return f"The network's output {name!r}, float32"
+
+
+def make_reproducible(package: Path, spec: Any) -> None:
+    """Rewrite what differs between two runs: the manifest's random identifiers, the order of protobuf maps."""
+    manifest_path = package / "Manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    entries = manifest["itemInfoEntries"]
+    stable = {old: str(uuid.uuid5(NAMESPACE, item["path"])).upper() for old, item in entries.items()}
+    root = manifest["rootModelIdentifier"]
+    manifest["itemInfoEntries"] = {stable[old]: item for old, item in entries.items()}
+    manifest["rootModelIdentifier"] = stable[root]
+    manifest_path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
+    model = package / "Data" / entries[root]["path"]
+    model.write_bytes(spec.SerializeToString(deterministic=True))
