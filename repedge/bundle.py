@@ -205,6 +205,7 @@ def check_destination(final: Path, force: bool) -> None:
         UserError: It exists and ``force`` is not set, what exists is no bundle, or the folder is not
             writable.
     """
+    _sweep(final)
     if final.exists():
         if not force:
             raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
@@ -229,7 +230,6 @@ def writing(final: Path, force: bool = False) -> Iterator[Draft]:
         UserError: The disk is full, the folder is read-only, or the bundle exists (without force).
     """
     check_destination(final, force)
-    _sweep(final)
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with _os_errors(final):
         try:

@@ -1,0 +1,35 @@
+# Two commands do everything on a machine with Python 3.10 to 3.13: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench env clean
+
+demo: env  ## compile and verify the bundled model for all four targets
+	$(BIN)/repedge compile -t coreml -t tflite -t openvino -t gpu --out build/demo --force
+
+test: env $(VENV)-tflite-runtime/done  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: env  ## style, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+env: $(VENV)/done
+
+$(VENV)/done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The last tflite-runtime release needs numpy 1 and Python 3.11 or older: an environment of its own.
+# Where it can't be had, the tests that use it skip and say so.
+$(VENV)-tflite-runtime/done:
+	-$(PYTHON) -m venv $(VENV)-tflite-runtime && \
+	$(VENV)-tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check 'tflite-runtime==2.14.0' 'numpy<2'
+	mkdir -p $(VENV)-tflite-runtime && touch $@
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) $(VENV)-tflite-runtime

@@ -1,0 +1,76 @@
+"""Comparison figures against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from repedge.bundle import Verification
+from repedge.calib.metrics import Comparison
+from repedge.verification import THRESHOLDS, judge, summarize
+
+
+def compared(ref: np.ndarray, act: np.ndarray) -> Comparison:
+    c = Comparison()
+    for i in range(len(ref)):  # streaming, one at a time
+        c.update(ref[i : i + 1], act[i : i + 1])
+    return c
+
+
+def test_figures_match_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    ref = rng.normal(size=(20, 7))
+    act = ref + 0.1 * rng.normal(size=ref.shape)
+    c = compared(ref, act)
+    assert c.sqnr_db == pytest.approx(10 * math.log10((ref**2).sum() / ((act - ref) ** 2).sum()))
+    assert c.max_abs_err == pytest.approx(np.abs(act - ref).max())
+    assert c.agree_top1 == (ref.argmax(1) == act.argmax(1)).mean()
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (ref, act))
+    assert c.kl == pytest.approx((p * np.log(p / q)).sum(1).mean())
+
+
+def test_equal_outputs_are_capped_and_maps_have_no_classes() -> None:
+    c = compared(np.ones((2, 3, 4, 4)), np.ones((2, 3, 4, 4)))
+    assert (c.sqnr_db, c.agree_top1, c.kl) == (200.0, None, None)
+
+
+def verdict(precision: str, c: Comparison) -> list[str]:
+    return judge(precision, [c], ["logits"])  # type: ignore[arg-type]
+
+
+def test_thresholds_catch_errors_nan_and_flips() -> None:
+    ref = np.array([[1.0, 2.0, 5.0]])
+    assert verdict("fp32", compared(ref, ref * (1 + 1e-7))) == []
+    assert "relative error" in " ".join(verdict("fp32", compared(ref, ref * (1 + 1e-3))))
+    assert "NaN" in " ".join(verdict("fp16", compared(ref, ref * np.nan)))
+    flipped = np.array([[1.0, 2.0, 5.0]] * 40000)
+    wrong = flipped.copy()
+    wrong[0] = [1, 5, 2]
+    assert verdict("fp16", compared(flipped[:2000], wrong[:2000])) != []
+
+
+def test_a_flip_between_equal_classes_is_a_tie() -> None:
+    ref = np.array([[5.0, 4.9999, 0.0]])
+    act = np.array([[4.9999, 5.0, 0.0]])
+    assert verdict("fp16", compared(ref, act)) == []
+    assert verdict("fp16", compared(np.array([[5.0, 4.5, 0.0]]), np.array([[4.5, 5.0, 0.0]]))) != []
+
+
+def test_summary_takes_the_worst_output() -> None:
+    good, bad = compared(np.ones((1, 2)), np.ones((1, 2))), compared(np.ones((1, 2)), np.zeros((1, 2)))
+    result = summarize("fp16", [good, bad], ["a", "b"], executor="x", source="y")
+    assert isinstance(result, Verification)
+    assert not result.passed
+    assert result.sqnr_db == 0
+    assert all("'b'" in f for f in result.failures)
+
+
+def test_every_precision_word_has_a_threshold_with_a_reason() -> None:
+    from typing import get_args
+
+    from repedge.config import Precision
+
+    assert set(THRESHOLDS) == set(get_args(Precision))
+    assert all(t.why for t in THRESHOLDS.values())
