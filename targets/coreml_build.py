@@ -105,7 +105,7 @@ class Lowerer:
             largest = float(np.abs(finite).max()) if finite.size else 0.0
             if largest > FLOAT16_MAX:
                 raise UserError(
-                    f"tensor {name!r} holds {largest:.4g}, more than float16 can (65504); compile with --precision fp32"
+                    f"tensor {name!r} holds {largest:.6g}, too much for float16; compile with fp32 precision"
                 )
         return np.ascontiguousarray(array, dtype=self.dtype)
 

@@ -67,6 +67,10 @@ def leaky_relu(c: Lowerer, n: ir.Node) -> Any:
     return c.mb.leaky_relu(x=c.var(n, 0), alpha=c.scalar(attr(n, "alpha", 0.01)), name=c.name(n))
 
 
+def elu(c: Lowerer, n: ir.Node) -> Any:
+    return c.mb.elu(x=c.var(n, 0), alpha=c.scalar(attr(n, "alpha", 1.0)), name=c.name(n))
+
+
 def gelu(c: Lowerer, n: ir.Node) -> Any:
     mode = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[attr(n, "approximate", "none")]
     return c.mb.gelu(x=c.var(n, 0), mode=mode, name=c.name(n))
@@ -93,6 +97,10 @@ def softmax(c: Lowerer, n: ir.Node) -> Any:
 
 def binary(op: str) -> Lowering:
     return Lowering(lambda c, n: getattr(c.mb, op)(x=c.var(n, 0), y=c.var(n, 1), name=c.name(n)))
+
+
+def refuse_not_two(n: ir.Node) -> str | None:
+    return None if len(n.inputs) == 2 else f"it has {len(n.inputs)} inputs; only 2 are supported"
 
 
 def mul(c: Lowerer, n: ir.Node) -> Any:
@@ -205,18 +213,28 @@ LOWERINGS: dict[str, Lowering] = {
     "HardSigmoid": Lowering(hard_sigmoid),
     "HardSwish": Lowering(hard_swish),
     "Tanh": unary("tanh"),
+    "Elu": Lowering(elu),
+    "Erf": unary("erf"),
     "Softmax": Lowering(softmax),
     # arithmetic
     "Add": binary("add"),
     "Sub": binary("sub"),
     "Mul": Lowering(mul),
     "Div": binary("real_div"),
+    "Max": Lowering(binary("maximum").emit, refuse_not_two),
+    "Min": Lowering(binary("minimum").emit, refuse_not_two),
+    "Pow": binary("pow"),
+    "Abs": unary("abs"),
+    "Exp": unary("exp"),
+    "Sqrt": unary("sqrt"),
     # pooling and reductions
     "MaxPool": Lowering(spatial.max_pool, spatial.refuse_pool),
     "AveragePool": Lowering(spatial.average_pool, spatial.refuse_pool),
     "GlobalAveragePool": global_pool("reduce_mean"),
     "GlobalMaxPool": global_pool("reduce_max"),
     "ReduceMean": reduce("reduce_mean"),
+    "ReduceMax": reduce("reduce_max"),
+    "ReduceSum": reduce("reduce_sum"),
     # shapes
     "Concat": Lowering(shapes.concat),
     "Split": Lowering(shapes.split),

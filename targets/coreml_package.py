@@ -127,7 +127,7 @@ def _meaning(name: str, built: Built, job: Job) -> str:
 
 
 def make_reproducible(package: Path, spec: Any) -> None:
-    """Rewrite what differs between two runs: the manifest's random identifiers, the order of protobuf maps."""
+    """Rewrite what differs between runs: the manifest's random identifiers, the order of protobuf maps."""
     manifest_path = package / "Manifest.json"
     manifest = json.loads(manifest_path.read_text())
     entries = manifest["itemInfoEntries"]

@@ -114,18 +114,10 @@ def explicit_window(n: ir.Node) -> Window:
     if not a.ceil_mode:
         return a
     top, left, _, _ = a.pads
-    end = [
-        max((out - 1) * s + k - size - begin, 0)
-        for out, s, k, size, begin in zip(
-            shape_of(n.outputs[0])[2:],
-            a.strides,
-            a.kernel,
-            shape_of(n.inputs[0])[2:],
-            (top, left),
-            strict=True,
-        )
-    ]
-    return Window(a.kernel, a.strides, a.dilations, (top, left, end[0], end[1]))
+    (height, width), (out_height, out_width) = shape_of(n.inputs[0])[2:], shape_of(n.outputs[0])[2:]
+    bottom = max((out_height - 1) * a.strides[0] + a.kernel[0] - height - top, 0)
+    right = max((out_width - 1) * a.strides[1] + a.kernel[1] - width - left, 0)
+    return Window(a.kernel, a.strides, a.dilations, (top, left, bottom, right))
 
 
 def refuse_pool(n: ir.Node) -> str | None:
@@ -197,26 +189,26 @@ def sampling(n: ir.Node) -> str | None:
     grid = ONNX_GRIDS.get(attr(n, "coordinate_transformation_mode", "half_pixel"))
     if grid is None:
         return None
-    axes = list(zip(shape_of(n.inputs[0])[2:], shape_of(n.outputs[0])[2:], resize_scales(n)[2:], strict=True))
+    scales = resize_scales(n)[2:]
+    axes = list(zip(shape_of(n.inputs[0])[2:], shape_of(n.outputs[0])[2:], scales, strict=True))
     if attr(n, "mode", "nearest") == "nearest":
         rounding = ONNX_ROUNDINGS[attr(n, "nearest_mode", "round_prefer_floor")]
-        same = all(
-            out % size == 0
-            and np.array_equal(
-                np.clip(rounding(grid(size, out, s)), 0, size - 1), np.arange(out) // (out // size)
-            )
-            for size, out, s in axes
-        )
-        return "NEAREST" if same else None
+        repeats = all(_repeats(rounding(grid(size, out, s)), size, out) for size, out, s in axes)
+        return "NEAREST" if repeats else None
     for mode, mil in MIL_GRIDS.items():
-        if all(
-            np.allclose(
-                *(np.clip(g(size, out, s), 0, size - 1) for g in (grid, mil)), rtol=0, atol=1e-6 * size
-            )
-            for size, out, s in axes
-        ):
+        if all(_same(grid(size, out, s), mil(size, out, s), size) for size, out, s in axes):
             return mode
     return None
+
+
+def _repeats(index: np.ndarray, size: int, out: int) -> bool:
+    """Whether every source pixel is repeated a whole number of times, which is all MIL promises."""
+    return out % size == 0 and np.array_equal(np.clip(index, 0, size - 1), np.arange(out) // (out // size))
+
+
+def _same(a: np.ndarray, b: np.ndarray, size: int) -> bool:
+    """Whether two grids sample the same points once clamped to the image, as both sides do."""
+    return np.allclose(np.clip(a, 0, size - 1), np.clip(b, 0, size - 1), rtol=0, atol=1e-6 * size)
 
 
 def resize(c: Lowerer, n: ir.Node) -> Any:
