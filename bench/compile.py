@@ -130,8 +130,9 @@ def memory() -> None:
     for model in CURVE:
         params = sum(p.numel() for p in create(model, deploy=True).parameters())
         run = spawn("repedge-tflite", model)
+        size, peak = params * 4, run["peak"]
         print(
-            f"| {model} | {params * 4 / 1e6:.0f} | {run['peak'] / 1e6:.0f} | {run['peak'] / (params * 4):.2f} "
+            f"| {model} | {size / 1e6:.0f} | {peak / 1e6:.0f} | {peak / size:.2f} "
             f"| {run['seconds']:.1f} | {run['seconds'] / params * 1e9:.0f} |",
             flush=True,
         )
