@@ -121,7 +121,7 @@ def classifier_classes(model: ir.Model, labels: Sequence[str]) -> int:
     """Number of classes of the classifier to build; 0 if there are no labels or it isn't one.
 
     Raises:
-        UserError: The first output is [1, n] and there are not n different labels.
+        UserError: The first output is [1, n] and there are not n labels.
     """
     if not labels:
         return 0
@@ -131,19 +131,21 @@ def classifier_classes(model: ir.Model, labels: Sequence[str]) -> int:
         return 0
     if shape[1] != len(labels):
         raise UserError(f"there are {len(labels)} labels, but output {output.name!r} has {shape[1]} classes")
-    twice = sorted({x for x in labels if labels.count(x) > 1})
-    if twice:
-        raise UserError(f"label {twice[0]!r} occurs more than once; Core ML needs distinct class labels")
     return len(labels)
 
 
 def _notes(model: ir.Model, job: Job, classes: int) -> tuple[str, ...]:
+    from repedge.targets.coreml_package import distinct
+
     if job.labels and not classes:
         output = model.graph.outputs[0]
         return (
             f"The labels are in the metadata only: output {output.name!r} of shape {shape_of(output)} is no "
             "list of class scores.",
         )
+    renamed = [new for old, new in zip(job.labels, distinct(job.labels), strict=True) if old != new]
+    if renamed:
+        return (f"Core ML needs distinct class labels; repeated ones got their index: {', '.join(renamed)}.",)
     return ()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +72,7 @@ def save(built: Built, job: Job, opset: Any, package: Path, scratch: Path) -> No
         function.set_input_types((image,))
     classifier = None
     if built.classifier:
-        classifier = ct.ClassifierConfig(list(job.labels), "classLabel", PROBABILITIES)
+        classifier = ct.ClassifierConfig(distinct(job.labels), "classLabel", PROBABILITIES)
     spec = serialize(
         built.program,
         weights_dir=str(scratch),
@@ -82,6 +84,16 @@ def save(built: Built, job: Job, opset: Any, package: Path, scratch: Path) -> No
     describe(spec.description, built, job, ct.__version__)
     ct.models.utils.save_spec(spec, str(package), weights_dir=str(scratch))
     make_reproducible(package, spec)
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """Labels fit to be dictionary keys: one that occurs twice (ImageNet's "crane") gets its index.
+
+    >>> distinct(["crane", "dog", "crane"])
+    ['crane (0)', 'dog', 'crane (2)']
+    """
+    times = Counter(labels)
+    return [label if times[label] == 1 else f"{label} ({i})" for i, label in enumerate(labels)]
 
 
 def describe(description: Any, built: Built, job: Job, coremltools_version: str) -> None:
