@@ -21,7 +21,8 @@ WEIGHTS = Path(__file__).parent.parent / "repedge" / "models" / "weights"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")
     args = parser.parse_args()
     sheet, entries = Image.new("RGB", (COLUMNS * 32, COUNT // COLUMNS * 32)), []

@@ -96,7 +96,9 @@ def size_at(epoch: int, epochs: int) -> int:
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> float:
+def accuracy(
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> float:
     """Top-1 share in fp32 at full size."""
     model.eval()
     hits = 0
@@ -158,7 +160,8 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", help="a name from `repedge models` with 10 classes, such as repvit_demo")
     parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")
     parser.add_argument("--out", type=Path, default=Path("build/train"))
