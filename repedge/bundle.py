@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repedge.config import InputKind, Precision, Preprocess
-from repedge.errors import UserError
+from repedge.errors import RepedgeError, UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -314,14 +314,27 @@ def _alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _os_errors(final: Path) -> Iterator[None]:
-    """Operating-system errors of writing -> one sentence."""
+    """Operating-system errors of writing -> one sentence.
+
+    Writers in C++ (OpenVINO, coremltools) report a full disk as an error of their own, or as none.
+    """
     try:
         yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    except RepedgeError:
+        raise
+    except Exception as e:
+        number = e.errno if isinstance(e, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or _full(final.parent):
             raise UserError(
                 f"the disk is full: {final} was not written; free some space or choose another --out"
             ) from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"can't write {final} ({os.strerror(e.errno)}); choose another --out") from e
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"can't write {final} ({os.strerror(number)}); choose another --out") from e
         raise
+
+
+def _full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < 4096
+    except OSError:
+        return False
