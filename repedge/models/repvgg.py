@@ -1,7 +1,7 @@
 """RepVGG and RepVGGplus in training and deploy form (Ding et al., CVPR 2021, arXiv:2101.03697).
 
 State-dict keys are those of the authors' release (``stage1.0.rbr_dense.conv.weight``), so their
-checkpoints load as they are. ``repedge.models.checkpoints`` maps other layouts onto these names.
+checkpoints load as they are. ``repedge.models.layouts`` maps other layouts onto these names.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class RepVGG(nn.Module):
         widths: Width multipliers of (64, 128, 256, 512).
         groups: Groups of every second 3x3 layer (1, 2 or 4).
         se: Squeeze-excite reduction before the ReLU, 0 for none (D2se uses 16).
+        in_channels: Channels of the input image.
         deploy: Build the fused form.
     """
 
@@ -92,11 +93,12 @@ class RepVGG(nn.Module):
         num_classes: int = 1000,
         groups: int = 1,
         se: int = 0,
+        in_channels: int = 3,
         deploy: bool = False,
     ) -> None:
         super().__init__()
-        stem, *channels = _channels(widths)
-        self.stage0 = RepVGGBlock(3, stem, 2, se=se, deploy=deploy)
+        stem, *channels = stage_channels(widths)
+        self.stage0 = RepVGGBlock(in_channels, stem, 2, se=se, deploy=deploy)
         inp, layer = stem, 1
         for number, (depth, out) in enumerate(zip(depths, channels, strict=True), start=1):
             blocks = nn.ModuleList()
@@ -137,6 +139,9 @@ class RepVGGplus(nn.Module):
 
     In eval mode ``forward`` returns the main logits alone: the auxiliary heads are no part of what
     ships. In training mode it returns the dict that the authors' loss expects.
+
+    Args:
+        aux: Build the auxiliary heads (training form only).
     """
 
     def __init__(
@@ -146,17 +151,19 @@ class RepVGGplus(nn.Module):
         *,
         num_classes: int = 1000,
         post_se: int = 4,
+        in_channels: int = 3,
+        aux: bool = True,
         deploy: bool = False,
     ) -> None:
         super().__init__()
-        stem, c1, c2, c3, c4 = _channels(widths)
+        stem, c1, c2, c3, c4 = stage_channels(widths)
         d1, d2, d3, d4 = depths
         half = d3 // 2
 
         def stage(inp: int, out: int, depth: int, stride: int) -> RepVGGplusStage:
             return RepVGGplusStage(inp, out, depth, stride, post_se=post_se, deploy=deploy)
 
-        self.stage0 = RepVGGBlock(3, stem, 2, post_se=post_se, deploy=deploy)
+        self.stage0 = RepVGGBlock(in_channels, stem, 2, post_se=post_se, deploy=deploy)
         self.stage1 = stage(stem, c1, d1, 2)
         self.stage2 = stage(c1, c2, d2, 2)
         self.stage3_first = stage(c2, c3, half, 2)
@@ -164,8 +171,8 @@ class RepVGGplus(nn.Module):
         self.stage4 = stage(c3, c4, d4, 2)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(c4, num_classes)
-        self.deploy = deploy
-        if not deploy:
+        self.has_aux = aux and not deploy
+        if self.has_aux:
             self.stage1_aux = _aux_head(c1, num_classes)
             self.stage2_aux = _aux_head(c2, num_classes)
             self.stage3_first_aux = _aux_head(c3, num_classes)
@@ -176,7 +183,7 @@ class RepVGGplus(nn.Module):
         for name in ("stage1", "stage2", "stage3_first", "stage3_second", "stage4"):
             x = taps[name] = getattr(self, name)(x)
         main = self.linear(self.gap(x).flatten(1))
-        if self.deploy or not self.training:
+        if not (self.has_aux and self.training):
             return main
         aux = {f"{n}_aux": getattr(self, f"{n}_aux")(taps[n]) for n in ("stage1", "stage2", "stage3_first")}
         return {"main": main, **aux}
@@ -188,6 +195,7 @@ def _aux_head(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(down, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
-def _channels(widths: tuple[float, float, float, float]) -> tuple[int, int, int, int, int]:
+def stage_channels(widths: tuple[float, float, float, float]) -> tuple[int, int, int, int, int]:
+    """Channels of stages 0 to 4 for the width multipliers (paper, 3.4)."""
     stem = min(64, int(64 * widths[0]))
     return (stem, *(int(base * w) for base, w in zip((64, 128, 256, 512), widths, strict=True)))  # type: ignore[return-value]

@@ -1,7 +1,9 @@
-"""RepViT in training form (Wang et al., CVPR 2024, arXiv:2307.09283).
+"""RepViT in training and deploy form (Wang et al., CVPR 2024, arXiv:2307.09283).
 
-State-dict keys are those of the authors' release (``features.1.token_mixer.0.conv.c.weight``), so
-their checkpoints load as they are. ``repedge.models.checkpoints`` maps other layouts onto these.
+State-dict keys are those of the authors' release, in training form
+(``features.1.token_mixer.0.conv.c.weight``) and after their ``replace_batchnorm``
+(``features.1.token_mixer.0.weight``), so their checkpoints load as they are.
+``repedge.models.layouts`` maps other layouts onto these.
 """
 
 from __future__ import annotations
@@ -17,6 +19,15 @@ class ConvBN(nn.Sequential):
         super().__init__()
         self.add_module("c", nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False))
         self.add_module("bn", nn.BatchNorm2d(out))
+
+
+def conv_bn(
+    inp: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, deploy: bool = False
+) -> nn.Module:
+    """A `ConvBN`, or in deploy form the one convolution (with bias) that it fuses to."""
+    if deploy:
+        return nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups)
+    return ConvBN(inp, out, kernel, stride, groups)
 
 
 class BNLinear(nn.Sequential):
@@ -69,14 +80,17 @@ class RepVGGDW(nn.Module):
 class RepViTBlock(nn.Module):
     """Token mixer (depthwise, optional SE; with stride 2 a pointwise on top) and channel mixer."""
 
-    def __init__(self, inp: int, out: int, stride: int, use_se: bool) -> None:
+    def __init__(self, inp: int, out: int, stride: int, use_se: bool, *, deploy: bool = False) -> None:
         super().__init__()
         se = SqueezeExcite(inp) if use_se else nn.Identity()
         if stride == 2:
-            self.token_mixer = nn.Sequential(ConvBN(inp, inp, 3, 2, groups=inp), se, ConvBN(inp, out))
+            depthwise = conv_bn(inp, inp, 3, 2, groups=inp, deploy=deploy)
+            self.token_mixer = nn.Sequential(depthwise, se, conv_bn(inp, out, deploy=deploy))
         else:
-            self.token_mixer = nn.Sequential(RepVGGDW(inp), se)
-        self.channel_mixer = Residual(nn.Sequential(ConvBN(out, 2 * out), nn.GELU(), ConvBN(2 * out, out)))
+            mixer = conv_bn(inp, inp, 3, groups=inp, deploy=True) if deploy else RepVGGDW(inp)
+            self.token_mixer = nn.Sequential(mixer, se)
+        expand, project = conv_bn(out, 2 * out, deploy=deploy), conv_bn(2 * out, out, deploy=deploy)
+        self.channel_mixer = Residual(nn.Sequential(expand, nn.GELU(), project))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.channel_mixer(self.token_mixer(x))
@@ -99,6 +113,11 @@ class Classifier(nn.Module):
         return heads if self.training else (heads[0] + heads[1]) / 2
 
 
+def has_se(index: int, depth: int) -> bool:
+    """SE in every other stride-1 block of a stage, never in the last of several (the authors' tables)."""
+    return index % 2 == 0 and (index != depth - 1 or depth == 1)
+
+
 class RepViT(nn.Module):
     """RepViT classifier.
 
@@ -107,6 +126,8 @@ class RepViT(nn.Module):
         depths: Stride-1 blocks of the four stages; stages 2 to 4 begin with one stride-2 block more.
         num_classes: Classes of each head.
         distillation: Second head, averaged with the first in eval mode.
+        in_channels: Channels of the input image.
+        deploy: Build the fused form: plain convolutions and one linear head.
     """
 
     def __init__(
@@ -116,22 +137,26 @@ class RepViT(nn.Module):
         *,
         num_classes: int = 1000,
         distillation: bool = False,
+        in_channels: int = 3,
+        deploy: bool = False,
     ) -> None:
         super().__init__()
         inp = widths[0]
+        stem = conv_bn(in_channels, inp // 2, 3, 2, deploy=deploy)
         layers: list[nn.Module] = [
-            nn.Sequential(ConvBN(3, inp // 2, 3, 2), nn.GELU(), ConvBN(inp // 2, inp, 3, 2))
+            nn.Sequential(stem, nn.GELU(), conv_bn(inp // 2, inp, 3, 2, deploy=deploy))
         ]
         for stage, (out, depth) in enumerate(zip(widths, depths, strict=True)):
             if stage > 0:
-                layers.append(RepViTBlock(inp, out, 2, use_se=False))
+                layers.append(RepViTBlock(inp, out, 2, use_se=False, deploy=deploy))
                 inp = out
             for i in range(depth):
-                # SE in every other block, never in the last of several (the authors' tables).
-                use_se = i % 2 == 0 and (i != depth - 1 or depth == 1)
-                layers.append(RepViTBlock(inp, out, 1, use_se))
+                use_se = has_se(i, depth)
+                layers.append(RepViTBlock(inp, out, 1, use_se, deploy=deploy))
         self.features = nn.ModuleList(layers)
-        self.classifier = Classifier(inp, num_classes, distillation)
+        self.classifier = (
+            nn.Linear(inp, num_classes) if deploy else Classifier(inp, num_classes, distillation)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         for layer in self.features:

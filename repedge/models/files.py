@@ -1,0 +1,264 @@
+"""Weights files from strangers: read the tensors, run nothing, name what is wrong in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repedge.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+SUFFIXES = (*PICKLED, ".safetensors")
+
+# Entries that training scripts keep the weights under, in the order they are looked for. The authors
+# evaluate ``model``; averaged weights are taken where there is nothing else.
+NESTS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "net",
+    "network",
+    "module",
+    "params",
+    "weights",
+    "model_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+    "ema_model",
+    "ema",
+    "params_ema",
+    "shadow",
+)
+# What wrappers (DataParallel, torch.compile, Lightning, detectors) put before every key.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "ema.")
+JUNK = ("total_ops", "total_params")  # counters that profilers leave in state dicts
+
+
+class Checkpoint(dict[str, "Tensor"]):
+    """The tensors of a weights file under their bare keys, float32 where they were floats.
+
+    Attributes:
+        path: Where they came from; None if made in memory.
+        entry: Entry of the file they were under, such as ``model``; empty at the top.
+        also: Other entries of the file that hold weights.
+        prefix: What was cut off every key.
+        dtype: The most frequent dtype in the file, such as ``float16``.
+    """
+
+    path: Path | None = None
+    entry: str = ""
+    also: tuple[str, ...] = ()
+    prefix: str = ""
+    dtype: str = "float32"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file.
+
+    Pickles are read with ``weights_only=True``, so nothing in them runs. Nesting (``model``,
+    ``state_dict``, ``model_ema``...) and prefixes common to all keys (``module.``...) are taken off.
+
+    Returns:
+        Tensors on the CPU that own their memory; floating ones as float32.
+
+    Raises:
+        UserError: The file is missing, unreadable, truncated, no checkpoint, holds more than tensors
+            and plain values, or has NaN or infinite weights.
+    """
+    path = Path(path)
+    _check_file(path)
+    found = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+    tensors, entry, also = _unwrap(found, path)
+    state = strip_prefixes(tensors)
+    state.path, state.entry, state.also = path, entry, also
+    state.dtype = _common_dtype(state)
+    for key in state:
+        state[key] = _own(state[key])
+        if problem := unusable(key, state[key]):
+            raise UserError(f"{path}: {problem}; the weights are damaged, use another checkpoint")
+    return state
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the weights file in it")
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
+    if path.suffix.lower() == ".onnx":
+        raise UserError(f"{path} is a whole model, not weights; pass it as the model: repedge compile {path}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path} does not end in {', '.join(SUFFIXES)}; is it a checkpoint?")
+    try:
+        with path.open("rb") as f:
+            head = f.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not head:
+        raise UserError(f"{path} is empty; download or save it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        raise UserError(f"{path} is a web page, not weights; the download went wrong")
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({_first_line(error)}); download or save it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    import torch
+
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_zip(path)
+    try:
+        # Mapped, so that a checkpoint's optimizer state is never read; files older than torch 1.6
+        # (and TorchScript) are no plain zip and can't be.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            raise UserError(
+                f"{path} holds Python objects beside tensors{_culprit(str(error))}, and loading those could "
+                "run anything; re-save its state_dict as .safetensors where you trust it"
+            ) from error
+        raise UserError(f"{path} is not a checkpoint that torch can read; is it truncated?") from error
+    except Exception as error:  # torch raises many kinds on damaged files
+        raise UserError(
+            f"{path} is truncated or no checkpoint ({_first_line(error)}); download or save it again"
+        ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """torch stores its entries uncompressed: more bytes inside than outside is a zip bomb."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            inside = sum(i.file_size for i in z.infolist())
+            names = z.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is a damaged archive; download or save it again") from error
+    if inside > 2 * path.stat().st_size + (1 << 20):
+        raise UserError(f"{path} unpacks to {inside / 1e9:.1f} GB, far over its size, so it is not loaded")
+    if any(n.endswith("constants.pkl") for n in names):
+        raise UserError(
+            f"{path} is a TorchScript program; save the state_dict of the network it was made from instead"
+        )
+
+
+def _culprit(message: str) -> str:
+    """The object that torch refused, from its message (``GLOBAL posix.system was not an allowed...``)."""
+    for line in message.splitlines():
+        words = line.split()
+        if "GLOBAL" in words and words.index("GLOBAL") + 1 < len(words):
+            return f" ({words[words.index('GLOBAL') + 1]})"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:160] if text else type(error).__name__
+
+
+def _unwrap(found: Any, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Tensors, the dotted entry they were under, and the other entries with tensors."""
+    entry: list[str] = []
+    also: tuple[str, ...] = ()
+    for _ in range(5):
+        if not isinstance(found, Mapping):
+            what = type(found).__name__
+            raise UserError(f"{path} holds a {what}, not a state dict; save model.state_dict() instead")
+        if tensors := _tensors(found):
+            return tensors, ".".join(entry), also
+        nests = [n for n in NESTS if isinstance(found.get(n), Mapping) and found[n]]
+        nests = nests or [str(k) for k, v in found.items() if isinstance(v, Mapping) and _tensors(v)]
+        if not nests:
+            break
+        also = also or tuple(n for n in nests[1:] if _tensors(found[n]))
+        entry.append(nests[0])
+        found = found[nests[0]]
+    keys = ", ".join(str(k) for k in list(found)[:6])
+    raise UserError(f"{path} holds no weights ({f'its entries are {keys}' if keys else 'it has no entries'})")
+
+
+def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
+    import torch
+
+    return {
+        k: v.detach()
+        for k, v in found.items()
+        if isinstance(k, str) and isinstance(v, torch.Tensor) and not k.endswith(JUNK)
+    }
+
+
+def strip_prefixes(tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Take off what every key begins with, as long as that is one of ``PREFIXES``."""
+    state = Checkpoint(tensors)
+    again = True
+    while again and state:
+        again = False
+        for prefix in PREFIXES:
+            if all(k.startswith(prefix) and len(k) > len(prefix) for k in state):
+                cut = Checkpoint({k[len(prefix) :]: v for k, v in state.items()})
+                cut.prefix = state.prefix + prefix
+                state, again = cut, True
+    if any("_orig_mod." in k for k in state):  # torch.compile on submodules
+        inner = Checkpoint({k.replace("_orig_mod.", ""): v for k, v in state.items()})
+        inner.prefix = state.prefix
+        state = inner
+    return state
+
+
+def _common_dtype(state: Mapping[str, Tensor]) -> str:
+    sizes: dict[str, int] = {}
+    for t in state.values():
+        name = str(t.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + t.numel()
+    return max(sizes, key=lambda n: sizes[n])
+
+
+def _own(t: Tensor) -> Tensor:
+    """A dense float32 (or integer) copy that does not point into a mapped file."""
+    import torch
+
+    t = t.to_dense() if t.layout != torch.strided else t
+    return t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone()
+
+
+def unusable(key: str, t: Tensor) -> str:
+    """What makes a tensor useless as a weight, as a clause; empty if nothing does."""
+    import torch
+
+    if not t.is_floating_point() or not t.numel():
+        return ""
+    # The double-precision sum of finite float32 numbers is finite: one pass, no mask in memory.
+    if not math.isfinite(t.sum(dtype=torch.float64).item()):
+        bad = int((~torch.isfinite(t)).sum())
+        kind = "NaN" if bool(torch.isnan(t).any()) else "infinite"
+        return f"{bad} of the {t.numel()} values of {key} are {kind}"
+    if key.endswith("running_var") and bool((t < 0).any()):
+        return f"{key} has negative variances"
+    return ""

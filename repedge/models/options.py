@@ -1,0 +1,197 @@
+"""What the user says about a model's input and output: size, preprocessing, labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from repedge.config import Color, Interpolation, Preprocess
+from repedge.errors import UserError
+
+MAX_SIDE = 16384  # pixels; larger is a slip of the finger, and would exhaust memory
+InputSize = str | int | Sequence[int]
+Numbers = str | float | Sequence[float]
+
+
+def parse_input_size(size: InputSize) -> tuple[int, int]:
+    """``224`` or ``HxW`` -> (height, width) in pixels.
+
+    Raises:
+        UserError: It is not one or two positive whole numbers.
+    """
+    wrong = f"input size {size!r} is not a side or HEIGHTxWIDTH in pixels, such as 224 or 256x192"
+    if isinstance(size, str):
+        m = re.fullmatch(r"\s*(\d+)\s*(?:[xX×,]\s*(\d+))?\s*", size)
+        if m is None:
+            raise UserError(wrong)
+        sides = [int(m[1]), int(m[2] or m[1])]
+    else:
+        sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, int) for s in sides):
+        raise UserError(wrong)
+    if not all(0 < s <= MAX_SIDE for s in sides):
+        raise UserError(
+            f"input size {sides[0]}x{sides[1]} is impossible; sides go from 1 to {MAX_SIDE} pixels"
+        )
+    return sides[0], sides[1]
+
+
+def _numbers(value: Numbers, option: str, channels: int) -> tuple[float, ...]:
+    """One number per channel; a single one stands for all."""
+    try:
+        parts = value.replace(",", " ").split() if isinstance(value, str) else value
+        found = tuple(float(p) for p in (parts if isinstance(parts, (list, tuple)) else [parts]))  # type: ignore[list-item, arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"--{option} {value!r} is not a list of numbers such as 0.485,0.456,0.406") from None
+    found = found * channels if len(found) == 1 else found
+    if len(found) != channels:
+        raise UserError(f"--{option} has {len(found)} numbers, but the network takes {channels} channels")
+    if any(not abs(v) <= 4 for v in found):
+        raise UserError(f"--{option} {value} is not on the [0, 1] scale of pixels; divide by 255")
+    return found
+
+
+def adjust(
+    base: Preprocess,
+    channels: int = 3,
+    *,
+    input_size: InputSize | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    resize: int | str | None = None,
+    interpolation: str | None = None,
+    color: str | None = None,
+) -> Preprocess:
+    """A preprocessing with the user's changes.
+
+    Another input size keeps the share that the crop takes of the resized image. A network of one
+    channel is GRAY, with the average of an RGB mean and std. ``mean`` and ``std`` are in the order of
+    ``color``; where they are not given, BGR turns the base's around.
+
+    Args:
+        channels: Of the network's input.
+        resize: Short side before the centre crop; ``squash`` (or ``none``) for none.
+
+    Raises:
+        UserError: An option makes no sense, or does not go with the network's channels.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"the network takes {channels} channels; repedge feeds images of 1 or 3")
+    wanted = _choice(color, "color", get_args(Color)) or ("GRAY" if channels == 1 else base.color)
+    if (wanted == "GRAY") != (channels == 1):
+        wanted = color or base.color
+        raise UserError(
+            f"the network takes {channels} channel{'s' * (channels > 1)}, which does not go with {wanted}"
+        )
+    changes: dict[str, Any] = {"color": wanted}
+    changes["size"] = base.size if input_size is None else parse_input_size(input_size)
+    changes["resize"] = _resize(base, changes["size"], resize)
+    changes["interpolation"] = (
+        _choice(interpolation, "interpolation", get_args(Interpolation)) or base.interpolation
+    )
+    for name, given, old in (("mean", mean, base.mean), ("std", std, base.std)):
+        changes[name] = (
+            _reorder(old, base.color, wanted) if given is None else _numbers(given, name, channels)
+        )
+    try:
+        return Preprocess(**changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _choice(value: str | None, option: str, allowed: Sequence[str]) -> str | None:
+    if value is None:
+        return None
+    for word in allowed:
+        if word.lower() == value.lower():
+            return word
+    raise UserError(f"--{option} {value!r} is none of {', '.join(allowed)}")
+
+
+def _resize(base: Preprocess, size: tuple[int, int], resize: int | str | None) -> int | None:
+    if resize is None:
+        if base.resize is None or size == base.size:
+            return base.resize
+        return max(1, round(max(size) * base.resize / max(base.size)))
+    if isinstance(resize, str) and resize.lower() in ("squash", "none"):
+        return None
+    try:
+        side = int(resize)
+    except ValueError:
+        raise UserError(f"--resize {resize!r} is neither a number of pixels nor 'squash'") from None
+    if not 0 < side <= MAX_SIDE:
+        raise UserError(f"--resize {side} is impossible; sides go from 1 to {MAX_SIDE} pixels")
+    return side
+
+
+def _reorder(values: tuple[float, ...], old: Color, new: str) -> tuple[float, ...]:
+    if new == "GRAY" and len(values) > 1:
+        return (round(sum(values) / len(values), 6),)
+    if new != "GRAY" and len(values) == 1:
+        return values * 3
+    return values[::-1] if old != new and len(values) == 3 else values
+
+
+def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = None) -> tuple[str, ...]:
+    """Class names in output order.
+
+    Args:
+        labels: The names, or a file: one name a line; or JSON: a list, ``{"0": "tench"}``,
+            ``{"0": ["n01440764", "tench"]}`` or ``{"tench": 0}``.
+        num_classes: Outputs of the network, where known.
+
+    Raises:
+        UserError: The file is missing or not of these forms, or the number of names is not
+            ``num_classes``.
+    """
+    where = "the labels"
+    if isinstance(labels, (str, Path)):
+        where = f"{labels}"
+        names = _label_file(Path(labels))
+    else:
+        names = [str(n) for n in labels]
+    if not names:
+        raise UserError(f"{where}: no class names in it")
+    if num_classes is not None and len(names) != num_classes:
+        raise UserError(f"{where}: {len(names)} class names for a network of {num_classes} classes")
+    return tuple(names)
+
+
+def _label_file(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no labels file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as labels ({error})") from error
+    if path.suffix.lower() != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        return _label_json(json.loads(text))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(
+            f'{path} is not JSON labels; write a list of names, or {{"0": "first", "1": "second"}}'
+        ) from error
+
+
+def _label_json(found: Any) -> list[str]:
+    if isinstance(found, list):
+        return [_label(n) for n in found]
+    if all(isinstance(v, int) for v in found.values()):  # name -> index
+        found = {str(index): name for name, index in found.items()}
+    return [_label(found[str(i)]) for i in range(len(found))]
+
+
+def _label(value: Any) -> str:
+    """A name, or the last of torchvision's [synset, name] pairs."""
+    if isinstance(value, list):
+        value = value[-1]
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
