@@ -1,0 +1,109 @@
+"""ONNX operator -> how to lower it and when to refuse. A missing row is a missing feature.
+
+`TFLite.unsupported` and `TFLite.compile` read this same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from repedge.errors import UserError
+from repedge.graph.values import shape_of
+from repedge.targets import tflite_ops_math as m
+from repedge.targets import tflite_ops_shape as s
+from repedge.targets import tflite_ops_window as w
+from repedge.targets.base import Unsupported
+from repedge.targets.tflite_emit import Emitter
+
+
+def _never(node: ir.Node) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """``lower`` emits a node; ``refuse`` gives the sentence why it can't, or None.
+
+    ``refuse`` may also raise UserError, whose text is then the reason.
+    """
+
+    lower: Callable[[Emitter, ir.Node], None]
+    refuse: Callable[[ir.Node], str | None] = _never
+
+
+LOWERINGS: dict[str, Lowering] = {
+    # windows
+    "Conv": Lowering(w.conv, w.refuse_conv),
+    "ConvTranspose": Lowering(w.conv_transpose, w.refuse_conv),
+    "MaxPool": Lowering(w.max_pool, w.refuse_pool),
+    "AveragePool": Lowering(w.average_pool, w.refuse_pool),
+    "GlobalAveragePool": Lowering(w.global_average_pool, w.refuse_global_pool),
+    "GlobalMaxPool": Lowering(w.global_max_pool, w.refuse_global_pool),
+    "Pad": Lowering(w.pad, w.refuse_pad),
+    # products and reductions
+    "Gemm": Lowering(m.gemm, m.refuse_gemm),
+    "MatMul": Lowering(m.matmul, m.refuse_matmul),
+    "ReduceMean": Lowering(m.reduce_mean, m.refuse_computed_parameters),
+    # activations
+    "Relu": Lowering(m.clip),
+    "Clip": Lowering(m.clip, m.refuse_clip),
+    "LeakyRelu": Lowering(m.unary("LEAKY_RELU", alpha=("alpha", 0.01))),
+    "Gelu": Lowering(m.gelu),
+    "Sigmoid": Lowering(m.unary("LOGISTIC")),
+    "HardSigmoid": Lowering(m.hard_sigmoid),
+    "HardSwish": Lowering(m.unary("HARD_SWISH")),
+    "Tanh": Lowering(m.unary("TANH")),
+    "Softmax": Lowering(m.softmax),
+    # elementwise
+    "Add": Lowering(m.binary("ADD")),
+    "Sub": Lowering(m.binary("SUB")),
+    "Mul": Lowering(m.binary("MUL")),
+    "Div": Lowering(m.binary("DIV")),
+    "BatchNormalization": Lowering(m.batch_normalization, m.refuse_computed_parameters),
+    # moving elements
+    "Reshape": Lowering(s.reshape),
+    "Flatten": Lowering(s.reshape),
+    "Squeeze": Lowering(s.reshape),
+    "Unsqueeze": Lowering(s.reshape),
+    "Transpose": Lowering(s.transpose),
+    "Concat": Lowering(s.concat),
+    "Split": Lowering(s.split, s.refuse_split),
+    "Slice": Lowering(s.slice_, s.refuse_slice),
+    "Resize": Lowering(s.resize, s.refuse_resize),
+}
+
+MAX_RANK = 6
+"""XNNPACK's and the kernels' limit."""
+
+OUTSIDE = ("GATHER", "MIRROR_PAD", "PADV2", "RESIZE_NEAREST_NEIGHBOR", "STRIDED_SLICE")
+"""Operators emitted here that XNNPACK does not take (measured with LiteRT 2.3)."""
+
+
+def why_not(node: ir.Node) -> str | None:
+    """The sentence why a node has no lowering, or None if it has one."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in LOWERINGS:
+        return "TensorFlow Lite has no lowering for this operator"
+    try:
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and len(shape_of(value)) > MAX_RANK:
+                return f"{value.name!r} has rank {len(shape_of(value))}; the limit is {MAX_RANK}"
+        for value in node.outputs:
+            if value.dtype not in (None, ir.DataType.FLOAT):
+                return f"its output is {value.dtype}; only float32 is supported"
+        return LOWERINGS[node.op_type].refuse(node)
+    except UserError as error:
+        return str(error)
+
+
+def unsupported(model: ir.Model) -> Sequence[Unsupported]:
+    """Every node of a clean graph without a lowering."""
+    result = []
+    for node in model.graph:
+        why = why_not(node)
+        if why is not None:
+            source = node.metadata_props.get("source", "")
+            result.append(Unsupported(node.op_type, node.name or "", why, source))
+    return result

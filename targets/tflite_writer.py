@@ -1,0 +1,331 @@
+"""Writes a .tflite file: tensors, operators and signature in, flatbuffer and weights out.
+
+The graph's tables are a few kilobytes and are built with the official schema's own builder. The
+weights are not pushed through it: each Buffer table gets a placeholder where the offset of its data
+belongs, the weights are streamed behind the tables one block at a time, and the placeholders are
+patched. A flatbuffer offset may point forward to anywhere in the file, so the result is an ordinary
+file that every runtime reads, and writing needs no second copy of the weights.
+
+Sources: tensorflow/lite/schema/schema.fbs (version 3, identifier TFL3), the flatbuffers internals
+document, and tensorflow/lite/tools/versioning/runtime_version.cc for `OPS`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from repedge.errors import UserError
+
+Load = Callable[[], np.ndarray]
+"""Returns a constant's array when it is written, so that it need not be held until then."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operator's options table and the TensorFlow Lite release that first ran each version."""
+
+    options: str
+    since: Mapping[int, str]
+
+
+OPS = {
+    "ADD": Op("AddOptions", {1: "1.5.0"}),
+    "AVERAGE_POOL_2D": Op("Pool2DOptions", {1: "1.5.0"}),
+    "BATCH_MATMUL": Op("BatchMatMulOptions", {1: "2.3.0"}),
+    "CONCATENATION": Op("ConcatenationOptions", {1: "1.5.0"}),
+    "CONV_2D": Op("Conv2DOptions", {1: "1.5.0", 6: "2.9.0"}),
+    "DEPTHWISE_CONV_2D": Op("DepthwiseConv2DOptions", {1: "1.5.0", 2: "1.12.0"}),
+    "DEQUANTIZE": Op("DequantizeOptions", {1: "1.13.1", 3: "1.15.0"}),
+    "DIV": Op("DivOptions", {1: "1.6.0"}),
+    "FULLY_CONNECTED": Op("FullyConnectedOptions", {1: "1.5.0", 5: "2.0.0"}),
+    "GATHER": Op("GatherOptions", {1: "1.6.0"}),
+    "GELU": Op("GeluOptions", {1: "2.9.0"}),
+    "HARD_SWISH": Op("HardSwishOptions", {1: "1.15.0"}),
+    "LEAKY_RELU": Op("LeakyReluOptions", {1: "1.13.1"}),
+    "LOGISTIC": Op("", {1: "1.14.0"}),
+    "MAXIMUM": Op("MaximumMinimumOptions", {1: "1.14.0"}),
+    "MAX_POOL_2D": Op("Pool2DOptions", {1: "1.5.0"}),
+    "MEAN": Op("ReducerOptions", {1: "1.6.0"}),
+    "MINIMUM": Op("MaximumMinimumOptions", {1: "1.14.0"}),
+    "MIRROR_PAD": Op("MirrorPadOptions", {1: "1.13.1"}),
+    "MUL": Op("MulOptions", {1: "1.5.0"}),
+    "PAD": Op("PadOptions", {1: "1.5.0"}),
+    "PADV2": Op("PadV2Options", {1: "1.9.0"}),
+    "RELU": Op("", {1: "1.5.0"}),
+    "RELU6": Op("", {1: "1.5.0"}),
+    "RELU_N1_TO_1": Op("", {1: "1.5.0"}),
+    "RESHAPE": Op("ReshapeOptions", {1: "1.5.0"}),
+    "RESIZE_BILINEAR": Op("ResizeBilinearOptions", {1: "1.7.0", 3: "2.2.0"}),
+    "RESIZE_NEAREST_NEIGHBOR": Op("ResizeNearestNeighborOptions", {1: "1.13.1", 3: "2.3.0"}),
+    "SLICE": Op("SliceOptions", {1: "1.14.0"}),
+    "SOFTMAX": Op("SoftmaxOptions", {1: "1.5.0"}),
+    "SPLIT": Op("SplitOptions", {1: "1.5.0"}),
+    "STRIDED_SLICE": Op("StridedSliceOptions", {1: "1.6.0"}),
+    "SUB": Op("SubOptions", {1: "1.6.0"}),
+    "TANH": Op("", {1: "1.14.0"}),
+    "TRANSPOSE": Op("TransposeOptions", {1: "1.6.0"}),
+    "TRANSPOSE_CONV": Op("TransposeConvOptions", {1: "1.9.0", 3: "2.3.0"}),
+}
+
+_ALIGN = 16  # force_align of Buffer.data in the schema
+_BLOCK = 4 << 20  # bytes of one streamed block
+_LIMIT = 2**31 - 1  # offsets of a flatbuffer are signed where they are read
+
+
+@dataclass
+class Tensor:
+    """A tensor of the graph: `load` gives the values of a constant, `scale` makes it quantized."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Load | None = None
+    scale: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass
+class _Operator:
+    name: str
+    version: int
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    options: Mapping[str, Any]
+
+
+@dataclass
+class Writer:
+    """Collects one graph and writes it. Tensors and operators are numbered in the order they come."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    operators: list[_Operator] = field(default_factory=list)
+
+    def tensor(self, tensor: Tensor) -> int:
+        """Add a tensor and return its index."""
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def op(
+        self, name: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1, **options: Any
+    ) -> None:
+        """Add an operator of `OPS`; ``options`` are fields of its options table, in camelCase."""
+        if version not in OPS[name].since:
+            raise KeyError(f"OPS does not say which release first ran {name} version {version}")
+        self.operators.append(_Operator(name, version, inputs, outputs, options))
+
+    def min_runtime(self) -> str:
+        """The first TensorFlow Lite release that runs every operator in its version."""
+        releases = [OPS[o.name].since[o.version] for o in self.operators] or ["1.5.0"]
+        return max(releases, key=lambda release: tuple(map(int, release.split("."))))
+
+    def write(
+        self,
+        path: Path,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
+        metadata: Mapping[str, bytes],
+        description: str,
+    ) -> None:
+        """Write the file.
+
+        Args:
+            path: File to write.
+            inputs, outputs: Name in the signature ``serving_default`` to tensor index, in order.
+            metadata: Entries of Model.metadata, each with a buffer of its own.
+            description: Free text in the file.
+
+        Raises:
+            UserError: The file would pass the format's limit of 2 GiB.
+        """
+        tables, patches, blobs = _Tables(self).build(inputs, outputs, metadata, description)
+        starts, cursor = [], len(tables)
+        for blob in blobs:
+            start = -(-(cursor + 4) // _ALIGN) * _ALIGN - 4  # the length stands before the aligned data
+            starts.append(start)
+            cursor = start + 4 + blob.nbytes
+        if cursor > _LIMIT:
+            raise UserError(f"the .tflite file would take {cursor} bytes; the format ends at {_LIMIT}")
+        for patch, start in zip(patches, starts, strict=True):
+            struct.pack_into("<I", tables, patch, start - patch)
+        with open(path, "wb") as file:
+            file.write(tables)
+            for blob, start in zip(blobs, starts, strict=True):
+                file.write(bytes(start - file.tell()))
+                file.write(struct.pack("<I", blob.nbytes))
+                _stream(file, blob)
+
+
+def _stream(file: BinaryIO, tensor: Tensor) -> None:
+    """Write a constant in blocks of its first axis, so that a transposed weight is never copied whole."""
+    assert tensor.load is not None
+    array = tensor.load()
+    if array.shape != tensor.shape:
+        raise ValueError(f"constant {tensor.name!r} has shape {array.shape}, announced was {tensor.shape}")
+    if array.ndim == 0:
+        array = array.reshape(1)
+    rows = max(1, _BLOCK * len(array) // max(1, tensor.nbytes))
+    for i in range(0, len(array), rows):
+        file.write(np.ascontiguousarray(array[i : i + rows], dtype=tensor.dtype).data)
+
+
+class _Tables:
+    """The flatbuffer without the weights."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.builder = flatbuffers.Builder(1 << 16)
+        self.fields: list[int] = []  # offsets, from the end, of the placeholders
+
+    def build(
+        self,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
+        metadata: Mapping[str, bytes],
+        description: str,
+    ) -> tuple[bytearray, list[int], list[Tensor]]:
+        """The tables, the positions of the offsets to patch in them, and the blobs these belong to."""
+        b, w = self.builder, self.writer
+        blobs = [t for t in w.tensors if t.load is not None]
+        first_entry = 1 + len(blobs)
+        blobs += [_bytes_blob(name, data) for name, data in metadata.items()]
+        codes = list(dict.fromkeys((o.name, o.version) for o in w.operators))
+        fields = {
+            "OperatorCodes": self._vector([self._code(*c) for c in codes]),
+            "Subgraphs": self._vector([self._subgraph(codes, inputs, outputs)]),
+            "Description": b.CreateString(description),
+            "Buffers": self._vector([self._buffer(None), *(self._buffer(blob) for blob in blobs)]),
+            "Metadata": self._vector([self._entry(n, first_entry + i) for i, n in enumerate(metadata)]),
+            "SignatureDefs": self._vector([self._signature(inputs, outputs)]),
+        }
+        schema.ModelStart(b)
+        schema.ModelAddVersion(b, 3)
+        for name, offset in fields.items():
+            getattr(schema, f"ModelAdd{name}")(b, offset)
+        b.Finish(schema.ModelEnd(b), file_identifier=b"TFL3")
+        tables = bytearray(b.Output())
+        return tables, [len(tables) - offset for offset in self.fields], blobs
+
+    def _vector(self, offsets: Sequence[int]) -> int:
+        self.builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            self.builder.PrependUOffsetTRelative(offset)
+        return self.builder.EndVector()
+
+    def _ints(self, values: Sequence[int]) -> int:
+        return self.builder.CreateNumpyVector(np.asarray(values, np.int32))
+
+    def _buffer(self, blob: Tensor | None) -> int:
+        b = self.builder
+        schema.BufferStart(b)
+        if blob is not None:
+            b.PrependUint32Slot(0, 0xFFFFFFFF, 0)  # slot of `data`; an offset is a uint32 as well
+            self.fields.append(b.Offset())
+        return schema.BufferEnd(b)
+
+    def _code(self, name: str, version: int) -> int:
+        code = getattr(schema.BuiltinOperator, name)
+        schema.OperatorCodeStart(self.builder)
+        # Readers older than 2.4 know only the one-byte field.
+        schema.OperatorCodeAddDeprecatedBuiltinCode(self.builder, min(code, 127))
+        schema.OperatorCodeAddVersion(self.builder, version)
+        schema.OperatorCodeAddBuiltinCode(self.builder, code)
+        return schema.OperatorCodeEnd(self.builder)
+
+    def _subgraph(
+        self, codes: Sequence[tuple[str, int]], inputs: Mapping[str, int], outputs: Mapping[str, int]
+    ) -> int:
+        b, buffers, tensors = self.builder, 0, []
+        for tensor in self.writer.tensors:
+            buffers += tensor.load is not None
+            tensors.append(self._tensor(tensor, buffers if tensor.load is not None else 0))
+        number = {code: i for i, code in enumerate(codes)}
+        operators = [self._operator(o, number[o.name, o.version]) for o in self.writer.operators]
+        fields = {
+            "Tensors": self._vector(tensors),
+            "Inputs": self._ints(list(inputs.values())),
+            "Outputs": self._ints(list(outputs.values())),
+            "Operators": self._vector(operators),
+            "Name": b.CreateString("main"),
+        }
+        schema.SubGraphStart(b)
+        for name, offset in fields.items():
+            getattr(schema, f"SubGraphAdd{name}")(b, offset)
+        return schema.SubGraphEnd(b)
+
+    def _tensor(self, tensor: Tensor, buffer: int) -> int:
+        b = self.builder
+        name, shape = b.CreateString(tensor.name), self._ints(tensor.shape)
+        quantization = None
+        if tensor.scale is not None:
+            scale = b.CreateNumpyVector(np.array([tensor.scale], np.float32))
+            zero_point = b.CreateNumpyVector(np.array([0], np.int64))
+            schema.QuantizationParametersStart(b)
+            schema.QuantizationParametersAddScale(b, scale)
+            schema.QuantizationParametersAddZeroPoint(b, zero_point)
+            quantization = schema.QuantizationParametersEnd(b)
+        schema.TensorStart(b)
+        schema.TensorAddShape(b, shape)
+        schema.TensorAddType(b, getattr(schema.TensorType, tensor.dtype.upper()))
+        schema.TensorAddBuffer(b, buffer)
+        schema.TensorAddName(b, name)
+        if quantization is not None:
+            schema.TensorAddQuantization(b, quantization)
+        schema.TensorAddHasRank(b, True)
+        return schema.TensorEnd(b)
+
+    def _operator(self, op: _Operator, code: int) -> int:
+        b, kind = self.builder, OPS[op.name].options
+        inputs, outputs = self._ints(op.inputs), self._ints(op.outputs)
+        options = getattr(schema, f"{kind}T")(**op.options).Pack(b) if kind else None
+        schema.OperatorStart(b)
+        schema.OperatorAddOpcodeIndex(b, code)
+        schema.OperatorAddInputs(b, inputs)
+        schema.OperatorAddOutputs(b, outputs)
+        if options is not None:
+            schema.OperatorAddBuiltinOptionsType(b, getattr(schema.BuiltinOptions, kind))
+            schema.OperatorAddBuiltinOptions(b, options)
+        return schema.OperatorEnd(b)
+
+    def _entry(self, name: str, buffer: int) -> int:
+        text = self.builder.CreateString(name)
+        schema.MetadataStart(self.builder)
+        schema.MetadataAddName(self.builder, text)
+        schema.MetadataAddBuffer(self.builder, buffer)
+        return schema.MetadataEnd(self.builder)
+
+    def _signature(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> int:
+        b = self.builder
+        fields = {
+            "Inputs": self._vector([self._named(n, i) for n, i in inputs.items()]),
+            "Outputs": self._vector([self._named(n, i) for n, i in outputs.items()]),
+            "SignatureKey": b.CreateString("serving_default"),
+        }
+        schema.SignatureDefStart(b)
+        for name, offset in fields.items():
+            getattr(schema, f"SignatureDefAdd{name}")(b, offset)
+        return schema.SignatureDefEnd(b)
+
+    def _named(self, name: str, tensor: int) -> int:
+        text = self.builder.CreateString(name)
+        schema.TensorMapStart(self.builder)
+        schema.TensorMapAddName(self.builder, text)
+        schema.TensorMapAddTensorIndex(self.builder, tensor)
+        return schema.TensorMapEnd(self.builder)
+
+
+def _bytes_blob(name: str, data: bytes) -> Tensor:
+    array = np.frombuffer(data, np.uint8)
+    return Tensor(name, array.shape, "uint8", lambda: array)

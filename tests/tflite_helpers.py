@@ -1,0 +1,78 @@
+"""Small clean graphs in ONNX text, and what TensorFlow Lite makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from repedge.config import Preprocess
+from repedge.targets.base import Artifact, Job
+from repedge.targets.tflite import TFLite
+
+HEADER = '<ir_version: 10, opset_import: ["" : 20]>\n'
+
+
+def clean(text: str, **arrays: np.ndarray) -> ir.Model:
+    """A graph ``x, ... => y, ...`` with ``arrays`` as initializers and all shapes inferred."""
+    proto = onnx.parser.parse_model(HEADER + text)
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    for i, node in enumerate(proto.graph.node):
+        node.name = node.name or f"n{i}"
+    onnx.checker.check_model(proto)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random float32 numbers of unit scale."""
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def job(**changes) -> Job:
+    """A float32 job unless told otherwise."""
+    settings = {"name": "net", "precision": "fp32", "input_kind": "float32", "preprocess": Preprocess()}
+    return Job(**(settings | changes))
+
+
+def reference(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
+    """The outputs in onnxruntime."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return session.run(None, {session.get_inputs()[0].name: x})
+
+
+def build(model: ir.Model, out: Path, **changes) -> tuple[Path, Artifact]:
+    """Compile into an empty folder; the path of the file and what was said about it."""
+    out.mkdir(exist_ok=True)
+    artifact = TFLite().compile(model, job(**changes), out)
+    return out / artifact.main, artifact
+
+
+def run(model: ir.Model, path: Path, x: np.ndarray, **changes) -> list[np.ndarray]:
+    """The outputs of a written file."""
+    names = [value.name for value in model.graph.outputs]
+    return TFLite().open(path, job(**changes), names, threads=1).run(x)
+
+
+def relative_error(got: list[np.ndarray], want: list[np.ndarray]) -> float:
+    """Largest difference over the largest magnitude, over all outputs; shapes must agree."""
+    assert [g.shape for g in got] == [w.shape for w in want]
+    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
+
+
+def op_names(path: Path) -> list[str]:
+    """The operators of a file in order, read by the official schema."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    graph = model.Subgraphs(0)
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    return [names[model.OperatorCodes(op.OpcodeIndex()).BuiltinCode()] for op in operators]
