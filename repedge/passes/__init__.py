@@ -1,0 +1,104 @@
+"""From any float ONNX graph to the clean graph: prepare, canonicalize, (fuse,) simplify.
+
+The lists below are the order; each line says why it stands where it stands. Every list is run until
+nothing changes any more, and the graph is checked after every pass that changed it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from repedge.graph.check import check_clean
+from repedge.graph.values import shape_of
+from repedge.passes.activations import fuse_activations, unify_clips
+from repedge.passes.base import Pass, run_passes
+from repedge.passes.cleanup import (
+    drop_noops,
+    merge_duplicates,
+    require_inference_form,
+    sort_nodes,
+    spell_out,
+)
+from repedge.passes.constants import (
+    fold_constants,
+    fold_shapes,
+    inline_functions,
+    lift_constants,
+    undeclare_weights,
+)
+from repedge.passes.dense import unify_dense
+from repedge.passes.pads import explicit_pads, fold_pads
+from repedge.passes.pooling import unify_global_pools
+from repedge.passes.reshapes import unify_reshapes, unify_transposes
+from repedge.passes.simplifier import infer_shapes, run_onnxsim
+
+PREPARE: tuple[Pass, ...] = (
+    inline_functions,  # first: no other pass looks into a function's body
+    sort_nodes,  # all later passes rely on the order
+    undeclare_weights,  # before folding: a weight that is an input is no constant
+    lift_constants,  # before inference, which reads shape vectors from initializers
+    infer_shapes,
+    fold_shapes,  # after inference: Shape(x) is a constant once the shape of x is known
+    fold_constants,  # after fold_shapes: Gather, Concat, ... of shapes
+    run_onnxsim,  # last: it is slow to import, and mostly nothing is left for it
+)
+"""Until every value has a static shape; the passes of the other lists rely on that."""
+
+CANONICALIZE: tuple[Pass, ...] = (
+    require_inference_form,  # first: fusing takes BatchNormalization for an affine map
+    lift_constants,
+    fold_shapes,
+    fold_constants,
+    drop_noops,  # early: an Identity between two operators hides every pattern
+    spell_out,
+    unify_clips,  # before fuse_activations, which reads Clip and knows no Min, Max
+    fuse_activations,  # before fusing: else the 0.5 of a GELU is folded into the next convolution
+    explicit_pads,  # before fold_pads, which adds numbers
+    fold_pads,  # before fusing: branches must read the same tensor
+    unify_dense,  # before fusing: a distillation head is a mean of two Gemms
+)
+"""What makes linear structure visible to `repedge.passes.fuse`."""
+
+SIMPLIFY: tuple[Pass, ...] = (
+    *CANONICALIZE,  # for graphs that were never fused, and for what fusing leaves behind
+    unify_global_pools,  # after fusing: an average pool may be a branch of a convolution
+    unify_transposes,  # before unify_reshapes: some become a Reshape
+    unify_reshapes,  # after unify_global_pools: it leaves Flatten behind
+    merge_duplicates,  # last: it wants everything in one spelling
+)
+"""From the fused graph to the clean graph."""
+
+
+def canonicalize(model: ir.Model) -> dict[str, int]:
+    """Bring a float ONNX graph into the form that fusing expects; in place.
+
+    Args:
+        model: Static input shapes, default operator domain of version 20.
+
+    Returns:
+        Rewrites by pass.
+
+    Raises:
+        UserError: Input shapes are not fixed, the model is in training mode, or it can't be read.
+    """
+    counts = _prepare(model)
+    return counts | run_passes(model, CANONICALIZE)
+
+
+def simplify(model: ir.Model) -> dict[str, int]:
+    """Bring a graph, fused or not, into the clean form of ``repedge.graph``; in place.
+
+    Raises:
+        UserError: As `canonicalize`; or what is left does not meet the contract of a clean graph.
+    """
+    counts = _prepare(model)
+    counts |= run_passes(model, SIMPLIFY)
+    check_clean(model)
+    return counts
+
+
+def _prepare(model: ir.Model) -> dict[str, int]:
+    for value in model.graph.inputs:
+        if value.name not in model.graph.initializers:
+            shape_of(value)  # raises where it is not fixed
+    return run_passes(model, PREPARE, static=False)

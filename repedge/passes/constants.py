@@ -1,0 +1,184 @@
+"""Constants become initializers, and whatever depends on constants alone is computed once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+
+from repedge.errors import UserError
+from repedge.graph.values import add_initializer, const
+from repedge.passes.base import bypass, nodes_of
+
+NEVER_FOLDED = frozenset(
+    # Random, or the quantized form of a weight, which is there to stay quantized.
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+    | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+)
+
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+MAX_GROWTH = 1 << 20
+"""A folded result may be this many elements larger than what it was computed from (Expand, Tile, ...)."""
+
+
+def inline_functions(model: ir.Model) -> int:
+    """Replace calls of model-local functions by their bodies."""
+    count = len(model.functions)
+    if count:
+        ir_passes.InlinePass()(model)
+        model.functions.clear()
+    return count
+
+
+def undeclare_weights(model: ir.Model) -> int:
+    """Take initializers off the list of inputs, where ONNX files before IR version 4 had them."""
+    graph = model.graph
+    stale = [v for v in graph.inputs if v.name in graph.initializers]
+    for value in stale:
+        graph.inputs.remove(value)
+    return len(stale)
+
+
+def lift_constants(model: ir.Model) -> int:
+    """Constant() -> initializer."""
+    count = 0
+    for node in nodes_of(model, "Constant"):
+        array = const(node.outputs[0])
+        if array is None or array.dtype.kind in "OSU":
+            continue
+        count += _become_constant(model.graph, node, array)
+    return count
+
+
+def fold_shapes(model: ir.Model) -> int:
+    """Shape(x), Size(x) of a static x -> initializer."""
+    count = 0
+    for node in nodes_of(model, "Shape", "Size"):
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        if shape is None or not shape.is_static():
+            continue
+        dims = np.asarray(shape.numpy(), np.int64)
+        if node.op_type == "Size":
+            result = np.asarray(dims.prod(), np.int64)
+        else:
+            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
+            result = dims[start:end]
+        count += _become_constant(model.graph, node, result)
+    return count
+
+
+def fold_constants(model: ir.Model) -> int:
+    """f(constants) -> initializer, computed by ONNX Runtime, which is also the float reference.
+
+    Constants are fed to it, not serialised. Results much larger than what they come from stay computed.
+    """
+    foldable = _constant_nodes(model.graph)
+    if not foldable:
+        return 0
+    arrays = _evaluate(model, foldable)
+    count = 0
+    for node in foldable:
+        results = [arrays.get(str(v.name)) for v in node.outputs]
+        if len(results) == 1 and results[0] is not None:
+            count += _become_constant(model.graph, node, results[0])
+        elif all(r is not None or not v.uses() for r, v in zip(results, node.outputs, strict=True)):
+            for value, result in zip(node.outputs, results, strict=True):
+                if result is not None and not value.is_graph_output():
+                    value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", result))
+                    count += 1
+    return count
+
+
+def _become_constant(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> int:
+    """Put an initializer of the same name where the node's output was; an output of the graph stays."""
+    out = node.outputs[0]
+    if out.is_graph_output():
+        return 0
+    name, out.name = str(out.name), None
+    bypass(node, add_initializer(graph, name, array))
+    return 1
+
+
+def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """Nodes in order that depend on initializers only and are worth computing ahead."""
+    constant: set[ir.Value] = set()
+    found = []
+    for node in graph:
+        inputs = [v for v in node.inputs if v is not None]
+        if (
+            node.domain not in ("", "ai.onnx")
+            or node.op_type in NEVER_FOLDED
+            or node.op_type == "Constant"
+            or any(
+                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+            )
+            or not all(v in constant or (v.is_initializer() and not v.is_graph_input()) for v in inputs)
+            or any(isinstance(v.type, ir.SequenceType | ir.OptionalType) for v in node.outputs)
+            or any(v.is_graph_output() for v in node.outputs)
+            or _grows(node, inputs)
+        ):
+            continue
+        found.append(node)
+        constant.update(node.outputs)
+    return found
+
+
+def _grows(node: ir.Node, inputs: list[ir.Value]) -> bool:
+    out = sum(_size(v) for v in node.outputs)
+    return out > MAX_GROWTH + sum(_size(v) for v in inputs)
+
+
+def _size(value: ir.Value) -> int:
+    if value.shape is None or not value.shape.is_static():
+        return 0
+    return math.prod(value.shape.numpy())
+
+
+def _evaluate(model: ir.Model, nodes: list[ir.Node]) -> dict[str, np.ndarray]:
+    """Run the nodes on their initializers; only what other nodes read comes back."""
+    import onnxruntime as ort
+
+    inside = set(nodes)
+    feeds = {v.name: v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
+    wanted = [v for n in nodes for v in n.outputs if any(u.node not in inside for u in v.uses())]
+    if not wanted:
+        return {}
+    graph = _subgraph(nodes, list(feeds.values()), wanted, dict(model.graph.opset_imports))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    proto = ir.serde.serialize_model(ir.Model(graph, ir_version=min(model.ir_version, 10)))
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        arrays = session.run(
+            [str(v.name) for v in wanted], {str(k): np.asarray(const(v)) for k, v in feeds.items()}
+        )
+    except Exception as err:
+        names = ", ".join(f"{n.op_type} {n.name!r}" for n in nodes[:5])
+        raise UserError(f"constants of the graph can't be computed ahead ({names}): {err}") from err
+    return dict(zip((str(v.name) for v in wanted), arrays, strict=True))
+
+
+def _subgraph(
+    nodes: list[ir.Node], feeds: list[ir.Value], wanted: list[ir.Value], opsets: dict[str, int]
+) -> ir.Graph:
+    """A graph of copies of the nodes whose inputs are the ``feeds``."""
+    copy: dict[ir.Value, ir.Value] = {}
+    for v in feeds:
+        copy[v] = ir.Value(name=v.name, shape=v.shape, type=ir.TensorType(v.dtype or ir.DataType.FLOAT))
+    copies = []
+    for n in nodes:
+        outputs = [ir.Value(name=v.name) for v in n.outputs]
+        inputs = [None if v is None else copy[v] for v in n.inputs]
+        copies.append(ir.node(n.op_type, inputs, dict(n.attributes), outputs=outputs, name=n.name))
+        copy.update(zip(n.outputs, outputs, strict=True))
+    return ir.Graph(
+        [copy[v] for v in feeds],
+        [copy[v] for v in wanted],
+        nodes=copies,
+        opset_imports=opsets,
+        name="constants",
+    )

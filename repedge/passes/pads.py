@@ -1,0 +1,118 @@
+"""Padding: spelled out as numbers, and part of the convolution or pool that it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.graph.attrs import attr, conv_attrs, pool_attrs
+from repedge.graph.values import const, shape_of
+from repedge.passes.base import input_at, nodes_of, scalar
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def explicit_pads(model: ir.Model) -> int:
+    """auto_pad (and a ConvTranspose's output_shape) -> pads. Source: ONNX Conv-11, ConvTranspose-11."""
+    count = 0
+    for node in nodes_of(model, "Conv", "AveragePool", "MaxPool", "ConvTranspose"):
+        automatic = attr(node, "auto_pad", "NOTSET")
+        if len(shape_of(node.outputs[0])) != 4:
+            continue
+        if node.op_type == "ConvTranspose":
+            if automatic == "NOTSET" and "output_shape" not in node.attributes:
+                continue
+            pads = _transposed_pads(node, automatic)
+        elif automatic == "NOTSET":
+            if "auto_pad" not in node.attributes:
+                continue
+            pads = attr(node, "pads", (0, 0, 0, 0))
+        else:
+            pads = (conv_attrs(node) if node.op_type == "Conv" else pool_attrs(node)).pads
+        node.attributes.pop("auto_pad", None)
+        node.attributes.pop("output_shape", None)
+        node.attributes["pads"] = ir.AttrInt64s("pads", list(pads))
+        count += 1
+    return count
+
+
+def _transposed_pads(node: ir.Node, automatic: str) -> tuple[int, ...]:
+    kernel = shape_of(node.inputs[1])[2:]
+    strides, dilations = attr(node, "strides", (1, 1)), attr(node, "dilations", (1, 1))
+    extra = attr(node, "output_padding", (0, 0))
+    begin, end = [], []
+    sizes = zip(shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:], strict=True)
+    for (size, out), k, s, d, e in zip(sizes, kernel, strides, dilations, extra, strict=True):
+        total = max(s * (size - 1) + e + (k - 1) * d + 1 - out, 0)
+        small, large = total // 2, total - total // 2
+        # The specification gives the odd cell to the end only for SAME_UPPER.
+        begin.append(small if automatic == "SAME_UPPER" else large)
+        end.append(large if automatic == "SAME_UPPER" else small)
+    return (*begin, *end)
+
+
+def fold_pads(model: ir.Model) -> int:
+    """Conv(Pad(x, 0)) -> Conv(x) with wider pads; likewise AveragePool, and MaxPool of -inf.
+
+    Only where every reader of the Pad can take it, so that the Pad goes.
+    """
+    count = 0
+    for pad in nodes_of(model, "Pad"):
+        widths = _spatial_widths(pad)
+        out = pad.outputs[0]
+        uses = list(out.uses())
+        if widths is None or not uses or out.is_graph_output():
+            continue
+        fill = scalar(pad.inputs[2]) if input_at(pad, 2) is not None else 0.0
+        if not all(use.idx == 0 and _absorbs(use.node, widths, fill) for use in uses):
+            continue
+        for use in uses:
+            _widen(use.node, widths)
+            use.node.replace_input_with(0, pad.inputs[0])
+        count += 1
+    return count
+
+
+def _spatial_widths(pad: ir.Node) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of a Pad with constant mode that pads rows and columns only, else None."""
+    rank = len(shape_of(pad.inputs[0]))
+    amounts = const(input_at(pad, 1))
+    if amounts is None or rank != 4 or attr(pad, "mode", "constant") != "constant":
+        return None
+    full = np.zeros((2, rank), np.int64)
+    if input_at(pad, 3) is None:
+        full[:] = amounts.reshape(2, rank)
+    else:
+        axes = const(pad.inputs[3])
+        if axes is None:
+            return None
+        full[:, axes % rank] = amounts.reshape(2, -1)
+    if full[:, :2].any() or (full < 0).any():
+        return None
+    top, left, bottom, right = (int(v) for v in full[:, 2:].reshape(-1))
+    return top, left, bottom, right
+
+
+def _absorbs(node: ir.Node, widths: tuple[int, int, int, int], fill: float | None) -> bool:
+    if node.op_type == "Conv":
+        return fill == 0.0 and "auto_pad" not in node.attributes
+    if (
+        node.op_type not in ("AveragePool", "MaxPool")
+        or "auto_pad" in node.attributes
+        or len(node.outputs) != 1
+    ):
+        return False
+    pool = pool_attrs(node)
+    total = [a + b for a, b in zip(pool.pads, widths, strict=True)]
+    if pool.ceil_mode or any(p >= k for p, k in zip(total, (*pool.kernel, *pool.kernel), strict=True)):
+        return False  # the last window of ceil_mode, and one wholly in the padding, would mean another thing
+    if node.op_type == "MaxPool":
+        return fill is not None and fill <= LOWEST
+    return fill == 0.0 and (pool.count_include_pad or not any(pool.pads))
+
+
+def _widen(node: ir.Node, widths: tuple[int, int, int, int]) -> None:
+    old = attr(node, "pads", (0, 0, 0, 0))
+    node.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(old, widths, strict=True)])
+    if node.op_type == "AveragePool":
+        node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)

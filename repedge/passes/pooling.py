@@ -1,0 +1,80 @@
+"""Means over the whole map become GlobalAveragePool."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from repedge.graph.attrs import attr, pool_attrs
+from repedge.graph.values import const, only_reader, shape_of
+from repedge.passes.base import input_at, insert, nodes_of, rewrite
+from repedge.passes.reshapes import write_reshape
+
+MAP_AXES = (2, 3)
+
+
+def unify_global_pools(model: ir.Model) -> int:
+    """ReduceMean over H and W (at once, one by one, or of the flattened map), AveragePool of the whole map
+    -> GlobalAveragePool, and a Flatten or Reshape where the two axes are not kept."""
+    count = 0
+    for node in nodes_of(model, "ReduceMean", "AveragePool"):
+        x = _pooled_map(node) if node.op_type == "ReduceMean" else _whole_map(node)
+        if x is not None:
+            _write_pool(node, x)
+            count += 1
+    return count
+
+
+def _whole_map(node: ir.Node) -> ir.Value | None:
+    """What the AveragePool takes the mean of in one window without padding."""
+    x = node.inputs[0]
+    if x is None or len(shape_of(x)) != 4:
+        return None
+    pool = pool_attrs(node)
+    whole = pool.kernel == shape_of(x)[2:] and pool.dilations == (1, 1) and not any(pool.pads)
+    return x if whole and shape_of(node.outputs[0])[2:] == (1, 1) else None
+
+
+def _pooled_map(node: ir.Node) -> ir.Value | None:
+    """The [N, C, H, W] tensor whose mean over exactly H and W the ReduceMean computes."""
+    x, axes = node.inputs[0], _axes(node)
+    if x is None or axes is None:
+        return None
+    shape = shape_of(x)
+    if len(shape) == 4 and axes == MAP_AXES:
+        return x
+    inner = x.producer()
+    if inner is None or only_reader(x) is not node or inner.inputs[0] is None:
+        return None
+    source = inner.inputs[0]
+    source_shape = shape_of(source)
+    if len(source_shape) != 4:
+        return None
+    if inner.op_type == "ReduceMean":  # the mean of the rows' means
+        done = _axes(inner)
+        if done is None:
+            return None
+        left = [a for a in range(4) if a not in done] if not attr(inner, "keepdims", 1) else range(4)
+        return source if tuple(sorted({*done, *(left[a] for a in axes)})) == MAP_AXES else None
+    if inner.op_type in ("Reshape", "Flatten") and axes == (2,):
+        return source if shape == (*source_shape[:2], source_shape[2] * source_shape[3]) else None
+    return None
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    """Sorted non-negative axes of a reduction, or None if they are not constant."""
+    rank = len(shape_of(node.inputs[0]))
+    given = input_at(node, 1)
+    axes = const(given).tolist() if const(given) is not None else attr(node, "axes")  # type: ignore[union-attr]
+    if given is not None and const(given) is None:
+        return None
+    if axes is None or len(axes) == 0:
+        return () if attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted(int(a) % rank for a in axes))
+
+
+def _write_pool(node: ir.Node, x: ir.Value) -> None:
+    n, c = shape_of(x)[:2]
+    if shape_of(node.outputs[0]) == (n, c, 1, 1):
+        rewrite(node.outputs[0], "GlobalAveragePool", [x])
+    else:
+        write_reshape(node, insert(node, "GlobalAveragePool", [x], shape=(n, c, 1, 1)))

@@ -1,0 +1,79 @@
+"""Operators that move no data, or only move it: one Flatten, one Reshape, one Transpose."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from repedge.graph.attrs import attr
+from repedge.graph.values import const, shape_of
+from repedge.passes.base import ints, nodes_of, rewrite
+
+RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def unify_reshapes(model: ir.Model) -> int:
+    """Reshape, Flatten, Squeeze, Unsqueeze, alone or in a row -> Flatten where that says it, else Reshape.
+
+    The batch axis of a Reshape is written as 0 (keep) and all others as numbers.
+    """
+    count = 0
+    for node in nodes_of(model, *RESHAPING):
+        x = node.inputs[0]
+        inner = x.producer() if x is not None else None
+        if inner is not None and inner.op_type in RESHAPING:
+            x = inner.inputs[0]
+        if x is not None:
+            count += write_reshape(node, x)
+    return count
+
+
+def write_reshape(node: ir.Node, x: ir.Value) -> bool:
+    """Make the node's output a Flatten or Reshape of ``x``; False if it is that already."""
+    source, target = shape_of(x), shape_of(node.outputs[0])
+    keeps_batch = source[:1] == target[:1]
+    if keeps_batch and len(target) == 2:
+        if node.op_type == "Flatten" and node.inputs[0] is x and attr(node, "axis", 1) == 1:
+            return False
+        rewrite(node.outputs[0], "Flatten", [x], {"axis": 1})
+        return True
+    wanted = [0, *target[1:]] if keeps_batch and target else list(target)
+    if node.op_type == "Reshape" and node.inputs[0] is x and not attr(node, "allowzero", 0):
+        given = const(node.inputs[1])
+        if given is not None and given.tolist() == wanted:
+            return False
+    rewrite(node.outputs[0], "Reshape", [x, ints(node, "shape", wanted)])
+    return True
+
+
+def unify_transposes(model: ir.Model) -> int:
+    """Transposes in a row -> one; one that only moves axes of length 1 -> Reshape."""
+    count = 0
+    for node in nodes_of(model, "Transpose"):
+        x = node.inputs[0]
+        if x is None:
+            continue
+        perm = permutation(node)
+        inner = x.producer()
+        if inner is not None and inner.op_type == "Transpose":
+            first = permutation(inner)
+            rewrite(node.outputs[0], "Transpose", [inner.inputs[0]], {"perm": [first[i] for i in perm]})
+            count += 1
+        elif perm == sorted(perm):
+            continue  # the identity, which drop_noops takes out
+        elif perm[0] == 0 and _keeps_order(perm, shape_of(x)):
+            count += write_reshape(node, x)
+        elif "perm" not in node.attributes:
+            node.attributes["perm"] = ir.AttrInt64s("perm", perm)
+            count += 1
+    return count
+
+
+def permutation(node: ir.Node) -> list[int]:
+    """The axes of a Transpose's input in the order of its output."""
+    rank = len(shape_of(node.inputs[0]))
+    return list(attr(node, "perm", tuple(reversed(range(rank)))))
+
+
+def _keeps_order(perm: list[int], shape: tuple[int, ...]) -> bool:
+    moved = [axis for axis in perm if shape[axis] != 1]
+    return moved == sorted(moved)

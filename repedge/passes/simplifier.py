@@ -1,0 +1,134 @@
+"""The C++ tools that want a protobuf, onnx's shape inference and onnxsim, without serialising weights.
+
+Both get a *light* copy of the graph, in which every big initializer is a graph input: they need its
+shape, not its values. The tensors are put back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from repedge.errors import UserError
+from repedge.passes.base import nodes_of
+
+if TYPE_CHECKING:
+    import onnx
+
+BIG_BYTES = 1024
+"""Initializers above this are kept out of the protobuf; shape vectors and scalars are far below it."""
+
+ONNXSIM_OPS = frozenset(
+    {"If", "Loop", "Scan", "Shape", "Size", "NonZero", "Where", "Range", "ConstantOfShape", "Expand", "Tile"}
+    | {"Gather", "EyeLike", "OneHot", "Compress", "SequenceAt", "SequenceConstruct", "SplitToSequence"}
+)
+"""What onnxsim may resolve where repedge's own constant folding did not: control flow, shape arithmetic."""
+
+SKIPPED_OPTIMIZERS = (
+    # Every merge of weights belongs to the fusion certificate, so onnxsim must leave these alone.
+    "fuse_add_bias_into_conv",
+    "fuse_bn_into_conv",
+    "fuse_consecutive_concats",
+    "fuse_consecutive_log_softmax",
+    "fuse_matmul_add_bias_into_gemm",
+    "fuse_pad_into_conv",
+    "fuse_pad_into_pool",
+    "fuse_transpose_into_gemm",
+    "fuse_qkv",
+)
+
+
+def infer_shapes(model: ir.Model) -> int:
+    """Give every value without a static shape or a dtype the one that onnx's shape inference finds."""
+    unknown = [v for node in model.graph for v in node.outputs if v.name and not _is_known(v)]
+    if not unknown:
+        return 0
+    import onnx  # 0.2 s that graphs of our own exporter never pay
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_light_proto(model), strict_mode=True, data_prop=True)
+    except Exception as err:
+        raise UserError(f"the shapes in the graph {model.graph.name!r} contradict each other: {err}") from err
+    found = ir.convenience.create_value_mapping(ir.serde.deserialize_model(inferred).graph)
+    count = 0
+    for value in unknown:
+        result = found.get(str(value.name))
+        before = (str(value.shape), value.dtype)
+        if result is not None and result.shape is not None:
+            value.shape = result.shape.copy()
+        if result is not None and result.type is not None:
+            value.type = result.type
+        count += (str(value.shape), value.dtype) != before
+    return count
+
+
+def run_onnxsim(model: ir.Model) -> int:
+    """Let onnxsim resolve control flow and shape arithmetic that is still there.
+
+    Graphs of our own exporter have none, and importing onnxsim costs 1 to 3 s (it imports torch): so
+    it runs only where an operator of ``ONNXSIM_OPS`` is left.
+
+    Raises:
+        UserError: onnxsim can't read the graph.
+    """
+    if next(nodes_of(model, *ONNXSIM_OPS), None) is None:
+        return 0
+    import onnxsim
+
+    try:
+        simplified, _ = onnxsim.simplify(
+            _light_proto(model), check_n=0, skipped_optimizers=list(SKIPPED_OPTIMIZERS)
+        )
+    except Exception as err:
+        raise UserError(f"onnxsim can't simplify the graph {model.graph.name!r}: {err}") from err
+    before = Counter(_key(node) for node in model.graph)
+    graph = ir.serde.deserialize_model(simplified).graph
+    after = Counter(_key(node) for node in graph)
+    count = (before - after).total() if hasattr(Counter, "total") else sum((before - after).values())
+    if count:
+        _restore(model.graph, graph)
+        model.graph = graph
+    return count
+
+
+def _is_known(value: ir.Value) -> bool:
+    return (
+        value.dtype is not None and value.shape is not None and all(isinstance(d, int) for d in value.shape)
+    )
+
+
+def _light_proto(model: ir.Model) -> onnx.ModelProto:
+    light = model.clone()
+    for name, value in tuple(light.graph.initializers.items()):
+        if value.const_value is None or value.const_value.nbytes <= BIG_BYTES or value.is_graph_output():
+            continue
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        value.type = ir.TensorType(value.const_value.dtype)
+        value.const_value = None
+        del light.graph.initializers[name]
+        if not value.is_graph_input():
+            light.graph.inputs.append(value)
+    return ir.serde.serialize_model(light)
+
+
+def _restore(old: ir.Graph, new: ir.Graph) -> None:
+    """Turn the inputs that stand for big weights into initializers; hand the nodes' notes over."""
+    declared = {v.name for v in old.inputs}
+    for value in tuple(new.inputs):
+        weight = old.initializers.get(str(value.name))
+        if weight is None or value.name in declared or weight.const_value is None:
+            continue
+        new.inputs.remove(value)
+        value.const_value = weight.const_value
+        new.register_initializer(value)
+    notes = {v.name: node for node in old for v in node.outputs}
+    for node in new:
+        origin = notes.get(node.outputs[0].name)
+        if origin is not None:
+            node.metadata_props.update(origin.metadata_props)
+
+
+def _key(node: ir.Node) -> tuple[str, ...]:
+    return (node.op_type, *(str(v.name) for v in node.outputs), *(str(v and v.name) for v in node.inputs))
