@@ -53,3 +53,25 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     return uses[0].node
+
+
+def check_weights(model: ir.Model) -> None:
+    """Refuse NaN and infinite weights; single numbers (a clip bound) may be infinite.
+
+    Raises:
+        UserError: A float initializer of more than one element has such a value.
+    """
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.size < 2 or not tensor.dtype.is_floating_point():
+            continue
+        flat = tensor.numpy().reshape(-1)
+        # In pieces: np.isfinite of a whole weight would allocate a quarter of its bytes.
+        bad = sum(int((~np.isfinite(flat[i : i + _PIECE])).sum()) for i in range(0, flat.size, _PIECE))
+        if bad:
+            raise UserError(
+                f"weight {name!r} has {bad} NaN or infinite values of {flat.size}; train or convert it again"
+            )
+
+
+_PIECE = 1 << 20

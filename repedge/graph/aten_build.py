@@ -1,0 +1,218 @@
+"""Building an ``onnx_ir`` graph node by node while a torch module runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import torch
+
+OPSET = 20
+Operand = Union[ir.Value, "torch.Tensor", float, int, bool]
+"""What an ATen argument can be here: a value of the graph, a constant tensor, a Python number."""
+
+
+class Unlowerable(Exception):
+    """This use of an operator is outside the table; the text says why."""
+
+
+class Builder:
+    """Collects nodes and initializers; a lowering calls `node` and friends.
+
+    Attributes:
+        path: Module that is running, such as ``stage1.0.rbr_dense.conv``; names what is emitted.
+        result: What torch computed for the operator being lowered: a tensor or a sequence of them.
+    """
+
+    def __init__(self, names: Mapping[tuple, str]) -> None:
+        """Args: names: `tensor_key` of each parameter and buffer -> its dotted name."""
+        self.path = ""
+        self.result: Any = None
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+        self._names = names
+        self._constants: dict[tuple, ir.Value] = {}
+        self._kept: list[Any] = []  # keeps constants alive: a key holds a memory address
+        self._taken: set[str] = set()
+
+    def input(self, name: str, shape: Sequence[int]) -> ir.Value:
+        """A float32 graph input."""
+        self._taken.add(name)
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+
+    def shape(self, i: int | None = None) -> tuple[int, ...]:
+        """Shape of torch's result, or of its ``i``-th tensor."""
+        return tuple((self.result if i is None else self.result[i]).shape)
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[Operand | None],
+        shape: Sequence[int] | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Emit a node with one output of ``shape`` (torch's own result if None) and return the output."""
+        return self.nodes_out(op, inputs, [self.shape() if shape is None else shape], **attributes)[0]
+
+    def nodes_out(
+        self, op: str, inputs: Sequence[Operand | None], shapes: Sequence[Sequence[int]], **attributes: Any
+    ) -> list[ir.Value]:
+        """Emit a node with an output per shape."""
+        operands = [None if x is None else self.value(x) for x in inputs]
+        while operands and operands[-1] is None:
+            operands.pop()
+        name = self._unique(f"{self.path}/{op}" if self.path else op)
+        outputs = [
+            ir.Value(
+                name=name if len(shapes) == 1 else f"{name}.{i}",
+                shape=ir.Shape(shape),
+                type=ir.TensorType(ir.DataType.FLOAT),
+            )
+            for i, shape in enumerate(shapes)
+        ]
+        source = {"source": self.path} if self.path else None
+        given = [_attribute(key, value) for key, value in attributes.items()]
+        node = ir.Node("", op, operands, given, outputs=outputs, name=name, metadata_props=source)
+        self.nodes.append(node)
+        return outputs
+
+    def value(self, x: Operand) -> ir.Value:
+        """A graph value as it is; a constant tensor or number as a float32 initializer."""
+        if isinstance(x, ir.Value):
+            return x
+        if isinstance(x, (bool, int, float)):
+            return self.array(np.asarray(x, np.float32))
+        return self.tensor(x)
+
+    def tensor(self, x: torch.Tensor) -> ir.Value:
+        """A constant tensor as a float32 initializer that shares the tensor's memory."""
+        key = tensor_key(x)
+        if key not in self._constants:
+            array = x.detach().float().contiguous().numpy()
+            self._constants[key] = self._initializer(self._name(x), array)
+            self._kept.append(x)
+        return self._constants[key]
+
+    def _name(self, x: torch.Tensor) -> str:
+        if x.ndim == 2 and tensor_key(x.t()) in self._names:
+            return f"{self._names[tensor_key(x.t())]}.T"
+        return self._names.get(tensor_key(x), "const")
+
+    def borrows(self, storage: int) -> bool:
+        """Whether a constant of the graph shares the storage (its ``_cdata``)."""
+        return any(x.untyped_storage()._cdata == storage for x in self._kept)
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """An int64 vector: a shape, axes, pads."""
+        return self.array(np.asarray(numbers, np.int64))
+
+    def array(self, array: np.ndarray) -> ir.Value:
+        """A small constant, shared by all that ask for the same one."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._initializer("const", array)
+        return self._constants[key]
+
+    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        name = self._unique(name)
+        tensor = ir.Tensor(array, name=name)
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.initializers[name] = value
+        return value
+
+    def _unique(self, name: str) -> str:
+        unique, n = name, 1
+        while unique in self._taken:
+            unique, n = f"{name}_{n}", n + 1
+        self._taken.add(unique)
+        return unique
+
+    def reshape(self, x: Operand, shape: Sequence[int] | None = None) -> ir.Value:
+        """``x`` in another shape: nothing, one Flatten or one Reshape, whose batch axis is 0.
+
+        Reshape(Reshape(x)) becomes one Reshape of x.
+        """
+        target = self.shape() if shape is None else tuple(shape)
+        value = self.value(x)
+        while value.producer() is not None and value.producer().op_type in ("Reshape", "Flatten"):  # type: ignore[union-attr]
+            value = value.producer().inputs[0]  # type: ignore[union-attr, assignment]
+        source = dims(value)
+        if source == target:
+            return value
+        if len(target) == 2 and len(source) > 2 and source[0] == target[0]:
+            return self.node("Flatten", [value], target, axis=1)
+        keeps_batch = bool(source) and bool(target) and source[0] == target[0]
+        return self.node("Reshape", [value, self.ints(*((0, *target[1:]) if keeps_batch else target))], target)
+
+    def transpose(self, x: Operand, perm: Sequence[int]) -> ir.Value:
+        """``x`` with its axes in another order."""
+        value = self.value(x)
+        perm = tuple(p % len(perm) for p in perm)
+        if perm == tuple(range(len(perm))):
+            return value
+        return self.node("Transpose", [value], [dims(value)[p] for p in perm], perm=perm)
+
+    def slice(self, x: Operand, axis: int, start: int, end: int, step: int = 1) -> ir.Value:
+        """``x[start:end:step]`` along ``axis``; bounds within the axis."""
+        value = self.value(x)
+        shape = list(dims(value))
+        shape[axis] = max(0, math.ceil((end - start) / step))
+        if shape[axis] == dims(value)[axis]:
+            return value
+        parts = (start, end, axis, step)
+        return self.node("Slice", [value, *(self.ints(n) for n in parts)], shape)
+
+    def finish(self, inputs: Sequence[ir.Value], outputs: Mapping[str, ir.Value]) -> ir.Model:
+        """The model: outputs renamed, unused nodes and initializers dropped."""
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+        self.path = ""
+        final: list[ir.Value] = []
+        for name, value in outputs.items():
+            # An input, a constant or a value that is an output already can't be renamed.
+            if value.producer() is None or value in final:
+                value = self.node("Identity", [value], dims(value))
+            final.append(value)
+        kept = {value.name for value in [*inputs, *self.initializers.values()]}
+        wanted = dict(zip(outputs, final, strict=True))
+        inner = [v for node in self.nodes for v in node.outputs if v not in final]
+        for value in inner:
+            if value.name in wanted:
+                value.name = self._unique(f"{value.name}_inner")
+        for name, value in wanted.items():
+            value.name = name if name not in kept else self._unique(f"{name}_out")
+        graph = ir.Graph(
+            list(inputs),
+            final,
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            opset_imports={"": OPSET},
+            name="repedge",
+        )
+        model = ir.Model(graph, ir_version=10, producer_name="repedge")
+        return RemoveUnusedNodesPass()(model).model
+
+
+def _attribute(name: str, value: str | float | Sequence[int]) -> ir.Attr:
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    return ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, list(value))
+
+
+def dims(value: ir.Value) -> tuple[int, ...]:
+    """Static shape of a value that a `Builder` made."""
+    return tuple(int(d) for d in value.shape)  # type: ignore[union-attr, arg-type]
+
+
+def tensor_key(x: torch.Tensor) -> tuple:
+    """Equal for two tensors that are the same view of the same memory."""
+    return (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype) if x.numel() else (id(x),)

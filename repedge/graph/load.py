@@ -1,0 +1,303 @@
+"""ONNX files -> float graphs with static shapes. A file is untrusted input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.errors import UnsupportedModel, UserError
+from repedge.graph.serde import from_proto, save_onnx, to_proto
+from repedge.graph.values import check_weights
+
+__all__ = ["from_proto", "load_onnx", "normalize", "save_onnx", "to_proto"]
+
+OPSET = 20
+DEFAULT_DOMAINS = ("", "ai.onnx")
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_T = TypeVar("_T")
+
+
+def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None) -> ir.Model:
+    """Read an ONNX file and bring it into the form that the passes start from.
+
+    Any opset that ONNX itself can convert becomes opset 20, float16 becomes float32, the batch
+    becomes 1, and every value that shape inference reaches gets a static shape. Weights stay mapped
+    from the file where they are external data.
+
+    Args:
+        path: An ``.onnx`` file; external data must lie in its folder.
+        input_size: Height and width in pixels, where the file leaves them open.
+
+    Raises:
+        UserError: The file is missing, damaged or invalid, refers to files outside its folder, has
+            NaN weights, or has not exactly one image input of a known size.
+        UnsupportedModel: It has operators of other domains, control flow, or an opset that can't be
+            converted.
+    """
+    path = Path(path)
+    proto = _read(path)
+    _check_external_data(proto, path)
+    try:
+        model = from_proto(proto)
+    except Exception as error:
+        raise UserError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    try:
+        return normalize(model, input_size, path)
+    except (FileNotFoundError, OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as an ONNX model: {_first_line(error)}") from error
+
+
+def normalize(
+    model: ir.Model, input_size: tuple[int, int] | None, path: str | os.PathLike = "the exported graph"
+) -> ir.Model:
+    """Everything `load_onnx` does after reading; changes ``model`` in place where it can."""
+    from onnx_ir.passes import common
+
+    common.InlinePass()(model)  # the model's own functions
+    common.RemoveUnusedFunctionsPass()(model)
+    _reject_foreign(model, path)
+    _check(model, path)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    _fix_input(model, input_size, path)
+    model = _convert_opset(model, path)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    check_weights(model)
+    _half_to_float(model)
+    _infer_shapes(model, path)
+    common.NameFixPass()(model)
+    for i, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{i}"
+    model.ir_version, model.producer_name, model.producer_version = 10, "repedge", None
+    return model
+
+
+def _read(path: Path) -> Any:
+    import onnx
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except Exception as error:
+        raise UserError(f"{path} is not an ONNX file, or is cut short: {_first_line(error)}") from error
+    if not proto.graph.node or not proto.opset_import:
+        raise UserError(f"{path} is not an ONNX file, or is cut short: it holds no graph")
+    return proto
+
+
+def _check_external_data(proto: Any, path: Path) -> None:
+    """Refuse any reference out of the model's folder: absolute, by "..", or through a link."""
+    folder = path.parent.resolve()
+    for tensor in _tensor_protos(proto):
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        entry = {e.key: e.value for e in tensor.external_data}
+        location = entry.get("location", "")
+        parts = Path(location.replace("\\", "/"))
+        target = (folder / parts).resolve()
+        if not location or parts.is_absolute() or ".." in parts.parts or not target.is_relative_to(folder):
+            raise UserError(
+                f"{path} keeps the weight {tensor.name!r} in {location!r}, outside its own folder; "
+                "put the data file beside the model"
+            )
+        if not target.is_file():
+            raise UserError(f"{path} keeps its weights in {location!r}, which is not beside it")
+        end = _natural(entry.get("offset", "0"), path) + _natural(entry.get("length", "0"), path)
+        if end > target.stat().st_size:
+            raise UserError(f"{location!r}, which holds the weights of {path}, is cut short")
+
+
+def _natural(text: str, path: Path) -> int:
+    if not text.isdecimal():
+        raise UserError(f"{path} is not a valid ONNX model: external data at {text!r}")
+    return int(text)
+
+
+def _tensor_protos(message: Any) -> Iterator[Any]:
+    """Every TensorProto in a message, wherever it hides (initializers, attributes, subgraphs, functions)."""
+    import onnx
+
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for item in value if isinstance(value, _repeated()) else (value,):
+            if isinstance(item, onnx.TensorProto):
+                yield item
+            else:
+                yield from _tensor_protos(item)
+
+
+def _repeated() -> type:
+    from collections.abc import Sequence
+
+    return Sequence
+
+
+def _reject_foreign(model: ir.Model, path: Any) -> None:
+    """Name every operator of another domain and every control-flow operator at once."""
+    found = {
+        f"{node.domain}.{node.op_type}" if node.domain not in DEFAULT_DOMAINS else node.op_type
+        for node in model.graph.all_nodes()
+        if node.domain not in DEFAULT_DOMAINS or node.op_type in CONTROL_FLOW
+    }
+    if found:
+        raise UnsupportedModel(
+            f"{path} has control flow or operators from outside the ONNX standard: {', '.join(sorted(found))}"
+        )
+
+
+def _check(model: ir.Model, path: Any) -> None:
+    import onnx
+
+    try:
+        _with_small_proto(model, onnx.checker.check_model)
+    except Exception as error:
+        raise UserError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
+
+
+def _fix_input(model: ir.Model, input_size: tuple[int, int] | None, path: Any) -> None:
+    """One image input, batch 1, static."""
+    inputs = model.graph.inputs
+    if len(inputs) != 1:
+        names = ", ".join(str(i.name) for i in inputs) or "none"
+        raise UserError(f"{path} must have exactly one input, an image; it has {len(inputs)} ({names})")
+    image = inputs[0]
+    if image.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        raise UserError(f"the input {image.name!r} of {path} is {image.dtype}; it must be float32")
+    shape = list(image.shape) if image.shape is not None else []
+    if len(shape) != 4:
+        raise UserError(
+            f"the input {image.name!r} of {path} has rank {len(shape)}; it must be [batch, channels, height, width]"
+        )
+    channels = shape[1]
+    if not isinstance(channels, int):
+        raise UserError(f"the channels of the input {image.name!r} of {path} are not fixed")
+    size = [_extent(own, i, input_size, image.name, path) for i, own in enumerate(shape[2:])]
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise UserError(f"{path} is made for batches of {shape[0]}; export it for batch 1 or a dynamic batch")
+    image.shape = ir.Shape([1, channels, *size])
+
+
+def _extent(own: Any, axis: int, input_size: tuple[int, int] | None, name: Any, path: Any) -> int:
+    if isinstance(own, int):
+        if input_size is not None and input_size[axis] != own:
+            what = ("height", "width")[axis]
+            raise UserError(f"{path} has a fixed {what} of {own} pixels; --input-size asks for {input_size[axis]}")
+        return own
+    if input_size is None:
+        raise UserError(f"the input {name!r} of {path} has no fixed size; give one with --input-size HEIGHTxWIDTH")
+    return input_size[axis]
+
+
+def _convert_opset(model: ir.Model, path: Any) -> ir.Model:
+    """The same graph in opset 20, by ONNX's own converter."""
+    import onnx.version_converter
+
+    own = next((v for d, v in model.opset_imports.items() if d in DEFAULT_DOMAINS), 1)
+    for domain in [d for d in model.opset_imports if d != ""]:
+        del model.opset_imports[domain]
+    model.opset_imports[""] = own
+    if own == OPSET:
+        return model
+    try:
+        converted = _with_small_proto(model, lambda p: onnx.version_converter.convert_version(p, OPSET))
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{path} is opset {own} and can't be converted to opset {OPSET} ({_first_line(error)}); "
+            f"export it with opset {OPSET}"
+        ) from error
+    return _with_weights_of(model, converted)
+
+
+def _with_weights_of(model: ir.Model, proto: Any) -> ir.Model:
+    """The graph of ``proto``, with the weights that `_with_small_proto` left out put back."""
+    tensors = {name: v.const_value for name, v in model.graph.initializers.items()}
+    count = len(model.graph.inputs)
+    result = from_proto(proto)
+    for value in list(result.graph.inputs)[count:]:
+        tensor = tensors.get(value.name)
+        if value.name not in result.graph.initializers and tensor is not None:
+            value.const_value = tensor
+            result.graph.register_initializer(value)
+    del result.graph.inputs[count:]
+    return result
+
+
+def _with_small_proto(model: ir.Model, function: Callable[[Any], _T]) -> _T:
+    """Call an API of ONNX on the model without its big weights, which become inputs at the end.
+
+    Weights never change the answer of the checker, the converter or shape inference; only small
+    initializers (shapes, axes, scales) do.
+    """
+    proto = _small_proto(model)
+    return function(proto)
+
+
+def _small_proto(model: ir.Model) -> Any:
+    from repedge.graph.serde import skeleton
+
+    proto, arrays = skeleton(model, "weights")
+    small = [t for t in proto.graph.initializer if t.name not in arrays]
+    copies = [type(t).FromString(t.SerializeToString()) for t in small]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(copies)
+    for value in model.graph.initializers.values():
+        info = ir.serde.serialize_value(value)
+        proto.graph.input.append(info)
+    # Old versions want every initializer to be an input, too; new ones allow it.
+    return proto
+
+
+def _half_to_float(model: ir.Model) -> None:
+    """float16 tensors, casts and declared types become float32."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT16:
+            value.const_value = ir.Tensor(tensor.numpy().astype(np.float32), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+    for value in [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]:
+        if value.dtype == ir.DataType.FLOAT16:
+            value.dtype = ir.DataType.FLOAT
+    for node in model.graph:
+        target = node.attributes.get("to")
+        if node.op_type == "Cast" and target is not None and target.value == ir.DataType.FLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        fill = node.attributes.get("value")
+        if fill is not None and fill.type == ir.AttributeType.TENSOR and fill.value.dtype == ir.DataType.FLOAT16:
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(fill.value.numpy().astype(np.float32)))
+
+
+def _infer_shapes(model: ir.Model, path: Any) -> None:
+    """Shapes and types of every value, from the now static input; symbols of the file are dropped."""
+    import onnx.shape_inference
+
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    try:
+        inferred = _with_small_proto(
+            model, lambda p: onnx.shape_inference.infer_shapes(p, strict_mode=True, data_prop=True)
+        )
+    except Exception as error:
+        raise UserError(f"the shapes of {path} do not fit together: {_first_line(error)}") from error
+    known = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            info = known.get(value.name)
+            if info is None or not info.type.HasField("tensor_type"):
+                continue
+            value.dtype = ir.DataType(info.type.tensor_type.elem_type)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

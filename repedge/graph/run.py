@@ -1,0 +1,132 @@
+"""Reference execution of a graph on the CPU by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.errors import DeviceError, UserError
+from repedge.graph.serde import skeleton
+
+
+class Session:
+    """A graph ready to run.
+
+    Weights of an ``onnx_ir.Model`` are handed to the runtime by reference, so a model of any size
+    costs no copy beyond what the runtime itself makes.
+
+    Args:
+        model: A graph, or the path of an ``.onnx`` file.
+        threads: CPU threads; None leaves it to the runtime.
+        optimize: False turns the runtime's graph optimizations off, so that every node runs as it is
+            written (for comparing nodes one by one).
+        outputs: Names of the values to return instead of the graph's outputs; intermediate values
+            of an ``onnx_ir.Model`` may be named.
+
+    Attributes:
+        outputs: Names of the values that `run` returns, in order.
+
+    Raises:
+        DeviceError: The runtime refuses the graph.
+        UserError: A name in ``outputs`` is no value of the graph.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model | str | os.PathLike,
+        threads: int | None = None,
+        *,
+        optimize: bool = True,
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # The graph's arrays and the OrtValues that borrow their memory live as long as the session.
+        self._borrowed: list[Any] = []
+        try:
+            source = self._source(model, options, outputs)
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except UserError:
+            raise
+        except Exception as error:
+            raise DeviceError(f"ONNX Runtime can't load the graph: {_first_line(error)}") from error
+        known = [o.name for o in self._session.get_outputs()]
+        missing = [name for name in outputs or () if name not in known]
+        if missing:
+            raise UserError(f"the graph has no output {missing[0]!r}; it has {', '.join(known)}")
+        self.outputs = tuple(known if outputs is None else outputs)
+        self._input = self._session.get_inputs()[0]
+
+    def _source(self, model: Any, options: Any, outputs: Sequence[str] | None) -> str | bytes:
+        import onnxruntime as ort
+
+        if not isinstance(model, ir.Model):
+            return os.fspath(model)
+        proto, arrays = skeleton(model, location="weights")
+        if arrays:
+            tensors = [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()]
+            options.add_external_initializers(list(arrays), tensors)
+            self._borrowed += [*arrays.values(), *tensors]
+        if outputs is not None:
+            _expose(model, proto, outputs)
+        return proto.SerializeToString()
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """Run a batch of any size.
+
+        Args:
+            x: float32 [N, C, H, W], N >= 1. A graph of fixed batch B runs N / B times.
+
+        Returns:
+            One array per name in ``outputs``, with leading axis N.
+
+        Raises:
+            UserError: The shape does not fit the graph's input.
+            DeviceError: The runtime failed.
+        """
+        shape = self._input.shape
+        fits = len(shape) == x.ndim and all(
+            not isinstance(want, int) or want == got for want, got in zip(shape[1:], x.shape[1:], strict=True)
+        )
+        step = shape[0] if fits and isinstance(shape[0], int) else max(1, len(x))
+        if not fits or len(x) == 0 or len(x) % step:
+            raise UserError(f"the graph's input {self._input.name!r} is {list(shape)}, not {list(x.shape)}")
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        parts = [self._call(x[i : i + step]) for i in range(0, len(x), step)]
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def _call(self, x: np.ndarray) -> list[np.ndarray]:
+        try:
+            return self._session.run(list(self.outputs), {self._input.name: x})
+        except Exception as error:
+            raise DeviceError(f"ONNX Runtime failed: {_first_line(error)}") from error
+
+
+def _expose(model: ir.Model, proto: Any, names: Sequence[str]) -> None:
+    """Make the named values outputs of the message."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    present = {output.name for output in proto.graph.output}
+    for name in names:
+        if name in present:
+            continue
+        if name not in values:
+            raise UserError(f"the graph has no value {name!r} to return")
+        proto.graph.output.append(ir.serde.serialize_value(values[name]))
+        present.add(name)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
