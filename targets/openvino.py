@@ -20,6 +20,7 @@ from repedge.errors import DeviceError, UnsupportedModel, UserError
 from repedge.graph.values import shape_of
 from repedge.targets import openvino_ops
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.openvino_build import Builder
 
 LAYOUTS = {2: "NC", 4: "NCHW"}
 """Layout of an output by its rank."""
@@ -42,7 +43,7 @@ class OpenVINO(Target):
         return [
             Unsupported(node.op_type, node.name or "", why, node.metadata_props.get("source", ""))
             for node in model.graph
-            if (why := openvino_ops.refusal(node))
+            if (why := _refusal(node))
         ]
 
     def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
@@ -118,7 +119,7 @@ def _lower(model: ir.Model, job: Job) -> Any:
     """The graph as an ``openvino.Model``."""
     import openvino
 
-    b = openvino_ops.Builder()
+    b = Builder()
     parameter = _lower_input(b, model.graph.inputs[0], job)
     for node in model.graph:
         lowered = openvino_ops.TABLE[node.op_type].lower(b, node)
@@ -138,7 +139,7 @@ def _lower(model: ir.Model, job: Job) -> Any:
     return lowered_model
 
 
-def _lower_input(b: openvino_ops.Builder, value: ir.Value, job: Job) -> Any:
+def _lower_input(b: Builder, value: ir.Value, job: Job) -> Any:
     """The parameter: uint8 NHWC pixels turned into float32 NCHW, or the graph's own input."""
     import openvino
 
@@ -224,3 +225,10 @@ def _input_spec(model: ir.Model, job: Job) -> TensorSpec:
 def _output_spec(value: ir.Value) -> TensorSpec:
     shape = shape_of(value)
     return TensorSpec(str(value.name), "float32", shape, LAYOUTS.get(len(shape), ""))
+
+
+def _refusal(node: ir.Node) -> str | None:
+    if node.domain not in ("", "ai.onnx"):
+        return f"the operator domain {node.domain!r} is not supported"
+    row = openvino_ops.TABLE.get(node.op_type)
+    return "no lowering for this operator" if row is None else row.refuse(node)

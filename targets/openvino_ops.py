@@ -7,8 +7,6 @@ change the batch size of a written IR. Source: the OpenVINO operation-set specif
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,83 +14,9 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
+from repedge.targets.openvino_build import Builder, Lowering, Row, arg, first, given, needed, require_const
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
-
-Refusal = Callable[[ir.Node], str | None]
-"""Says in a sentence why a node can't be lowered, or None if it can."""
-
-
-class Builder:
-    """OpenVINO outputs of the values lowered so far, by the name of the ONNX value."""
-
-    def __init__(self) -> None:
-        from openvino import opset13
-
-        self.ops: Any = opset13
-        self.values: dict[str, Any] = {}
-
-    def x(self, node: ir.Node, index: int) -> Any:
-        """The OpenVINO output for a node's input; a constant is made on its first use."""
-        value = node.inputs[index]
-        assert value is not None and value.name is not None  # refusals have run
-        if value.name not in self.values:
-            array = const(value)
-            assert array is not None  # the graph is sorted: what no node made is a constant
-            self.values[value.name] = self.const(array, value.name).output(0)
-        return self.values[value.name]
-
-    def const(self, array: np.ndarray, name: str | None = None) -> Any:
-        """A Constant node; it shares the array's memory where OpenVINO can, that is, if it is writable."""
-        array = np.ascontiguousarray(array)
-        node = self.ops.constant(array, shared_memory=array.flags.writeable)
-        if name:
-            node.set_friendly_name(name)
-        return node
-
-    def ints(self, *numbers: int) -> Any:
-        """An int64 vector."""
-        return self.const(np.array(numbers, np.int64))
-
-
-Lowering = Callable[[Builder, ir.Node], Any]
-"""Returns the OpenVINO node whose outputs stand for the ONNX node's outputs, in order."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    lower: Lowering
-    refuse: Refusal = lambda node: None
-
-
-def arg(node: ir.Node, index: int) -> np.ndarray | None:
-    """The constant at an input position, None where the optional input is absent."""
-    return const(node.inputs[index]) if given(node, index) else None
-
-
-def given(node: ir.Node, index: int) -> bool:
-    """Whether the optional input is there."""
-    return index < len(node.inputs) and node.inputs[index] is not None
-
-
-def require_const(*indices: int) -> Refusal:
-    """Refuses a node unless these inputs, where given, are constants."""
-
-    def refuse(node: ir.Node) -> str | None:
-        for i in indices:
-            if given(node, i) and const(node.inputs[i]) is None:
-                return f"its input {i} ({node.inputs[i].name!r}) is not a constant"  # type: ignore[union-attr]
-        return None
-
-    return refuse
-
-
-def first(*refusals: Refusal) -> Refusal:
-    """The first reason that any of the refusals gives."""
-    return lambda node: next((why for refuse in refusals if (why := refuse(node))), None)
-
 
 # --- convolutions and products ---------------------------------------------------------------------------
 
@@ -124,8 +48,7 @@ def add_channels(b: Builder, node: ir.Node, y: Any) -> Any:
 
 
 def conv(b: Builder, node: ir.Node) -> Any:
-    a, weight = conv_attrs(node), arg(node, 1)
-    assert weight is not None
+    a, weight = conv_attrs(node), needed(node, 1)
     window = (list(a.strides), list(a.pads[:2]), list(a.pads[2:]), list(a.dilations))
     if a.group == 1:
         y = b.ops.convolution(b.x(node, 0), b.const(weight), *window)
@@ -135,8 +58,7 @@ def conv(b: Builder, node: ir.Node) -> Any:
 
 
 def conv_transpose(b: Builder, node: ir.Node) -> Any:
-    a, weight = conv_attrs(node), arg(node, 1)
-    assert weight is not None
+    a, weight = conv_attrs(node), needed(node, 1)
     window: dict[str, Any] = {
         "strides": list(a.strides),
         "pads_begin": list(a.pads[:2]),
@@ -160,7 +82,7 @@ def gemm(b: Builder, node: ir.Node) -> Any:
 
 
 def scaled(b: Builder, x: Any, factor: float) -> Any:
-    return x if factor == 1.0 else b.ops.multiply(x, b.const(np.float32(factor)))
+    return x if factor == 1.0 else b.ops.multiply(x, b.number(factor))
 
 
 def batch_norm(b: Builder, node: ir.Node) -> Any:
@@ -205,9 +127,7 @@ def leaky_relu(b: Builder, node: ir.Node) -> Any:
 
 
 def prelu(b: Builder, node: ir.Node) -> Any:
-    slope = arg(node, 1)
-    assert slope is not None
-    return b.ops.prelu(b.x(node, 0), b.const(slope.reshape(-1)))
+    return b.ops.prelu(b.x(node, 0), b.const(needed(node, 1).reshape(-1)))
 
 
 def slope_per_channel(node: ir.Node) -> str | None:
@@ -224,7 +144,7 @@ def hard_sigmoid(b: Builder, node: ir.Node) -> Any:
     alpha, beta = attr(node, "alpha", 0.2), attr(node, "beta", 0.5)
     if beta == 0.5 and math.isclose(alpha, 1 / 6, rel_tol=1e-6):
         return b.ops.hsigmoid(b.x(node, 0))  # the form that fuses into convolutions
-    return b.ops.hard_sigmoid(b.x(node, 0), b.const(np.float32(alpha)), b.const(np.float32(beta)))
+    return b.ops.hard_sigmoid(b.x(node, 0), b.number(alpha), b.number(beta))
 
 
 def gelu(b: Builder, node: ir.Node) -> Any:
@@ -322,13 +242,12 @@ def split(b: Builder, node: ir.Node) -> Any:
     axis = attr(node, "axis", 0) % len(shape_of(node.inputs[0]))
     lengths = [shape_of(out)[axis] for out in node.outputs]
     if len(set(lengths)) == 1:
-        return b.ops.split(b.x(node, 0), b.const(np.int64(axis)), len(lengths))
-    return b.ops.variadic_split(b.x(node, 0), b.const(np.int64(axis)), b.ints(*lengths))
+        return b.ops.split(b.x(node, 0), b.const(np.array(axis)), len(lengths))
+    return b.ops.variadic_split(b.x(node, 0), b.const(np.array(axis)), b.ints(*lengths))
 
 
 def slice_(b: Builder, node: ir.Node) -> Any:
-    starts, ends, axes, steps = (arg(node, i) for i in range(1, 5))
-    assert starts is not None and ends is not None
+    starts, ends, axes, steps = needed(node, 1), needed(node, 2), arg(node, 3), arg(node, 4)
     axes = np.arange(len(starts)) if axes is None else axes
     steps = np.ones(len(starts)) if steps is None else steps
     vectors = (np.atleast_1d(v).astype(np.int64) for v in (starts, ends, steps, axes))
@@ -336,9 +255,8 @@ def slice_(b: Builder, node: ir.Node) -> Any:
 
 
 def reshape(b: Builder, node: ir.Node) -> Any:
-    shape = arg(node, 1)
-    assert shape is not None
-    return b.ops.reshape(b.x(node, 0), b.ints(*shape.tolist()), special_zero=not attr(node, "allowzero", 0))
+    shape = needed(node, 1).tolist()
+    return b.ops.reshape(b.x(node, 0), b.ints(*shape), special_zero=not attr(node, "allowzero", 0))
 
 
 def flatten(b: Builder, node: ir.Node) -> Any:
@@ -369,12 +287,11 @@ def axes_op(name: str) -> Lowering:
 
 def pad(b: Builder, node: ir.Node) -> Any:
     rank = len(shape_of(node.inputs[0]))
-    pads, fill, axes = arg(node, 1), arg(node, 2), arg(node, 3)
-    assert pads is not None
+    pads, fill, axes = needed(node, 1), arg(node, 2), arg(node, 3)
     begin, end = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
     where = np.arange(rank) if axes is None else axes % rank
     begin[where], end[where] = pads[: len(where)], pads[len(where) :]
-    value = b.const(np.float32(0.0 if fill is None else fill.reshape(-1)[0]))
+    value = b.number(0.0 if fill is None else fill.reshape(-1)[0])
     return b.ops.pad(b.x(node, 0), b.const(begin), b.const(end), attr(node, "mode", "constant"), value)
 
 
@@ -394,10 +311,9 @@ RESIZE_COORDINATES = (
 
 
 def resize(b: Builder, node: ir.Node) -> Any:
-    scales, sizes, rank = arg(node, 2), arg(node, 3), len(shape_of(node.inputs[0]))
+    sizes, rank = arg(node, 3), len(shape_of(node.inputs[0]))
     by_size = sizes is not None and sizes.size > 0
-    numbers = sizes if by_size else scales
-    assert numbers is not None
+    numbers = needed(node, 3 if by_size else 2)
     axes = np.array(attr(node, "axes", tuple(range(rank)))) % rank
     keep = [i for i, axis in enumerate(axes) if axis >= 2]  # the batch stays free
     wanted = numbers[keep].astype(np.int64 if by_size else np.float32)
@@ -484,11 +400,3 @@ TABLE: dict[str, Row] = {
     "DepthToSpace": Row(block("depth_to_space")),
     "SpaceToDepth": Row(block("space_to_depth")),
 }
-
-
-def refusal(node: ir.Node) -> str | None:
-    """Why a node has no lowering, or None."""
-    if node.domain not in ("", "ai.onnx"):
-        return f"the operator domain {node.domain!r} is not supported"
-    row = TABLE.get(node.op_type)
-    return "no lowering for this operator" if row is None else row.refuse(node)

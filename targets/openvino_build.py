@@ -1,0 +1,100 @@
+"""What the rows of the OpenVINO lowering table are made of: the builder, constants, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.errors import UserError
+from repedge.graph.values import const
+
+Refusal = Callable[[ir.Node], str | None]
+"""Says in a sentence why a node can't be lowered, or None if it can."""
+
+
+class Builder:
+    """OpenVINO outputs of the values lowered so far, by the name of the ONNX value."""
+
+    def __init__(self) -> None:
+        from openvino import opset13
+
+        self.ops: Any = opset13
+        self.values: dict[str, Any] = {}
+
+    def x(self, node: ir.Node, index: int) -> Any:
+        """The OpenVINO output for a node's input; a constant is made on its first use."""
+        name = str(node.inputs[index].name)  # type: ignore[union-attr]
+        if name not in self.values:  # the graph is sorted: what no node made is a constant
+            self.values[name] = self.const(needed(node, index), name).output(0)
+        return self.values[name]
+
+    def const(self, array: np.ndarray, name: str | None = None) -> Any:
+        """A Constant node; it shares the array's memory where OpenVINO can, that is, if it is writable."""
+        array = array if array.flags.c_contiguous else array.copy()  # ascontiguousarray has no scalars
+        node = self.ops.constant(array, shared_memory=array.flags.writeable)
+        if name:
+            node.set_friendly_name(name)
+        return node
+
+    def ints(self, *numbers: int) -> Any:
+        """An int64 vector."""
+        return self.const(np.array(numbers, np.int64))
+
+    def number(self, value: float) -> Any:
+        """A float32 scalar."""
+        return self.const(np.array(value, np.float32))
+
+
+Lowering = Callable[[Builder, ir.Node], Any]
+"""Returns the OpenVINO node whose outputs stand for the ONNX node's outputs, in order."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    lower: Lowering
+    refuse: Refusal = lambda node: None
+
+
+def arg(node: ir.Node, index: int) -> np.ndarray | None:
+    """The constant at an input position, None where the optional input is absent."""
+    return const(node.inputs[index]) if given(node, index) else None
+
+
+def needed(node: ir.Node, index: int) -> np.ndarray:
+    """The constant at an input position that has one, by the node's refusals.
+
+    Raises:
+        UserError: It is not there, so the graph is not a valid one.
+    """
+    array = arg(node, index)
+    if array is None:
+        raise UserError(f"{node.op_type} node {node.name!r}: input {index} should be a constant and is not")
+    return array
+
+
+def given(node: ir.Node, index: int) -> bool:
+    """Whether the optional input is there."""
+    return index < len(node.inputs) and node.inputs[index] is not None
+
+
+def require_const(*indices: int) -> Refusal:
+    """Refuses a node unless these inputs, where given, are constants."""
+
+    def refuse(node: ir.Node) -> str | None:
+        for i in indices:
+            if given(node, i) and const(node.inputs[i]) is None:
+                return f"its input {i} ({node.inputs[i].name!r}) is not a constant"  # type: ignore[union-attr]
+        return None
+
+    return refuse
+
+
+def first(*refusals: Refusal) -> Refusal:
+    """The first reason that any of the refusals gives."""
+    return lambda node: next((why for refuse in refusals if (why := refuse(node))), None)
