@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.config import Precision
-from repedge.errors import DeviceError, UnsupportedModel, UserError
+from repedge.errors import DeviceError, RepedgeError, UnsupportedModel, UserError
 from repedge.graph.values import shape_of
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
 
@@ -163,8 +163,7 @@ def _output_spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
 class _PackageRunner(Runner):
     """Feeds a batch to a single-image model, one image at a time."""
 
-    def __init__(self, job: Job, outputs: Sequence[str]) -> None:
-        self._image = job.input_kind == "uint8"
+    def __init__(self, outputs: Sequence[str]) -> None:
         self._outputs = list(outputs)
 
     def _predict(self, item: np.ndarray) -> dict[str, Any]:
@@ -173,7 +172,9 @@ class _PackageRunner(Runner):
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
         try:
-            results = [self._predict(item) for item in batch]
+            results = [self._predict(np.ascontiguousarray(item)) for item in batch]
+        except RepedgeError:
+            raise
         except Exception as error:
             raise DeviceError(f"{CoreML.executor} failed on the package: {error}") from error
         return [np.concatenate([np.asarray(r[name], np.float32) for r in results]) for name in self._outputs]
@@ -185,13 +186,13 @@ class InterpreterRunner(_PackageRunner):
     def __init__(self, path: Path, job: Job, outputs: Sequence[str]) -> None:
         from repedge.targets.mil import load
 
-        super().__init__(job, outputs)
+        super().__init__(outputs)
         self._program = load(path)
-        self._input = _input_name(path)
+        self._feature = self._program.inputs[0]
 
     def _predict(self, item: np.ndarray) -> dict[str, Any]:
-        nchw = (item.transpose(2, 0, 1) if self._image else item)[None].astype(np.float32)
-        return self._program.run({self._input: np.ascontiguousarray(nchw)})
+        feed = item if self._feature.kind == "image" else item[None]
+        return self._program.run({self._feature.name: feed})
 
 
 class CoreMLRunner(_PackageRunner):
@@ -200,24 +201,15 @@ class CoreMLRunner(_PackageRunner):
     def __init__(self, path: Path, job: Job, outputs: Sequence[str]) -> None:
         from repedge.targets.coreml_package import import_coremltools
 
-        super().__init__(job, outputs)
+        super().__init__(outputs)
         self._model = import_coremltools().models.MLModel(str(path))
-        self._input = _input_name(path)
+        self._input = self._model.get_spec().description.input[0].name
+        self._image = job.input_kind == "uint8"
 
     def _predict(self, item: np.ndarray) -> dict[str, Any]:
         if not self._image:
-            return self._model.predict({self._input: item[None].astype(np.float32)})
+            return self._model.predict({self._input: item[None]})
         from PIL import Image
 
         pixels = item if item.shape[2] == 3 else item[..., 0]
-        return self._model.predict({self._input: Image.fromarray(np.ascontiguousarray(pixels))})
-
-
-def _input_name(path: Path) -> str:
-    """Name of a package's only input."""
-    from repedge.targets.coreml_package import import_coremltools
-
-    import_coremltools()
-    from coremltools.models.utils import load_spec
-
-    return load_spec(str(path)).description.input[0].name
+        return self._model.predict({self._input: Image.fromarray(pixels)})

@@ -70,10 +70,18 @@ CASES = {
         ["conv"],
         {"weights": W34},
     ),
-    "conv_same_upper": ("y = Conv<auto_pad=\"SAME_UPPER\", strides=[2,2]>(x, w, b)", ["conv"], {"weights": W34}),
+    "conv_same_upper": (
+        'y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, w, b)',
+        ["conv"],
+        {"weights": W34},
+    ),
     "conv_grouped": ("y = Conv<group=2, pads=[1,1,1,1]>(x, w)", ["conv"], {"weights": {"w": (6, 2, 3, 3)}}),
     "conv_depthwise": ("y = Conv<group=4, pads=[2,2,2,2]>(x, w)", ["conv"], {"weights": {"w": (4, 1, 5, 5)}}),
-    "conv_transpose": ("y = ConvTranspose<strides=[2,2]>(x, w, b)", ["conv_transpose"], {"weights": {"w": (4, 3, 2, 2), "b": (3,)}}),
+    "conv_transpose": (
+        "y = ConvTranspose<strides=[2,2]>(x, w, b)",
+        ["conv_transpose"],
+        {"weights": {"w": (4, 3, 2, 2), "b": (3,)}},
+    ),
     "conv_transpose_output_padding": (
         "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1], group=2>(x, w)",
         ["conv_transpose"],
@@ -89,7 +97,11 @@ CASES = {
         ["linear"],
         {"given": "float[1,6] x", "weights": {"w": (6, 3), "b": (1,)}},
     ),
-    "matmul_constant": ("y = MatMul(x, w)", ["linear"], {"given": "float[1,5,6] x", "weights": {"w": (6, 3)}}),
+    "matmul_constant": (
+        "y = MatMul(x, w)",
+        ["linear"],
+        {"given": "float[1,5,6] x", "weights": {"w": (6, 3)}},
+    ),
     "matmul": ("t = Transpose<perm=[0,1,3,2]>(x) y = MatMul(x, t)", ["transpose", "matmul"], {}),
     "batch_norm": (
         "y = BatchNormalization<epsilon=0.001>(x, s, b, m, v)",
@@ -138,12 +150,24 @@ CASES = {
         ["avg_pool"],
         {},
     ),
-    "average_pool_ceil": ("y = AveragePool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x)", ["avg_pool"], {}),
+    "average_pool_ceil": (
+        "y = AveragePool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x)",
+        ["avg_pool"],
+        {},
+    ),
     "global_max_pool": ("y = GlobalMaxPool(x)", ["reduce_max"], {}),
-    "reduce_mean": ("y = ReduceMean<keepdims=0>(x, a)", ["reduce_mean"], {"constants": "int64[2] a = {-1, 1}"}),
+    "reduce_mean": (
+        "y = ReduceMean<keepdims=0>(x, a)",
+        ["reduce_mean"],
+        {"constants": "int64[2] a = {-1, 1}"},
+    ),
     "reduce_all": ("y = ReduceSum(x)", ["reduce_sum"], {}),
     "reduce_max": ("y = ReduceMax<keepdims=1>(x, a)", ["reduce_max"], {"constants": "int64[1] a = {1}"}),
-    "concat": ("r = Relu(x) y = Concat<axis=-3>(x, r, c)", ["relu", "concat"], {"weights": {"c": (1, 2, 6, 8)}}),
+    "concat": (
+        "r = Relu(x) y = Concat<axis=-3>(x, r, c)",
+        ["relu", "concat"],
+        {"weights": {"c": (1, 2, 6, 8)}},
+    ),
     "split": (
         "a, b = Split<axis=1>(x, s) y = Concat<axis=1>(b, a)",
         ["split", "concat"],
@@ -153,7 +177,7 @@ CASES = {
     "slice": (
         "y = Slice(x, s, e, a, k)",
         ["slice_by_index"],
-        {"constants": "int64[2] s = {1, -6}, int64[2] e = {1000, -1}, int64[2] a = {1, -1}, int64[2] k = {2, 1}"},
+        {"constants": "int64[2] s={1,-6}, int64[2] e={1000,-1}, int64[2] a={1,-1}, int64[2] k={2,1}"},
     ),
     "channel_shuffle": (
         "a = Reshape(x, s) t = Transpose<perm=[0,2,1,3,4]>(a) y = Reshape(t, r)",
@@ -168,19 +192,32 @@ CASES = {
     ),
     "pixel_shuffle": ('y = DepthToSpace<blocksize=2, mode="CRD">(x)', ["pixel_shuffle"], {}),
     "pad": ("y = Pad(x, p, v)", ["pad"], {"constants": "int64[8] p = {0,1,2,0,0,0,1,3}, float v = {0.5}"}),
-    "pad_reflect": ('y = Pad<mode="reflect">(x, p)', ["pad"], {"constants": "int64[8] p = {0,0,2,1,0,0,1,3}"}),
-    "pad_edge": ('y = Pad<mode="edge">(x, p, , a)', ["pad"], {"constants": "int64[4] p = {1,2,3,4}, int64[2] a = {2,3}"}),
-}  # fmt: skip
+    "pad_reflect": (
+        'y = Pad<mode="reflect">(x, p)',
+        ["pad"],
+        {"constants": "int64[8] p = {0,0,2,1,0,0,1,3}"},
+    ),
+    "pad_edge": (
+        'y = Pad<mode="edge">(x, p, , a)',
+        ["pad"],
+        {"constants": "int64[4] p = {1,2,3,4}, int64[2] a = {2,3}"},
+    ),
+}
 
+LINEAR = 'mode="linear", coordinate_transformation_mode='
 RESIZES = {
-    "nearest_torch": ('mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"', (12, 24), "upsample_nearest_neighbor"),
+    "nearest_torch": (
+        'coordinate_transformation_mode="asymmetric", nearest_mode="floor"',
+        (12, 24),
+        "upsample_nearest_neighbor",
+    ),
     "nearest_half_pixel": ('mode="nearest"', (12, 16), "upsample_nearest_neighbor"),
     "linear_half_pixel": ('mode="linear"', (12, 16), "upsample_bilinear"),
-    "linear_pytorch": ('mode="linear", coordinate_transformation_mode="pytorch_half_pixel"', (9, 13), "resize_bilinear"),
-    "linear_align": ('mode="linear", coordinate_transformation_mode="align_corners"', (18, 24), "upsample_bilinear"),
-    "linear_align_down": ('mode="linear", coordinate_transformation_mode="align_corners"', (4, 5), "resize_bilinear"),
-    "linear_asymmetric": ('mode="linear", coordinate_transformation_mode="asymmetric"', (9, 16), "resize_bilinear"),
-}  # fmt: skip
+    "linear_pytorch": (f'{LINEAR}"pytorch_half_pixel"', (9, 13), "resize_bilinear"),
+    "linear_align": (f'{LINEAR}"align_corners"', (18, 24), "upsample_bilinear"),
+    "linear_align_down": (f'{LINEAR}"align_corners"', (4, 5), "resize_bilinear"),
+    "linear_asymmetric": (f'{LINEAR}"asymmetric"', (9, 16), "resize_bilinear"),
+}
 for key, (attributes, (h, w), op) in RESIZES.items():
     sizes = f"int64[4] size = {{1, 4, {h}, {w}}}"
     CASES[f"resize_{key}"] = (f"y = Resize<{attributes}>(x, , , size)", [op], {"constants": sizes})
@@ -212,8 +249,16 @@ def test_every_row_has_a_case():
 
 REFUSALS = {
     "conv_computed_weight": ("y = Conv(x, x)", {"given": "float[1,1,6,6] x"}, "is computed, not a constant"),
-    "conv_1d": ("y = Conv(x, w)", {"given": "float[1,4,8] x", "weights": {"w": (4, 4, 3)}}, "only 2-D is supported"),
-    "gemm_trans_a": ("y = Gemm<transA=1>(x, w)", {"given": "float[1,6] x", "weights": {"w": (1, 3)}}, "transA"),
+    "conv_1d": (
+        "y = Conv(x, w)",
+        {"given": "float[1,4,8] x", "weights": {"w": (4, 4, 3)}},
+        "only 2-D is supported",
+    ),
+    "gemm_trans_a": (
+        "y = Gemm<transA=1>(x, w)",
+        {"given": "float[1,6] x", "weights": {"w": (1, 3)}},
+        "transA",
+    ),
     "clip_empty": ("y = Clip(x, lo, hi)", {"constants": "float lo = {1}, float hi = {0}"}, "min 1, max 0"),
     "pool_dilated": ("y = MaxPool<kernel_shape=[2,2], dilations=[2,2]>(x)", {}, "dilated by (2, 2)"),
     "pool_overhang": (
@@ -226,7 +271,11 @@ REFUSALS = {
         {"constants": "int64[1] s = {5}, int64[1] e = {0}, int64[1] a = {2}, int64[1] k = {-1}"},
         "steps backwards",
     ),
-    "rank_6": ("y = Reshape(x, s)", {"constants": "int64[6] s = {0, 2, 2, 2, 3, 8}"}, "6 axes; Core ML allows 5"),
+    "rank_6": (
+        "y = Reshape(x, s)",
+        {"constants": "int64[6] s = {0, 2, 2, 2, 3, 8}"},
+        "6 axes; Core ML allows 5",
+    ),
     "pad_wrap": ('y = Pad<mode="wrap">(x, p)', {"constants": "int64[8] p = {0,0,1,1,0,0,1,1}"}, "'wrap'"),
     "pad_crop": ("y = Pad(x, p)", {"constants": "int64[8] p = {0,0,-1,0,0,0,0,0}"}, "negative padding"),
     "depth_to_space_dcr": ("y = DepthToSpace<blocksize=2>(x)", {}, "mode is DCR"),
@@ -251,7 +300,7 @@ REFUSALS = {
         "antialiasing",
     ),
     "no_lowering": ("y = Sin(x)", {}, "no lowering for it yet"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSALS)
