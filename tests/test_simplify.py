@@ -217,9 +217,13 @@ def test_clip_bounds_that_are_computed_stay():
 
 
 def test_reshape_by_shape_arithmetic_is_a_flatten_and_needs_no_onnxsim():
-    body = """s = Shape(x) i = Constant<value_int=0>() n = Gather<axis=0>(s, i) ax = Constant<value_ints=[0]>()
-    u = Unsqueeze(n, ax) m = Constant<value_ints=[-1]>() t = Concat<axis=0>(u, m) y = Reshape(x, t)"""
-    model = simplified(f"g (float[1,3,4,6] x) => (float[1,72] y) {{ {body} }}")
+    body = """s = Shape(x) i = Constant<value_int=0>() n = Gather<axis=0>(s, i)
+    ax = Constant<value_ints=[0]>() u = Unsqueeze(n, ax) m = Constant<value_ints=[-1]>()
+    t = Concat<axis=0>(u, m) y = Reshape(x, t)"""
+    model = parse(f"g (float[1,3,4,6] x) => (float[1,72] y) {{ {body} }}")
+    counts = passes.simplify(model)
+    assert counts["fold_constants"] > 0
+    assert counts["run_onnxsim"] == 0
     assert ops(model) == ["Flatten"]
     assert not model.graph.initializers
 
@@ -255,7 +259,8 @@ def test_weights_computed_from_constants_are_folded():
     rng = np.random.default_rng(2)
     weights = {"v": rng.standard_normal((3, 3, 40, 1)).astype(np.float32)}
     text = """g (float[1,3,50,6] x, float[3,3,40,1] v) => (float[1,3,11,6] y) {
-      sq = Mul(v, v) ax = Constant<value_ints=[1,2,3]>() n = ReduceSum(sq, ax) r = Sqrt(n) w = Div(v, r) y = Conv(x, w)
+      sq = Mul(v, v) ax = Constant<value_ints=[1,2,3]>() n = ReduceSum(sq, ax) r = Sqrt(n) w = Div(v, r)
+      y = Conv(x, w)
     }"""
     assert ops(simplified(text, weights)) == ["Conv"]
 
@@ -371,8 +376,8 @@ def test_training_mode_is_refused(body):
         ("1,72", "s = Constant<value_ints=[1,-1]>() y = Reshape(x, s)", ["Flatten"]),
         ("1,72", "y = Flatten<axis=-3>(x)", ["Flatten"]),
         ("1,3,24", "s = Constant<value_ints=[1,3,-1]>() y = Reshape(x, s)", ["Reshape"]),
-        ("1,6,12", "s = Constant<value_ints=[1,3,-1]>() a = Reshape(x, s) t = Constant<value_ints=[0,6,12]>() "
-         "y = Reshape(a, t)", ["Reshape"]),
+        ("1,6,12", "s = Constant<value_ints=[1,3,-1]>() a = Reshape(x, s) "
+         "t = Constant<value_ints=[0,6,12]>() y = Reshape(a, t)", ["Reshape"]),
         ("1,3,1,24", "s = Constant<value_ints=[0,0,-1]>() a = Reshape(x, s) t = Constant<value_ints=[-2]>() "
          "y = Unsqueeze(a, t)", ["Reshape"]),
         ("1,6,3,4", "a = Transpose<perm=[0,3,2,1]>(x) y = Transpose<perm=[0,1,3,2]>(a)", ["Transpose"]),
@@ -389,7 +394,8 @@ def test_reshapes_and_transposes_are_unified(out, body, expected):
 
 
 def test_moving_axes_of_length_one_is_a_flatten():
-    body = "p = GlobalAveragePool(x) t = Transpose<perm=[0,2,3,1]>(p) s = Constant<value_ints=[1,-1]>() y = Reshape(t, s)"
+    body = "p = GlobalAveragePool(x) t = Transpose<perm=[0,2,3,1]>(p) "
+    body += "s = Constant<value_ints=[1,-1]>() y = Reshape(t, s)"
     model = simplified(f"g (float[1,3,4,6] x) => (float[1,3] y) {{ {body} }}", atol=0)
     assert ops(model) == ["GlobalAveragePool", "Flatten"]
 
@@ -405,7 +411,8 @@ def test_a_channel_shuffle_stays_three_nodes():
 
 @pytest.mark.parametrize("how", ["<axis=-3, num_outputs=2>(x)", "<axis=1>(x, s)"])
 def test_split_sizes_are_an_initializer(how):
-    text = f"g (float[1,4,4,6] x) => (float[1,2,4,6] y) <int64[2] s = {{2,2}}> {{ a, b = Split{how} y = Sub(a, b) }}"
+    text = "g (float[1,4,4,6] x) => (float[1,2,4,6] y) <int64[2] s = {2,2}>"
+    text += f"{{ a, b = Split{how} y = Sub(a, b) }}"
     model = simplified(text, atol=0)
     split = model.graph[0]
     assert split.inputs[1].const_value.numpy().tolist() == [2, 2]
@@ -428,9 +435,11 @@ def test_slices_are_spelled_out():
     [
         ("1,3,1,1", "ax = Constant<value_ints=[2,3]>() y = ReduceMean(x, ax)", ["GlobalAveragePool"]),
         ("1,3,1,1", "ax = Constant<value_ints=[-1,-2]>() y = ReduceMean(x, ax)", ["GlobalAveragePool"]),
-        ("1,3", "ax = Constant<value_ints=[3,2]>() y = ReduceMean<keepdims=0>(x, ax)", ["GlobalAveragePool", "Flatten"]),
-        ("1,3", "a3 = Constant<value_ints=[3]>() a2 = Constant<value_ints=[2]>() a = ReduceMean<keepdims=0>(x, a3) "
-         "y = ReduceMean<keepdims=0>(a, a2)", ["GlobalAveragePool", "Flatten"]),
+        ("1,3", "ax = Constant<value_ints=[3,2]>() y = ReduceMean<keepdims=0>(x, ax)",
+         ["GlobalAveragePool", "Flatten"]),
+        ("1,3", "a3 = Constant<value_ints=[3]>() a2 = Constant<value_ints=[2]>() "
+         "a = ReduceMean<keepdims=0>(x, a3) y = ReduceMean<keepdims=0>(a, a2)",
+         ["GlobalAveragePool", "Flatten"]),
         ("1,3,1,1", "a3 = Constant<value_ints=[3]>() a2 = Constant<value_ints=[2]>() a = ReduceMean(x, a2) "
          "y = ReduceMean(a, a3)", ["GlobalAveragePool"]),
         ("1,3", "s = Constant<value_ints=[1,3,24]>() a = Reshape(x, s) a2 = Constant<value_ints=[2]>() "
@@ -537,7 +546,8 @@ def test_auto_pad_becomes_numbers(mode, size):
 
 @pytest.mark.parametrize("how", ["output_shape=[10,9]", "output_shape=[9,10], dilations=[2,1]"])
 def test_output_shape_of_a_transposed_convolution_becomes_pads(how):
-    text = f"g (float[1,3,5,5] x, float[3,3,3,3] w) => (y) {{ c = ConvTranspose<strides=[2,2], {how}>(x, w) y = Relu(c) }}"
+    text = "g (float[1,3,5,5] x, float[3,3,3,3] w) => (y) "
+    text += f"{{ c = ConvTranspose<strides=[2,2], {how}>(x, w) y = Relu(c) }}"
     model = parse(text, {"w": conv_weight()})
     feeds = feeds_of(model)
     before = run(model, feeds)
@@ -568,7 +578,7 @@ def test_dense_layers_have_one_form(body):
     model = simplified(text, weights, atol=1e-5)
     assert ops(model) == ["Flatten", "Gemm"]
     gemm = model.graph[1]
-    assert dict((k, a.value) for k, a in gemm.attributes.items()) == {"transB": 1}
+    assert {k: a.value for k, a in gemm.attributes.items()} == {"transB": 1}
     assert [v.shape.numpy() for v in gemm.inputs[1:]] == [(5, 12), (5,)]
 
 
@@ -596,7 +606,8 @@ def test_different_weights_and_attributes_are_no_duplicates():
         "w2": conv_weight(1) + np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1) * 1e-6,
     }
     text = """g (float[1,3,4,6] x, float[3,3,1,1] w1, float[3,3,1,1] w2) => (float[1,3,4,6] y)
-    { a = Conv(x, w1) b = Conv(x, w2) c = LeakyRelu<alpha=0.1>(a) d = LeakyRelu<alpha=0.2>(b) y = Mul(c, d) }"""
+    { a = Conv(x, w1) b = Conv(x, w2) c = LeakyRelu<alpha=0.1>(a) d = LeakyRelu<alpha=0.2>(b)
+      y = Mul(c, d) }"""
     assert len(ops(simplified(text, weights))) == 5
 
 
@@ -624,8 +635,10 @@ def test_names_are_unique_and_stable():
 
 def test_simplifying_twice_changes_nothing():
     weights = {"w": conv_weight(), "m": np.ones((3, 2), np.float32)}
-    text = """g (float[1,3,5,7] x, float[3,3,3,3] w, float[3,2] m) => (float[1,2] y) <int64[8] p = {0,0,1,2,0,0,0,1}>
-    { a = Pad(x, p) c = Conv(a, w) ax = Constant<value_ints=[2,3]>() e = ReduceMean<keepdims=0>(c, ax) y = MatMul(e, m) }"""
+    text = """g (float[1,3,5,7] x, float[3,3,3,3] w, float[3,2] m) => (float[1,2] y)
+    <int64[8] p = {0,0,1,2,0,0,0,1}>
+    { a = Pad(x, p) c = Conv(a, w) ax = Constant<value_ints=[2,3]>() e = ReduceMean<keepdims=0>(c, ax)
+      y = MatMul(e, m) }"""
     model = simplified(text, weights, atol=1e-5)
     again = passes.simplify(model)
     assert not any(again.values()), again
@@ -674,12 +687,12 @@ def test_the_invariants_are_seen():
         first_problem(model) or ""
     )
     assert first_problem(model, static=False) is None
-    relu, tanh = model.graph
+    relu = model.graph[0]
     model.graph.remove(relu)
     model.graph.append(relu)
     assert "reads 'a' before anything computes it" in (first_problem(model, static=False) or "")
     model = parse(f"{IO} <float[1] c = {{1.0}}> {{ y = Tanh(x) }}")
-    assert "nothing reads the initializer 'c'" in (first_problem(model, static=False) or "no name")
+    assert "nothing reads the initializer 'c'" in (first_problem(model, static=False) or "")
 
 
 def test_activations_are_found_before_fusing_could_take_them_apart():

@@ -81,8 +81,7 @@ def canonicalize(model: ir.Model) -> dict[str, int]:
     Raises:
         UserError: Input shapes are not fixed, the model is in training mode, or it can't be read.
     """
-    counts = _prepare(model)
-    return counts | run_passes(model, CANONICALIZE)
+    return _summed(_prepare(model), run_passes(model, CANONICALIZE))
 
 
 def simplify(model: ir.Model) -> dict[str, int]:
@@ -91,8 +90,7 @@ def simplify(model: ir.Model) -> dict[str, int]:
     Raises:
         UserError: As `canonicalize`; or what is left does not meet the contract of a clean graph.
     """
-    counts = _prepare(model)
-    counts |= run_passes(model, SIMPLIFY)
+    counts = _summed(_prepare(model), run_passes(model, SIMPLIFY))
     check_clean(model)
     return counts
 
@@ -102,3 +100,7 @@ def _prepare(model: ir.Model) -> dict[str, int]:
         if value.name not in model.graph.initializers:
             shape_of(value)  # raises where it is not fixed
     return run_passes(model, PREPARE, static=False)
+
+
+def _summed(*counts: dict[str, int]) -> dict[str, int]:
+    return {name: sum(c.get(name, 0) for c in counts) for name in {k: None for c in counts for k in c}}
