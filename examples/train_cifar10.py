@@ -16,6 +16,7 @@ import io
 import math
 import time
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,32 @@ from repedge.models.registry import create
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SIZE = 64  # input side of the shipped networks; CIFAR's 32x32 is resized bilinearly
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one family is trained.
+
+    Attributes:
+        optimizer: ``sgd`` (Nesterov) or ``adamw``, as the family's authors use.
+        sizes: Progressive resizing: (share of the epochs, input side) up to which it holds.
+        cutout: Side in pixels of the square that is blanked in every 32x32 photo; 0 for none.
+        smoothing: Of the labels.
+    """
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    epochs: int
+    sizes: tuple[tuple[float, int], ...]
+    cutout: int
+    smoothing: float
+
+
+RECIPES = {
+    "repvit": Recipe("adamw", 0.002, 0.05, 16, ((0.35, 32), (0.6, 48), (1.0, SIZE)), 8, 0.05),
+    "repvgg": Recipe("sgd", 0.2, 5e-4, 30, ((0.5, 48), (1.0, SIZE)), 0, 0.0),
+}
 
 
 def load_split(archive: Path, split: str, cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,8 +82,8 @@ def prepare(images: torch.Tensor, size: int, device: torch.device) -> torch.Tens
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Random 4-pixel shift (reflected border), horizontal flip and an 8-pixel cutout per image."""
+def augment(images: torch.Tensor, cutout: int, rng: torch.Generator) -> torch.Tensor:
+    """Random 4-pixel shift (reflected border), horizontal flip and ``cutout`` per image."""
     n = len(images)
     padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
     dy, dx = torch.randint(0, 9, (2, n), generator=rng)
@@ -65,9 +92,12 @@ def augment(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     flip = torch.rand(n, generator=rng) < 0.5
     cols = torch.where(flip[:, None], cols.flip(1), cols)
     out = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    if not cutout:
+        return out
     cy, cx = torch.randint(0, 32, (2, n), generator=rng)
     r = torch.arange(32)
-    hole = ((r - cy[:, None]).abs() < 4)[:, :, None] & ((r - cx[:, None]).abs() < 4)[:, None, :]
+    inside = [(r - c[:, None]).abs() < cutout // 2 for c in (cy, cx)]
+    hole = inside[0][:, :, None] & inside[1][:, None, :]
     return torch.where(hole[:, None], torch.tensor(118, dtype=torch.uint8), out)
 
 
@@ -79,20 +109,16 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
 
 
-def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD for RepVGG, AdamW for RepViT, as their authors train them; no decay on BN and biases."""
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """No weight decay on batch normalization and biases."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1]},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if args.model.startswith("repvit"):
-        return torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
-    return torch.optim.SGD(groups, lr=args.lr, weight_decay=args.weight_decay, momentum=0.9, nesterov=True)
-
-
-def size_at(epoch: int, epochs: int) -> int:
-    """Progressive resizing: the first 60 % of the epochs at 32 or 48 px, the rest at full size."""
-    return 32 if epoch < epochs * 0.35 else 48 if epoch < epochs * 0.6 else SIZE
+    lr, decay = recipe.lr, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=0.9, nesterov=True)
 
 
 @torch.no_grad()
@@ -108,48 +134,32 @@ def accuracy(
     return hits / len(images)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, recipe: Recipe) -> None:
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = load_split(args.data, "train", args.out)
     test = load_split(args.data, "test", args.out)
     model = create(args.model).to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, args)
-    steps = len(images) // args.batch
+    optimizer = make_optimizer(model, recipe)
     state_file, start = args.out / f"{args.model}.pt", 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["epoch"] + 1
-    for epoch in range(start, args.epochs):
+    for epoch in range(start, recipe.epochs):
         began = time.time()
         rng = torch.Generator().manual_seed(args.seed * 1000 + epoch)  # the same order after a resume
-        order = torch.randperm(len(images), generator=rng)
-        size = size_at(epoch, args.epochs)
-        model.train()
-        total = 0.0
-        for step in range(steps):
-            batch = order[step * args.batch : (step + 1) * args.batch]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch * steps + step, args.epochs * steps, args.lr)
-            x = prepare(augment(images[batch], rng), size, device)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), labels[batch].to(device), label_smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
+        size = next(side for share, side in recipe.sizes if epoch < share * recipe.epochs)
+        loss = one_epoch(model, optimizer, recipe, images, labels, epoch, size, args.batch, rng)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
         torch.save(state, state_file.with_suffix(".tmp"))
         state_file.with_suffix(".tmp").replace(state_file)
-        share = accuracy(model, *test, device) if epoch % 4 == 3 or epoch == args.epochs - 1 else float("nan")
+        seen = epoch % 4 == 3 or epoch == recipe.epochs - 1
+        share = f" test top-1 {accuracy(model, *test, device):.4f}" if seen else ""
         took = time.time() - began
         print(
-            f"epoch {epoch + 1}/{args.epochs} size {size} loss {total / steps:.3f} "
-            f"test top-1 {share:.4f} {took:.0f} s",
-            flush=True,
+            f"epoch {epoch + 1}/{recipe.epochs} size {size} loss {loss:.3f}{share} {took:.0f} s", flush=True
         )
     weights = {
         k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()
@@ -159,23 +169,52 @@ def train(args: argparse.Namespace) -> None:
     print(f"{args.model}: test top-1 of the stored fp16 weights {accuracy(model, *test, device):.4f}")
 
 
+def one_epoch(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epoch: int,
+    size: int,
+    batch: int,
+    rng: torch.Generator,
+) -> float:
+    """Train one epoch at an input side of ``size``; returns the mean loss."""
+    device = next(model.parameters()).device
+    order = torch.randperm(len(images), generator=rng)
+    steps = len(images) // batch
+    model.train()
+    total = 0.0
+    for step in range(steps):
+        chosen = order[step * batch : (step + 1) * batch]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(epoch * steps + step, recipe.epochs * steps, recipe.lr)
+        x = prepare(augment(images[chosen], recipe.cutout, rng), size, device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits = model(x)
+        target = labels[chosen].to(device)
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return total / steps
+
+
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", help="a name from `repedge models` with 10 classes, such as repvit_demo")
     parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")
     parser.add_argument("--out", type=Path, default=Path("build/train"))
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, help="peak; default 0.2 (SGD) or 0.002 (AdamW)")
-    parser.add_argument("--weight-decay", type=float, help="default 5e-4 (SGD) or 0.05 (AdamW)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    adamw = args.model.startswith("repvit")
-    args.lr = args.lr or (0.002 if adamw else 0.2)
-    args.weight_decay = args.weight_decay or (0.05 if adamw else 5e-4)
     args.out.mkdir(parents=True, exist_ok=True)
-    train(args)
+    recipe = RECIPES[args.model.split("_")[0]]
+    train(args, replace(recipe, epochs=args.epochs) if args.epochs else recipe)
 
 
 if __name__ == "__main__":

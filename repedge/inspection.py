@@ -90,10 +90,14 @@ def _checkpoint(path: Path) -> Inspection:
 
 
 def _model(name: str | None, **source_options: Any) -> Inspection:
+    from repedge.models.registry import spec
     from repedge.models.source import resolve
 
-    options = {"random_weights": True} if not source_options.get("weights") else {}
-    source = resolve(name, **{**options, **source_options})
+    if name is not None and ":" not in name and not name.lower().endswith(".onnx"):
+        # What fusing does can be seen without the weights.
+        needs = spec(name).bundled is None and not source_options.get("weights")
+        source_options = {"random_weights": needs, **source_options}
+    source = resolve(name, **source_options)
     graph = pipeline.to_graph(source)
     before = _size(graph)
     certificate = pipeline.optimize(graph, None)

@@ -137,7 +137,7 @@ def model_row(spec: ModelSpec) -> dict[str, Any]:
         "family": spec.family,
         "classes": spec.num_classes,
         "input_size": list(spec.input_size),
-        "weights": spec.weights_note,
+        "weights": "bundled" if spec.bundled else f"hf://{spec.hub}" if spec.hub else spec.release,
     }
 
 

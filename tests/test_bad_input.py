@@ -83,7 +83,7 @@ def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("size", ["0", "-3", "64x", "0x64", "big", "64x64x3"])
 def test_input_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
-    assert "input-size" in compile_fails(capsys, tmp_path, f"--input-size={size}")
+    assert "input size" in compile_fails(capsys, tmp_path, f"--input-size={size}")
 
 
 @pytest.mark.parametrize(

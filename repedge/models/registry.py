@@ -184,7 +184,7 @@ _ROWS = (
     _repvit("repvit_m1_5", (64, 128, 256, 512), (5, 5, 25, 4)),
     _repvit("repvit_m2_3", (80, 160, 320, 640), (7, 7, 35, 2)),
     _repvit("repvit_demo", (40, 80, 160, 320), (2, 2, 9, 1), **{**_CIFAR, "distillation": False}),
-    _repvgg("repvgg_demo", _A, (0.5, 0.5, 0.5, 0.75), **_CIFAR),
+    _repvgg("repvgg_demo", _A, (0.75, 0.75, 0.4375, 0.75), **_CIFAR),
 )
 
 MODELS: dict[str, ModelSpec] = {row.name: row for row in _ROWS}
