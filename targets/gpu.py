@@ -22,7 +22,7 @@ from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.targets import triton
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
-from repedge.targets.gpu_types import enter, to_float16
+from repedge.targets.gpu_types import enter, scale_resizes, to_float16
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes of weights that fit into one ONNX file (protobuf's 2 GiB, less room for the graph)."""
@@ -85,6 +85,12 @@ def inference_only(node: ir.Node) -> str | None:
     return "it is in training mode" if attr(node, "training_mode", 0) else None
 
 
+def with_axes(node: ir.Node) -> str | None:
+    if len(node.inputs) < 2:
+        return "it has no axes, so that it would also remove a batch of one"
+    return constant(1)(node)
+
+
 TABLE: dict[str, Refusal] = {
     # convolutions and products
     "Conv": constant(1, 2),
@@ -128,7 +134,7 @@ TABLE: dict[str, Refusal] = {
     "Reshape": constant(1),
     "Flatten": anything,
     "Transpose": anything,
-    "Squeeze": constant(1),
+    "Squeeze": with_axes,
     "Unsqueeze": constant(1),
     "Pad": constant(1, 2, 3),
     "Resize": resize,
@@ -186,6 +192,7 @@ class GPU(Target):
             job.precision == "fp16",
         )
         model = dynamic_batch(model)
+        scale_resizes(model.graph)
         notes = to_float16(model.graph) if served.half else ()
         enter(model.graph, pixels=job.input_kind == "uint8", half=served.half)
         _describe(model, job, served.name)
@@ -206,7 +213,7 @@ class ONNXRuntimeRunner(Runner):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, not printed
         if threads is not None:
             options.intra_op_num_threads = threads
         providers: list[Any] = ["CPUExecutionProvider"]

@@ -276,13 +276,11 @@ def transpose(b: Builder, node: ir.Node) -> Any:
 
 
 def axes_op(name: str) -> Lowering:
-    def lower(b: Builder, node: ir.Node) -> Any:
-        axes = arg(node, 1)
-        if axes is None:
-            axes = np.array([i for i, size in enumerate(shape_of(node.inputs[0])) if size == 1 and i > 0])
-        return getattr(b.ops, name)(b.x(node, 0), b.ints(*np.atleast_1d(axes).tolist()))
+    return lambda b, node: getattr(b.ops, name)(b.x(node, 0), b.ints(*needed(node, 1).reshape(-1).tolist()))
 
-    return lower
+
+def with_axes(node: ir.Node) -> str | None:
+    return None if given(node, 1) else "it has no axes, so that it would also remove a batch of one"
 
 
 def pad(b: Builder, node: ir.Node) -> Any:
@@ -393,7 +391,7 @@ TABLE: dict[str, Row] = {
     "Reshape": Row(reshape, require_const(1)),
     "Flatten": Row(flatten),
     "Transpose": Row(transpose),
-    "Squeeze": Row(axes_op("squeeze"), require_const(1)),
+    "Squeeze": Row(axes_op("squeeze"), first(with_axes, require_const(1))),
     "Unsqueeze": Row(axes_op("unsqueeze"), require_const(1)),
     "Pad": Row(pad, first(known_pad_mode, require_const(1, 2, 3))),
     "Resize": Row(resize, first(plain_resize, require_const(1, 2, 3))),

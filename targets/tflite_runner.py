@@ -64,7 +64,7 @@ class TFLiteRunner(Runner):
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def _one(self, image: np.ndarray) -> list[np.ndarray]:
-        expected = tuple(self._input["shape"])
+        expected = tuple(map(int, self._input["shape"]))
         if image.shape != expected or image.dtype != self._input["dtype"]:
             raise DeviceError(
                 f"the artifact takes {np.dtype(self._input['dtype']).name} {list(expected)}, "

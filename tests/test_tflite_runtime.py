@@ -1,0 +1,74 @@
+"""The same files in tflite-runtime 2.14, the last of the old runtimes, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_tflite_ops import CASES, TOLERANCE
+from tests.tflite_helpers import build, clean, reference, weights
+
+ROOT = Path(__file__).parent.parent
+PYTHON = ROOT / ".venv-tflite-runtime" / "bin" / "python"
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(), reason="no .venv-tflite-runtime; make it with: sh tests/tflite_runtime_env.sh"
+)
+
+LABELS = tuple(f"class {i}" for i in range(12))
+
+
+def check(folder: Path) -> dict[str, dict]:
+    script = Path(__file__).with_name("tflite_runtime_check.py")
+    done = subprocess.run([PYTHON, script, folder], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def nhwc(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", TOLERANCE), ("fp16", 5e-3)])
+def test_every_lowering_agrees_in_the_old_runtime(precision, tolerance, tmp_path):
+    for name, (text, arrays, _) in CASES.items():
+        model = clean(text, **arrays)
+        x = weights(*model.graph.inputs[0].shape.numpy(), seed=9)
+        build(model, tmp_path, name=name, precision=precision)
+        names = [value.name for value in model.graph.outputs]
+        wanted = {n: nhwc(y) for n, y in zip(names, reference(model, x), strict=True)}
+        np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **wanted)
+    found = check(tmp_path)
+    assert found.keys() == CASES.keys()
+    worst = {name: max(case["errors"].values()) for name, case in found.items()}
+    assert {name: error for name, error in worst.items() if not error < tolerance} == {}
+
+
+def test_official_reader_finds_preprocessing_and_labels(tmp_path):
+    head = clean(
+        "g (float[1,3,8,9] x) => (float[1,12] y)"
+        "{ p = GlobalAveragePool (x) f = Flatten (p) y = Gemm<transB=1> (f, w) }",
+        w=weights(12, 3),
+    )
+    x = weights(1, 3, 8, 9)
+    build(head, tmp_path, name="head", labels=LABELS)
+    np.savez(tmp_path / "head.npz", x=nhwc(x), y=reference(head, x)[0])
+    (found,) = check(tmp_path).values()
+    assert found["errors"]["y"] < TOLERANCE
+    assert found["metadata"] == {
+        "identifier": True,
+        "name": "head",
+        "min_parser_version": "1.0.0",
+        "min_runtime_version": "1.6.0",
+        "input": "x",
+        "color_space": 1,
+        "mean": pytest.approx([255 * 0.485, 255 * 0.456, 255 * 0.406]),
+        "std": pytest.approx([255 * 0.229, 255 * 0.224, 255 * 0.225]),
+        "output": "y",
+        "label_type": 2,
+        "labels": list(LABELS),
+    }
