@@ -1,0 +1,56 @@
+"""The command line: options in, API calls, tables or JSON out. No work is done here.
+
+One file per group of verbs; a new verb is a function with ``@app.command()`` in a file imported below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+
+import typer
+
+from repedge import __version__
+from repedge.cli import compile, check, about  # isort: skip - the order of the verbs in --help
+from repedge.cli.app import app
+from repedge.errors import RepedgeError
+
+__all__ = ["about", "app", "check", "compile", "main"]
+
+
+@contextlib.contextmanager
+def _one_line(arguments: list[str]) -> Iterator[None]:
+    """Every failure ends in one line on stderr (and in JSON, if asked for) and its exit code."""
+    try:
+        yield
+    except RepedgeError as e:
+        _fail(arguments, str(e), e.exit_code, e)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; nothing half-written is left", file=sys.stderr)
+        sys.exit(130)
+    except Exception as e:
+        if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
+            _fail(arguments, e.format_message(), 2, e)
+        text = f"internal error: {type(e).__name__}: {e}; run again with --debug and report it"
+        _fail(arguments, text, 1, e)
+
+
+def _fail(arguments: list[str], message: str, code: int, error: BaseException) -> None:
+    if "--debug" in arguments:
+        import traceback
+
+        traceback.print_exception(error)
+    if "--json" in arguments:
+        print(json.dumps({"repedge": __version__, "error": message, "exit_code": code}))
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the ``repedge`` program."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with _one_line(arguments):
+        code = app(arguments, standalone_mode=False, prog_name="repedge")
+        sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,111 @@
+"""``repedge compile``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repedge.cli.app import (
+    PRECISIONS,
+    Color,
+    Debug,
+    InputSize,
+    Interpolation,
+    Json,
+    Labels,
+    Mean,
+    Model,
+    Pretrained,
+    RandomWeights,
+    Resize,
+    Std,
+    Weights,
+    app,
+    show,
+    source_options,
+    words,
+)
+
+
+@app.command(
+    epilog="Examples:  repedge compile -t tflite -t coreml   |   "
+    "repedge compile repvgg_a0 --weights RepVGG-A0-train.pth -t openvino -p fp32   |   "
+    "repedge compile my_app.nets:make --weights best.pth --input-size 192x256 -t tflite"
+)
+def compile(
+    model: Model = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", help="coreml, tflite, openvino, gpu; repeatable.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision", "-p", help="fp32, fp16, w8a32, palette4..8; repeatable; default: the target's."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the bundles.")] = Path(
+        "build"
+    ),
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    random_weights: RandomWeights = False,
+    input_size: InputSize = None,
+    labels: Labels = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    interpolation: Interpolation = None,
+    color: Color = None,
+    input_kind: Annotated[
+        str,
+        typer.Option("--input", help="uint8: the artifact takes RGB pixels; float32: the normalised input."),
+    ] = "uint8",
+    images: Annotated[
+        Path | None, typer.Option(help="Photos to verify on; default: 64 bundled ones.", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many photos to verify on.")] = 8,
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="Replace the precision's SQNR threshold, dB.")
+    ] = None,
+    deployment_target: Annotated[
+        str | None, typer.Option(help="coreml: iOS16, iOS17 or iOS18.", show_default="iOS16")
+    ] = None,
+    no_reference: Annotated[
+        bool, typer.Option("--no-reference", help="Leave the float reference out of the bundles.")
+    ] = False,
+    description: Annotated[str, typer.Option(help="For the artifact's metadata.")] = "",
+    author: Annotated[str, typer.Option(help="For the artifact's metadata.")] = "",
+    license: Annotated[str, typer.Option(help="For the artifact's metadata.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace bundles that exist.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Fuse a model, compile it for one or more targets, and prove each artifact equal to it."""
+    from repedge import api, report
+
+    with report.stages(quiet=as_json) as on_stage:
+        result = api.compile(
+            model,
+            targets=target or [],
+            precisions=words("precision", precision or [], PRECISIONS),
+            out=out,
+            input_kind=words("input", [input_kind], ["uint8", "float32"])[0],
+            force=force,
+            images=images,
+            count=count,
+            reference=not no_reference,
+            min_sqnr=min_sqnr,
+            options={"deployment_target": deployment_target} if deployment_target else {},
+            about={"description": description, "author": author, "license": license},
+            command=["repedge", *sys.argv[1:]],
+            on_stage=on_stage,
+            **source_options(
+                weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
+                labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
+            ),
+        )  # fmt: skip
+    show(as_json, result.as_json(), lambda: report.compiled(result))
+    return 0 if result.passed else 3
