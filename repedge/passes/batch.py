@@ -1,0 +1,217 @@
+"""From batch size 1 to any: a symbolic batch axis, after a look at every node that could mix images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from repedge.errors import UserError
+from repedge.graph.attrs import attr
+from repedge.graph.values import const, shape_of
+from repedge.passes.base import input_at, ints
+
+BATCH = "N"
+"""Name of the symbolic batch dimension."""
+
+Rule = Callable[[ir.Node, set[ir.Value]], str | None]
+"""(node, values that depend on the input) -> why the node mixes images or fixes their number, or None."""
+
+
+def dynamic_batch(model: ir.Model) -> ir.Model:
+    """A copy of the clean graph whose leading axis is ``N`` on the input, the outputs and all between.
+
+    Args:
+        model: A clean graph, batch size 1; it is not changed, and its weights are shared.
+
+    Raises:
+        UserError: A node mixes the images of a batch or is written for one image; the message names it.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    batched: set[ir.Value] = set(graph.inputs)
+    for node in graph:
+        if not any(v in batched for v in node.inputs):
+            continue  # constants only: the same for every image
+        rule = RULES.get(node.op_type, _unknown)
+        reason = rule(node, batched) or _leading_axis(node)
+        if reason is not None:
+            raise UserError(
+                f"the batch size can't be made dynamic: {node.op_type} node {node.name!r} {reason}; "
+                "compile with a fixed batch of 1"
+            )
+        if node.op_type == "Resize":
+            _resize_map_only(node)
+        batched.update(node.outputs)
+    for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+        if value in batched:
+            value.shape = ir.Shape([BATCH, *shape_of(value)[1:]])
+    for value in graph.outputs:
+        if value not in batched:
+            raise UserError(f"the batch size can't be made dynamic: the output {value.name!r} is a constant")
+    _forget_unread(graph)
+    return copy
+
+
+# --- what keeps images apart -------------------------------------------------------------------
+
+
+def _unknown(node: ir.Node, _: set[ir.Value]) -> str | None:
+    return "is not known to keep the images of a batch apart"
+
+
+def _leading_axis(node: ir.Node) -> str | None:
+    for value in node.outputs:
+        if value.name and shape_of(value)[:1] != (1,):
+            return f"gives {list(shape_of(value))}, whose first axis is not the batch"
+    return None
+
+
+def _data_input_only(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    if any(v in batched for v in node.inputs[1:]):
+        return "has weights or parameters that depend on the image"
+    return None
+
+
+def _elementwise(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    rank = len(shape_of(node.outputs[0]))
+    if any(v in batched and len(shape_of(v)) != rank for v in node.inputs):
+        return "broadcasts the batch axis along another one"
+    return None
+
+
+def _axis_is_not_batch(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    axis = attr(node, "axis", -1)
+    if axis == 0 or axis == -len(shape_of(node.inputs[0])):
+        return "works along the batch axis"
+    return _data_input_only(node, batched)
+
+
+def _concat(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    if not all(v in batched for v in node.inputs):
+        return "joins a constant made for one image"
+    return (
+        "works along the batch axis"
+        if attr(node, "axis", 0) in (0, -len(shape_of(node.outputs[0])))
+        else None
+    )
+
+
+def _reduction(node: ir.Node, _: set[ir.Value]) -> str | None:
+    axes = const(input_at(node, 1))
+    listed = attr(node, "axes") if axes is None else axes.tolist()
+    rank = len(shape_of(node.inputs[0]))
+    if not listed or any(a % rank == 0 for a in listed):
+        return "reduces the batch axis"
+    return None
+
+
+def _reshape(node: ir.Node, _: set[ir.Value]) -> str | None:
+    target = const(node.inputs[1])
+    if target is None or attr(node, "allowzero", 0) or target.size == 0 or target[0] != 0:
+        return "does not keep the batch axis"
+    return None
+
+
+def _transpose(node: ir.Node, _: set[ir.Value]) -> str | None:
+    return "moves the batch axis" if attr(node, "perm", (-1,))[0] != 0 else None
+
+
+def _gemm(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    bias = input_at(node, 2)
+    if attr(node, "transA", 0) or node.inputs[1] in batched:
+        return "multiplies images with each other"
+    if bias is not None and bias not in batched and len(shape_of(bias)) == 2 and shape_of(bias)[0] != 1:
+        return "has one bias per image"
+    return None
+
+
+def _matmul(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    a, b = node.inputs
+    rank = len(shape_of(node.outputs[0]))
+    ranks = [len(shape_of(v)) for v in (a, b) if v in batched]
+    if any(r != rank for r in ranks) or (b in batched and rank < 3):
+        return "multiplies images with each other"
+    return None
+
+
+def _slice(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    axes = const(input_at(node, 3))
+    if axes is None or (axes % len(shape_of(node.inputs[0])) == 0).any():
+        return "cuts the batch axis"
+    return _data_input_only(node, batched)
+
+
+def _pad(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    rank = len(shape_of(node.inputs[0]))
+    pads, axes = const(input_at(node, 1)), const(input_at(node, 3))
+    if pads is None:
+        return "pads by an amount that is not constant"
+    padded = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
+    if any(begin or end for a, begin, end in zip(padded, pads, pads[len(padded) :], strict=False) if a == 0):
+        return "pads the batch axis"
+    return _data_input_only(node, batched)
+
+
+def _resize(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    if shape_of(node.inputs[0])[:2] != shape_of(node.outputs[0])[:2]:
+        return "resizes the batch or channel axis"
+    return _data_input_only(node, batched)
+
+
+ONE_INPUT = (
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"),
+    *("BatchNormalization", "InstanceNormalization", "LRN", "DepthToSpace", "SpaceToDepth"),
+)
+"""Per image by definition, with constant weights."""
+
+UNARY = (
+    *("Abs", "Ceil", "Cast", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
+    *("HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu"),
+    *("Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
+    *("QuantizeLinear", "DequantizeLinear"),
+)
+BROADCASTING = (
+    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "And", "Or"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not"),
+)
+ALONG_AXIS = (
+    *("Split", "Softmax", "LogSoftmax", "Hardmax", "Gather", "ArgMax", "ArgMin", "Flatten"),
+    "LayerNormalization",
+)
+REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd")
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(ONE_INPUT, _data_input_only),
+    **dict.fromkeys(UNARY, _data_input_only),
+    **dict.fromkeys(BROADCASTING, _elementwise),
+    **dict.fromkeys(ALONG_AXIS, _axis_is_not_batch),
+    **dict.fromkeys(REDUCTIONS, _reduction),
+    "Concat": _concat,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Slice": _slice,
+    "Pad": _pad,
+    "Resize": _resize,
+}
+"""Every operator that is known; anything else is refused."""
+
+
+# --- edits -------------------------------------------------------------------------------------
+
+
+def _resize_map_only(node: ir.Node) -> None:
+    """Give a Resize by sizes the sizes of rows and columns only: its others would fix the batch at 1."""
+    sizes = input_at(node, 3)
+    if sizes is None or "axes" in node.attributes:
+        return
+    node.replace_input_with(3, ints(node, "sizes", shape_of(node.outputs[0])[2:]))
+    node.attributes["axes"] = ir.AttrInt64s("axes", [2, 3])
+
+
+def _forget_unread(graph: ir.Graph) -> None:
+    for name, value in tuple(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]

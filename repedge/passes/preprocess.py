@@ -1,0 +1,197 @@
+"""Normalisation becomes part of the network: pixels 0..255 in, exact to the border pixel.
+
+With p the RGB pixels and c the network's channel that reads pixel channel r(c):
+
+    z_c            = (p_r(c) / 255 - mean_c) / std_c
+    conv(z)        = sum_c W_c * z_c + b
+                   = sum_c W_c / (255 std_c) * (p_r(c) - 255 mean_c) + b
+
+so 1 / (255 std) goes into the first convolution's weights and the colour order into the order of its
+input channels. A zero in the padding of z is the pixel 255 mean, not the pixel 0: so the mean goes
+into the bias only where the convolution does not pad, and stays one Sub in front of it otherwise.
+All in float64, cast once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.config import Preprocess
+from repedge.errors import UserError
+from repedge.graph.attrs import attr, conv_attrs
+from repedge.graph.values import add_initializer, const, shape_of
+from repedge.passes.base import fresh_node_name, fresh_value_name, input_at, insert
+
+IMAGE = "image"
+"""Name of the folded graph's input."""
+
+PIXEL_MAX = 255.0
+
+
+def fold_preprocess(model: ir.Model, pre: Preprocess) -> ir.Model:
+    """A copy of the clean graph that takes pixels instead of normalised values.
+
+    The input is ``image``, float32 [1, C, H, W], RGB pixel values 0 to 255 (one channel for GRAY).
+    Where the network's input goes into one plain convolution, normalisation and colour order are
+    folded into its weights; else they are explicit operators: Sub and Mul, or for BGR one 1x1 Conv.
+
+    Args:
+        model: A clean graph with one input [1, C, H, W]; it is not changed. All weights but the
+            first convolution's are shared with the copy.
+        pre: The preprocessing that the network was trained with.
+
+    Raises:
+        UserError: The input's channels or size are not what ``pre`` says.
+    """
+    _check(model, pre)
+    folded = model.clone()
+    image = folded.graph.inputs[0]
+    old_name = str(image.name)
+    _free_name(folded.graph, IMAGE, image)
+    image.name = IMAGE
+    image.metadata_props.clear()
+    conv = _foldable_conv(image, pre)
+    if conv is not None:
+        _fold_into(folded.graph, conv, image, pre)
+    else:
+        _normalise_explicitly(folded.graph, image, pre, old_name)
+    return folded
+
+
+def _check(model: ir.Model, pre: Preprocess) -> None:
+    if len(model.graph.inputs) != 1:
+        raise UserError(f"preprocessing needs a model with one input, and this has {len(model.graph.inputs)}")
+    value = model.graph.inputs[0]
+    wanted = (1, pre.channels, *pre.size)
+    if shape_of(value) != wanted:
+        raise UserError(
+            f"the model's input {value.name!r} is {list(shape_of(value))}, but {pre.color} preprocessing makes "
+            f"{list(wanted)}; set --input-size and --color to fit the model"
+        )
+    if value.is_graph_output():
+        raise UserError(
+            f"the model returns its own input {value.name!r}, which is not what the artifact gets"
+        )
+    if not len(pre.mean) == len(pre.std) == pre.channels:
+        raise UserError(
+            f"{pre.color} has {pre.channels} channels, but mean has {len(pre.mean)} values and std {len(pre.std)}"
+        )
+
+
+def _pixel_order(pre: Preprocess) -> list[int]:
+    """For each channel of the network, the channel of the RGB image that it reads."""
+    return [2, 1, 0] if pre.color == "BGR" else list(range(pre.channels))
+
+
+def _foldable_conv(image: ir.Value, pre: Preprocess) -> ir.Node | None:
+    """The one Conv that reads the image and nothing else does, if its weights can take the folding."""
+    uses = list(image.uses())
+    if len(uses) != 1 or uses[0].idx != 0 or uses[0].node.op_type != "Conv":
+        return None
+    conv = uses[0].node
+    bias = input_at(conv, 2)
+    if const(conv.inputs[1]) is None or (bias is not None and const(bias) is None):
+        return None
+    if attr(conv, "group", 1) != 1 and pre.color == "BGR":
+        return None  # a group would have to read channels of another group
+    return conv
+
+
+def _fold_into(graph: ir.Graph, conv: ir.Node, image: ir.Value, pre: Preprocess) -> None:
+    weight = np.asarray(const(conv.inputs[1])).astype(np.float64)  # [O, C / group, kh, kw]
+    bias = const(input_at(conv, 2))
+    mean, std = np.asarray(pre.mean, np.float64), np.asarray(pre.std, np.float64)
+    order = _pixel_order(pre)
+    group = attr(conv, "group", 1)
+    # channels[o, j]: the network's channel that weight[o, j] multiplies.
+    per_group = weight.shape[1]
+    first = np.repeat(np.arange(group), weight.shape[0] // group) * per_group
+    channels = first[:, None] + np.arange(per_group)
+    scaled = weight / (PIXEL_MAX * std)[channels][:, :, None, None]
+    if any(conv_attrs(conv).pads) and mean.any():
+        # Sub sees the image's channel order: channel order[c] of the image is the network's c.
+        shift = np.empty_like(mean)
+        shift[order] = PIXEL_MAX * mean
+        centered = _node("Sub", [image, _channel_vector(graph, "image_mean", shift)], conv, image)
+        conv.replace_input_with(0, centered)
+    elif mean.any():
+        offset = -np.einsum("ojhw,oj->o", scaled, PIXEL_MAX * mean[channels])
+        total = offset if bias is None else bias.astype(np.float64) + offset
+        _set_input(graph, conv, 2, _initializer(graph, f"{conv.name}_bias", total))
+    if group == 1:
+        flipped = np.empty_like(scaled)
+        flipped[:, order] = scaled
+        scaled = flipped
+    _set_input(graph, conv, 1, _initializer(graph, f"{conv.name}_weight", scaled))
+
+
+def _normalise_explicitly(graph: ir.Graph, image: ir.Value, pre: Preprocess, old_name: str) -> None:
+    """Compute the network's own input by operators; it keeps its name unless that was ``image``."""
+    mean, std = np.asarray(pre.mean, np.float64), np.asarray(pre.std, np.float64)
+    readers = [(use.node, use.idx) for use in image.uses()]
+    anchor = next(node for node in graph if any(node is reader for reader, _ in readers))
+    scale = 1 / (PIXEL_MAX * std)
+    if pre.color == "BGR":
+        kernel = np.zeros((3, 3, 1, 1))
+        kernel[range(3), _pixel_order(pre), 0, 0] = scale
+        weights = [_initializer(graph, "image_scale", kernel), _initializer(graph, "image_bias", -mean / std)]
+        value = _node("Conv", [image, *weights], anchor, image, {"kernel_shape": [1, 1]})
+    else:
+        value = image
+        if mean.any():
+            value = _node(
+                "Sub", [value, _channel_vector(graph, "image_mean", PIXEL_MAX * mean)], anchor, image
+            )
+        value = _node("Mul", [value, _channel_vector(graph, "image_scale", scale)], anchor, image)
+    for node, index in readers:
+        node.replace_input_with(index, value)
+    if old_name != IMAGE:
+        value.name = old_name
+
+
+def _node(
+    op_type: str,
+    inputs: list[ir.Value],
+    before: ir.Node,
+    image: ir.Value,
+    attributes: dict[str, list[int]] | None = None,
+) -> ir.Value:
+    """The output of a new node ahead of ``before``, of the image's shape."""
+    out = insert(before, op_type, inputs, attributes, shape=shape_of(image), dtype=ir.DataType.FLOAT)
+    graph, node = before.graph, out.producer()
+    if isinstance(graph, ir.Graph) and node is not None:
+        out.name = fresh_value_name(graph, f"image_{op_type.lower()}")
+        node.name = fresh_node_name(graph, f"image_{op_type.lower()}")
+        node.metadata_props.clear()  # it comes from no module
+    return out
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    return add_initializer(graph, fresh_value_name(graph, name), array.astype(np.float32))
+
+
+def _channel_vector(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    return _initializer(graph, name, values.reshape(1, -1, 1, 1))
+
+
+def _set_input(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> None:
+    """Read ``value`` there; the initializer that was read before goes if nobody else reads it."""
+    old = input_at(node, index)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+    if old is not None and not old.uses():
+        del graph.initializers[str(old.name)]
+
+
+def _free_name(graph: ir.Graph, name: str, keep: ir.Value) -> None:
+    """Rename the value (other than ``keep``) that has the name, if there is one."""
+    values = [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    for value in values:
+        if value.name == name and value is not keep:
+            if value.is_graph_output():
+                raise UserError(
+                    f"an output of the model is called {name!r}, as the compiled model's input is; rename the output"
+                )
+            value.name = fresh_value_name(graph, f"{name}_value")
