@@ -11,24 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from repedge.config import Precision
-from repedge.errors import CheckFailed, DeviceError, UnsupportedModel, UserError
+from repedge.errors import CheckFailed, UnsupportedModel, UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.targets import triton
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.gpu_runner import ONNXRuntimeRunner
 from repedge.targets.gpu_types import enter, scale_resizes, to_float16
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes of weights that fit into one ONNX file (protobuf's 2 GiB, less room for the graph)."""
-
-CHUNK = 16
-"""Images that the runner passes at once, to bound memory."""
 
 Refusal = Callable[[ir.Node], str | None]
 
@@ -85,12 +82,6 @@ def inference_only(node: ir.Node) -> str | None:
     return "it is in training mode" if attr(node, "training_mode", 0) else None
 
 
-def with_axes(node: ir.Node) -> str | None:
-    if len(node.inputs) < 2:
-        return "it has no axes, so that it would also remove a batch of one"
-    return constant(1)(node)
-
-
 TABLE: dict[str, Refusal] = {
     # convolutions and products
     "Conv": constant(1, 2),
@@ -134,8 +125,6 @@ TABLE: dict[str, Refusal] = {
     "Reshape": constant(1),
     "Flatten": anything,
     "Transpose": anything,
-    "Squeeze": with_axes,
-    "Unsqueeze": constant(1),
     "Pad": constant(1, 2, 3),
     "Resize": resize,
     "DepthToSpace": anything,
@@ -202,39 +191,8 @@ class GPU(Target):
         return Artifact(main, inputs, outputs, requires, notes)
 
     def open(self, path: Path, job: Job, outputs: Sequence[str], threads: int | None = None) -> Runner:
-        """Open the file in ONNX Runtime, on a GPU where onnxruntime-gpu finds one (without TF32)."""
+        """Open the file in ONNX Runtime, on a GPU where there is one; see `ONNXRuntimeRunner`."""
         return ONNXRuntimeRunner(path, outputs, threads)
-
-
-class ONNXRuntimeRunner(Runner):
-    """An ONNX Runtime session with dynamic batch."""
-
-    def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # errors are raised, not printed
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" in ort.get_available_providers():
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime raises a class of its own for each status code
-            raise DeviceError(f"ONNX Runtime could not load {path.name}: {error}") from error
-        self._input = self._session.get_inputs()[0].name
-        self._outputs = list(outputs)
-
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        parts = []
-        for i in range(0, len(batch), CHUNK):
-            feeds = {self._input: np.ascontiguousarray(batch[i : i + CHUNK])}
-            try:
-                parts.append(self._session.run(self._outputs, feeds))
-            except Exception as error:
-                raise DeviceError(f"ONNX Runtime failed to run: {error}") from error
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def _refusal(node: ir.Node) -> str | None:

@@ -95,9 +95,9 @@ def scale_resizes(graph: ir.Graph) -> None:
 
 
 def _scale(size: int, wanted: int) -> np.float32:
-    """The scale for which ``floor(size * scale)`` is the wanted size in float32 arithmetic."""
+    """The float32 scale for which ``floor(size * scale)`` is the wanted size, however it is computed."""
     scale = np.float32(wanted / size)
-    return scale if np.floor(np.float32(size) * scale) == wanted else np.nextafter(scale, np.float32(np.inf))
+    return scale if size * float(scale) >= wanted else np.nextafter(scale, np.float32(np.inf))
 
 
 def _halve(graph: ir.Graph, value: ir.Value) -> str | None:

@@ -8,6 +8,8 @@ import onnx.parser
 import onnx_ir as ir
 from onnx import numpy_helper
 
+from repedge.config import Preprocess
+
 CASES = {
     "Conv": "y = Conv<pads=[1,1,1,1]>(x, w6, b6)",
     "Conv stride 2 dilated no bias": "y = Conv<strides=[2,2], dilations=[2,1], pads=[2,1,2,1]>(x, w6)",
@@ -107,6 +109,7 @@ SHAPES = {
     "w3": (6, 3, 3, 3),
     "w1": (6, 1, 3, 3),
     "row": (9,),
+    "big": (64, 64, 3, 3),
     "head": (5, 6),
     "slope": (4, 1, 1),
 }
@@ -118,6 +121,7 @@ VALUES = {
     "high": np.array(0.9, np.float32),
     "zero": np.array(0.0, np.float32),
     "two": np.array(2.0, np.float32),
+    "big_number": np.array(300.0, np.float32),
     "fltmax": np.array(np.finfo(np.float32).max),
     "axes_hw": np.array([2, 3]),
     "axes_last": np.array([-1]),
@@ -193,3 +197,21 @@ def reference(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(len(x))])
+
+
+def normalised(images: np.ndarray, pre: Preprocess) -> np.ndarray:
+    """What the network sees of RGB pixels: float32 NCHW, by the definition in Preprocess."""
+    planes = images[..., ::-1] if pre.color == "BGR" else images
+    planes = (planes / 255.0 - np.array(pre.mean)) / np.array(pre.std)
+    return np.ascontiguousarray(planes.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def sqnr_db(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    noise = ((found.astype(np.float64) - expected) ** 2).sum()
+    return float(10 * np.log10((expected.astype(np.float64) ** 2).sum() / max(noise, 1e-300)))

@@ -14,7 +14,20 @@ from repedge.errors import DeviceError, UnsupportedModel, UserError
 from repedge.targets.base import Job
 from repedge.targets.openvino import OpenVINO
 from repedge.targets.openvino_ops import TABLE
-from tests.op_cases import CASES, CLASSIFIER, IMAGE, SHAPE, batch, clean, graph, pixels, reference
+from tests.op_cases import (
+    CASES,
+    CLASSIFIER,
+    IMAGE,
+    SHAPE,
+    batch,
+    clean,
+    graph,
+    normalised,
+    pixels,
+    reference,
+    relative_error,
+    sqnr_db,
+)
 
 openvino = pytest.importorskip("openvino")
 
@@ -28,27 +41,11 @@ def job(precision="fp32", input_kind="float32", preprocess=PREPROCESS, **kwargs)
     return Job("net", precision, preprocess, input_kind, **kwargs)
 
 
-def relative_error(found, expected):
-    assert found.shape == expected.shape
-    return np.abs(found - expected).max() / np.abs(expected).max()
-
-
-def sqnr_db(found, expected):
-    return 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum())
-
-
 def model_info(model):
     """What Model API looks up: key -> text."""
     keys = ("model_type", "labels", "resize_type", "mean_values", "scale_values", "reverse_input_channels")
     present = [key for key in keys if model.has_rt_info(["model_info", key])]
     return {key: model.get_rt_info(["model_info", key]).astype(str) for key in present}
-
-
-def normalised(images, pre):
-    """What the network sees: float32 NCHW, by the definition in Preprocess."""
-    planes = images[..., ::-1] if pre.color == "BGR" else images
-    planes = (planes / 255.0 - np.array(pre.mean)) / np.array(pre.std)
-    return np.ascontiguousarray(planes.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -208,6 +205,7 @@ def test_all_unsupported_nodes_are_named_at_once(tmp_path):
             "ceil_mode together with count_include_pad is not supported",
         ),
         ('y = Pad<mode="wrap">(x, pads4)', "mode 'wrap' is not supported"),
+        ("g = GlobalAveragePool(x)\ny = Squeeze(g)", "it has no axes"),
         ("y = PRelu(x, row)", "only one slope, or one per channel, is supported"),
         ("m, i = MaxPool<kernel_shape=[2,2]>(x)\ny = Relu(m)", "the indices, is not supported"),
     ],
