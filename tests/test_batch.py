@@ -74,7 +74,7 @@ def test_a_classifier_with_squeeze_excite_and_channel_shuffle():
     "resize",
     [
         'Resize<mode="linear">(x, , , sizes)',
-        'Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , scales)',
+        'Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , scales)',
         'Resize<mode="linear", axes=[2,3]>(x, , , map)',
     ],
 )
@@ -88,7 +88,8 @@ def test_resize_keeps_its_size_for_any_batch(resize):
 @pytest.mark.parametrize(
     "body",
     [
-        "p = Constant<value_ints=[0,0,1,0,0,0,0,1]>() a = Pad<mode=\"reflect\">(x, p) y = AveragePool<kernel_shape=[2,2]>(a)",
+        "p = Constant<value_ints=[0,0,1,0,0,0,0,1]>() a = Pad<mode=\"reflect\">(x, p) "
+        "y = AveragePool<kernel_shape=[2,2]>(a)",
         "a = Softmax<axis=-1>(x) y = Sub(a, x)",
         "ax = Constant<value_ints=[1]>() a = ReduceMax(x, ax) y = Div(x, a)",
         "t = Transpose<perm=[0,1,3,2]>(x) a = MatMul(t, x) y = MatMul(x, a)",
@@ -103,12 +104,12 @@ def test_other_operators_keep_images_apart(body):
 @pytest.mark.parametrize(
     ("out", "body", "message"),
     [
-        ("3,4,5", "s = Constant<value_ints=[3,4,5]>() y = Reshape(x, s)", "Reshape node '.*' does not keep the batch"),
+        ("3,4,5", "s = Constant<value_ints=[3,4,5]>() y = Reshape(x, s)", "Reshape node '.*' does not keep"),
         ("3,1,4,5", "y = Transpose<perm=[1,0,2,3]>(x)", "Transpose node '.*' moves the batch axis"),
         ("2,3,4,5", "y = Concat<axis=0>(x, x)", "Concat node '.*' works along the batch axis"),
         ("1,3,4,5", "y = Softmax<axis=0>(x)", "Softmax node '.*' works along the batch axis"),
         ("1,1,1,1", "y = ReduceMean(x)", "ReduceMean node '.*' reduces the batch axis"),
-        ("1,4,4,5", "c = Constant<value=float[1,1,4,5] {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20}>() "
+        ("1,4,4,5", "c = Constant<value=float[1,1,4,5] {1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7,8,9,0}>() "
          "y = Concat<axis=1>(x, c)", "Concat node '.*' joins a constant made for one image"),
         ("1,3,4,5", "y = CumSum(x, axis)", "CumSum node '.*' is not known to keep the images"),
         ("1,1,4,5", "f = Flatten(x) w = Transpose<perm=[1,0]>(f) m = MatMul(f, w) z = ReduceMax(x, one) "

@@ -66,8 +66,8 @@ def _check(model: ir.Model, pre: Preprocess) -> None:
     wanted = (1, pre.channels, *pre.size)
     if shape_of(value) != wanted:
         raise UserError(
-            f"the model's input {value.name!r} is {list(shape_of(value))}, but {pre.color} preprocessing makes "
-            f"{list(wanted)}; set --input-size and --color to fit the model"
+            f"the model's input {value.name!r} is {list(shape_of(value))}, but preprocessing to {pre.color} "
+            f"makes {list(wanted)}; set --input-size and --color to fit the model"
         )
     if value.is_graph_output():
         raise UserError(
@@ -75,7 +75,7 @@ def _check(model: ir.Model, pre: Preprocess) -> None:
         )
     if not len(pre.mean) == len(pre.std) == pre.channels:
         raise UserError(
-            f"{pre.color} has {pre.channels} channels, but mean has {len(pre.mean)} values and std {len(pre.std)}"
+            f"{pre.color} has {pre.channels} channels, mean has {len(pre.mean)} values and std {len(pre.std)}"
         )
 
 
@@ -192,6 +192,6 @@ def _free_name(graph: ir.Graph, name: str, keep: ir.Value) -> None:
         if value.name == name and value is not keep:
             if value.is_graph_output():
                 raise UserError(
-                    f"an output of the model is called {name!r}, as the compiled model's input is; rename the output"
+                    f"an output of the model is called {name!r}, as the input will be; rename the output"
                 )
             value.name = fresh_value_name(graph, f"{name}_value")
