@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,14 +140,18 @@ def _read_pickle(path: Path) -> Any:
     try:
         # Mapped, so that a checkpoint's optimizer state is never read; files older than torch 1.6
         # (and TorchScript) are no plain zip and can't be.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; the error says what matters
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Weights only" in str(error):
+        if culprit := _culprit(str(error)):
             raise UserError(
-                f"{path} holds Python objects beside tensors{_culprit(str(error))}, and loading those could "
-                "run anything; re-save its state_dict as .safetensors where you trust it"
+                f"{path} holds Python objects beside tensors ({culprit}), and loading those could run "
+                "anything; re-save its state_dict as .safetensors where you trust it"
             ) from error
-        raise UserError(f"{path} is not a checkpoint that torch can read; is it truncated?") from error
+        raise UserError(
+            f"{path} is truncated or no checkpoint (not a pickle of tensors); download or save it again"
+        ) from error
     except Exception as error:  # torch raises many kinds on damaged files
         raise UserError(
             f"{path} is truncated or no checkpoint ({_first_line(error)}); download or save it again"
@@ -170,11 +175,12 @@ def _check_zip(path: Path) -> None:
 
 
 def _culprit(message: str) -> str:
-    """The object that torch refused, from its message (``GLOBAL posix.system was not an allowed...``)."""
+    """The object that torch refused, from its message (``GLOBAL posix.system was not an allowed...``);
+    empty where it stumbled over something else."""
     for line in message.splitlines():
         words = line.split()
         if "GLOBAL" in words and words.index("GLOBAL") + 1 < len(words):
-            return f" ({words[words.index('GLOBAL') + 1]})"
+            return words[words.index("GLOBAL") + 1]
     return ""
 
 

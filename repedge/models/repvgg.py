@@ -113,7 +113,7 @@ class RepVGG(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stage0(x)
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            for block in stage:
+            for block in stage:  # type: ignore[union-attr]
                 x = block(x)
         return self.linear(self.gap(x).flatten(1))
 
