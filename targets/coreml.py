@@ -87,7 +87,10 @@ class CoreML(Target):
             compress(built.program, job.precision)
         main = Path(f"{job.name}{self.suffix}")
         with tempfile.TemporaryDirectory(dir=out, prefix=".weights-") as scratch:
-            save(built, job, opset, out / main, Path(scratch))
+            try:
+                save(built, job, opset, out / main, Path(scratch))
+            except RuntimeError as error:  # what coremltools' file writers raise instead of OSError
+                raise UserError(f"can't write {main} into {out}: {error}; is the disk full?") from error
         return Artifact(
             main=main,
             inputs=(_input_spec(built.input, shape_of(model.graph.inputs[0]), job),),

@@ -101,9 +101,8 @@ class Lowerer:
     def cast(self, array: np.ndarray, name: str) -> np.ndarray:
         """``array`` in the program's precision; ``name`` is for the error of `weight`."""
         if self.dtype == np.float16 and array.size:
-            finite = array[np.isfinite(array)]
-            largest = float(np.abs(finite).max()) if finite.size else 0.0
-            if largest > FLOAT16_MAX:
+            largest = max(float(array.max()), -float(array.min()))
+            if largest > FLOAT16_MAX and np.isfinite(largest):
                 raise UserError(
                     f"tensor {name!r} holds {largest:.6g}, too much for float16; compile with fp32 precision"
                 )

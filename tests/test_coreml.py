@@ -312,6 +312,19 @@ def test_precision_that_is_not_offered(tmp_path):
         CoreML().compile(ir.from_proto(small()), job("w8a8"), tmp_path)
 
 
+def test_full_disk(tmp_path):
+    resource = pytest.importorskip("resource", reason="file size limits are POSIX")
+    model = graph("y = Conv(x, w)", weights={"w": (256, 4, 3, 3)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"can't write net\.mlpackage into .*; is the disk full\?"):
+            CoreML().compile(ir.from_proto(model), job("fp16"), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runner_names_what_failed(tmp_path):
     package, _ = compiled(tmp_path, small(), job("fp32"))
     runner = CoreML().open(package, job("fp32"), ["y"])
