@@ -64,7 +64,7 @@ class Served:
     half: bool
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_batch_size, int) or self.max_batch_size < 1:
+        if type(self.max_batch_size) is not int or self.max_batch_size < 1:  # a bool is an int too
             raise UserError(f"max_batch_size must be a whole number above 0, not {self.max_batch_size!r}")
 
     @property
@@ -114,7 +114,7 @@ def accelerated_config(served: Served) -> str:
     parameters = {
         "precision_mode": "FP16" if served.half else "FP32",
         "trt_engine_cache_enable": "true",
-        "trt_engine_cache_path": f"/tmp/trt-cache/{served.name}",
+        "trt_engine_cache_prefix": served.name,
     }
     fields = _onnx_fields(served)
     accelerator = {"name": "tensorrt", "parameters": _map(parameters)}
