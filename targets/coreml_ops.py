@@ -67,6 +67,23 @@ def leaky_relu(c: Lowerer, n: ir.Node) -> Any:
     return c.mb.leaky_relu(x=c.var(n, 0), alpha=c.scalar(attr(n, "alpha", 0.01)), name=c.name(n))
 
 
+def prelu(c: Lowerer, n: ir.Node) -> Any:
+    channels = shape_of(n.inputs[0])[1]
+    slope = np.broadcast_to(np.asarray(const(n.inputs[1])).reshape(-1), (channels,))
+    return c.mb.prelu(x=c.var(n, 0), alpha=c.weight(slope, str(n.inputs[1].name)), name=c.name(n))  # type: ignore[union-attr]
+
+
+def refuse_prelu(n: ir.Node) -> str | None:
+    """MIL has one slope per channel of [N, C, ...]."""
+    shape, slope = shape_of(n.inputs[0]), const(n.inputs[1])
+    if slope is None:
+        return f"its slope {n.inputs[1].name!r} is computed, not a constant"  # type: ignore[union-attr]
+    per_channel = slope.shape in ((shape[1], *[1] * (len(shape) - 2)), (1, shape[1], *[1] * (len(shape) - 2)))
+    if len(shape) < 3 or not (per_channel or slope.size == 1):
+        return f"its slope of shape {slope.shape} is not one per channel of {shape}"
+    return None
+
+
 def elu(c: Lowerer, n: ir.Node) -> Any:
     return c.mb.elu(x=c.var(n, 0), alpha=c.scalar(attr(n, "alpha", 1.0)), name=c.name(n))
 
@@ -99,8 +116,18 @@ def binary(op: str) -> Lowering:
     return Lowering(lambda c, n: getattr(c.mb, op)(x=c.var(n, 0), y=c.var(n, 1), name=c.name(n)))
 
 
-def refuse_not_two(n: ir.Node) -> str | None:
-    return None if len(n.inputs) == 2 else f"it has {len(n.inputs)} inputs; only 2 are supported"
+def extremum(op: str) -> Lowering:
+    """Max and Min take any number of inputs; MIL's take two."""
+
+    def emit(c: Lowerer, n: ir.Node) -> Any:
+        name, last = c.name(n), len(n.inputs) - 1
+        result = c.var(n, 0)
+        for i in range(1, last + 1):
+            step = name if i == last else c.unique(f"{name}_of_{i + 1}")
+            result = getattr(c.mb, op)(x=result, y=c.var(n, i), name=step)
+        return result
+
+    return Lowering(emit, lambda n: "it has a single input" if len(n.inputs) < 2 else None)
 
 
 def mul(c: Lowerer, n: ir.Node) -> Any:
@@ -208,6 +235,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Relu": unary("relu"),
     "Clip": Lowering(clip, refuse_clip),
     "LeakyRelu": Lowering(leaky_relu),
+    "PRelu": Lowering(prelu, refuse_prelu),
     "Gelu": Lowering(gelu),
     "Sigmoid": unary("sigmoid"),
     "HardSigmoid": Lowering(hard_sigmoid),
@@ -221,8 +249,8 @@ LOWERINGS: dict[str, Lowering] = {
     "Sub": binary("sub"),
     "Mul": Lowering(mul),
     "Div": binary("real_div"),
-    "Max": Lowering(binary("maximum").emit, refuse_not_two),
-    "Min": Lowering(binary("minimum").emit, refuse_not_two),
+    "Max": extremum("maximum"),
+    "Min": extremum("minimum"),
     "Pow": binary("pow"),
     "Abs": unary("abs"),
     "Exp": unary("exp"),
@@ -244,7 +272,8 @@ LOWERINGS: dict[str, Lowering] = {
     "Squeeze": Lowering(shapes.squeeze),
     "Unsqueeze": Lowering(shapes.unsqueeze),
     "Transpose": Lowering(shapes.transpose),
-    "DepthToSpace": Lowering(shapes.depth_to_space, shapes.refuse_depth_to_space),
+    "DepthToSpace": Lowering(shapes.depth_to_space),
+    "SpaceToDepth": Lowering(shapes.space_to_depth),
     "Pad": Lowering(shapes.pad, shapes.refuse_pad),
     "Resize": Lowering(spatial.resize, spatial.refuse_resize),
 }

@@ -105,11 +105,12 @@ def refuse_pad(n: ir.Node) -> str | None:
 
 
 def depth_to_space(c: Lowerer, n: ir.Node) -> Any:
-    """Channel-major order (CRD), that of torch's PixelShuffle."""
-    return c.mb.pixel_shuffle(x=c.var(n, 0), upscale_factor=int(attr(n, "blocksize")), name=c.name(n))
+    """ONNX's DCR has the block in front of the channels; CRD, torch's PixelShuffle, behind them."""
+    x, size, name = c.var(n, 0), int(attr(n, "blocksize")), c.name(n)
+    if attr(n, "mode", "DCR") == "CRD":
+        return c.mb.pixel_shuffle(x=x, upscale_factor=size, name=name)
+    return c.mb.depth_to_space(x=x, block_size=size, name=name)
 
 
-def refuse_depth_to_space(n: ir.Node) -> str | None:
-    return (
-        None if attr(n, "mode", "DCR") == "CRD" else "its mode is DCR; only CRD (PixelShuffle) is supported"
-    )
+def space_to_depth(c: Lowerer, n: ir.Node) -> Any:
+    return c.mb.space_to_depth(x=c.var(n, 0), block_size=int(attr(n, "blocksize")), name=c.name(n))

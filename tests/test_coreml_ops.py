@@ -114,6 +114,8 @@ CASES = {
     "clip": ("y = Clip(x, lo, hi)", ["clip"], {"constants": "float lo = {-1.5}, float hi = {0.5}"}),
     "clip_max": ("y = Clip(x, , hi)", ["clip"], {"constants": "float hi = {0.5}"}),
     "leaky_relu": ("y = LeakyRelu<alpha=0.1>(x)", ["leaky_relu"], {}),
+    "prelu": ("y = PRelu(x, s)", ["prelu"], {"weights": {"s": (4, 1, 1)}}),
+    "prelu_scalar": ("y = PRelu(x, s)", ["prelu"], {"weights": {"s": (1,)}}),
     "elu": ("y = Elu<alpha=0.5>(x)", ["elu"], {}),
     "gelu": ("y = Gelu(x)", ["gelu"], {}),
     "gelu_tanh": ('y = Gelu<approximate="tanh">(x)', ["gelu"], {}),
@@ -131,6 +133,11 @@ CASES = {
     "mul_gate": ("g = GlobalAveragePool(x) y = Mul(x, g)", ["reduce_mean", "mul"], {}),
     "div": ("y = Div(x, c)", ["real_div"], {"constants": "float c = {3.0}"}),
     "max": ("y = Max(x, c)", ["maximum"], {"constants": "float c = {0.25}"}),
+    "max_of_three": (
+        "y = Max(x, c, d)",
+        ["maximum", "maximum"],
+        {"constants": "float c = {0.25}, float d = {0.5}"},
+    ),
     "min": ("y = Min(x, c)", ["minimum"], {"constants": "float c = {0.25}"}),
     "pow_abs_exp_sqrt": (
         "a = Abs(x) s = Sqrt(a) p = Pow(s, c) m = Mul(x, k) e = Exp(m) y = Add(p, e)",
@@ -190,6 +197,8 @@ CASES = {
         ["reduce_mean", "squeeze", "expand_dims"],
         {"constants": "int64[2] a = {2, 3}, int64[1] b = {-1}"},
     ),
+    "depth_to_space": ("y = DepthToSpace<blocksize=2>(x)", ["depth_to_space"], {}),
+    "space_to_depth": ("y = SpaceToDepth<blocksize=2>(x)", ["space_to_depth"], {}),
     "pixel_shuffle": ('y = DepthToSpace<blocksize=2, mode="CRD">(x)', ["pixel_shuffle"], {}),
     "pad": ("y = Pad(x, p, v)", ["pad"], {"constants": "int64[8] p = {0,1,2,0,0,0,1,3}, float v = {0.5}"}),
     "pad_reflect": (
@@ -278,7 +287,12 @@ REFUSALS = {
     ),
     "pad_wrap": ('y = Pad<mode="wrap">(x, p)', {"constants": "int64[8] p = {0,0,1,1,0,0,1,1}"}, "'wrap'"),
     "pad_crop": ("y = Pad(x, p)", {"constants": "int64[8] p = {0,0,-1,0,0,0,0,0}"}, "negative padding"),
-    "depth_to_space_dcr": ("y = DepthToSpace<blocksize=2>(x)", {}, "mode is DCR"),
+    "prelu_per_column": (
+        "y = PRelu(x, s)",
+        {"weights": {"s": (8,)}},
+        "slope of shape (8,) is not one per channel",
+    ),
+    "max_of_one": ("y = Max(x)", {}, "a single input"),
     "output_padding": (
         "y = ConvTranspose<strides=[2,2], output_padding=[1,1]>(x, w)",
         {"weights": {"w": (4, 3, 3, 3)}},
