@@ -89,7 +89,7 @@ class MilProgram:
         opset: str,
         metadata: Mapping[str, str],
         parameters: Mapping[str, Result],
-        constants: Mapping[str, Any],
+        constants: dict[str, Any],
         steps: tuple[Step, ...],
     ) -> None:
         self.inputs = inputs
@@ -164,6 +164,7 @@ class MilProgram:
         if self._cached_bytes + size <= MAX_CACHED_BYTES:
             self._cache[name] = tensor
             self._cached_bytes += size
+            del self._constants[name]  # decompressed weights need not exist twice
         return tensor
 
     def _returned(self, name: str, values: Mapping[str, Any]) -> Any:

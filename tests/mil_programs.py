@@ -19,6 +19,32 @@ from coremltools.converters.mil.mil import types  # noqa: E402
 Build = Callable[[Any, type], Any]
 """(input variable, numpy type of the program's floats) -> output variable"""
 
+RNG = np.random.default_rng(7)
+
+
+def half(shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
+    """Random numbers that fp16 can hold, as float64."""
+    return (RNG.standard_normal(shape) * scale).astype(np.float16).astype(np.float64)
+
+
+def per_channel(v: np.ndarray) -> np.ndarray:
+    return v.reshape(-1, 1, 1)
+
+
+SHAPE = (2, 6, 9, 7)
+X = half(SHAPE, 2)
+W = {
+    "dense": half((4, 6, 3, 2)),
+    "grouped": half((4, 3, 3, 3)),
+    "depthwise": half((6, 1, 5, 5)),
+    "up": half((6, 2, 3, 3)),
+    "fc": half((5, 7)),
+    "bias": half((4,)),
+    "channel": half((6,)),
+    "var": np.maximum(np.abs(half((6,))), 0.125),
+    "full": half(SHAPE),
+}
+
 
 def convert(
     build: Callable[[Any], Any], shape: tuple[int, ...], precision: str, opset: str, **options: Any
@@ -71,3 +97,24 @@ def assert_rounded(got: np.ndarray, want: np.ndarray, name: str = "") -> None:
         slack = slack + 0.501 * np.spacing(np.abs(nearest[finite])).astype(np.float64)
     error = np.abs(got[finite].astype(np.float64) - want[finite])
     assert (error <= slack).all(), f"{name}: error {error.max()}, allowed {np.max(slack)}"
+
+
+def check_ops(
+    cases: Mapping[str, tuple[Build, Callable[[np.ndarray], np.ndarray]]],
+    x: np.ndarray,
+    precision: str,
+    opset: str,
+    folder: Path,
+) -> None:
+    """Run each case's op on ``x`` and compare with its definition; all are outputs of one program."""
+    program = program_of({n: build for n, (build, _) in cases.items()}, x.shape, precision, opset, folder)
+    got = program.run({"x": x.astype(np.float32)})
+    assert set(got) == set(cases)
+    for name, (_, definition) in cases.items():
+        want = definition(x)
+        if want.dtype == np.int32:
+            assert got[name].dtype == np.int32
+            np.testing.assert_array_equal(got[name], want, err_msg=name)
+        else:
+            assert got[name].dtype == ("float16" if precision == "fp16" else "float32"), name
+            assert_rounded(got[name], want, name)
