@@ -38,7 +38,10 @@ def _unexpanded(g: Builder, x: Operand, other: Operand) -> Operand:
         return x
     source = node.inputs[0]
     assert source is not None, "Expand always has an input"
-    shapes = [dims(source), dims(other) if isinstance(other, ir.Value) else tuple(getattr(other, "shape", ()))]
+    shapes = [
+        dims(source),
+        dims(other) if isinstance(other, ir.Value) else tuple(getattr(other, "shape", ())),
+    ]
     width = max(map(len, shapes))
     padded = [(1,) * (width - len(s)) + s for s in shapes]
     broadcast = tuple(max(pair) for pair in zip(*padded, strict=True))
@@ -139,14 +142,13 @@ def softmax(op: str) -> Lowering:
 
 def reduce(op: str) -> Lowering:
     def lower(
-        g: Builder, x: ir.Value, dim: Sequence[int] | int | None = None, keepdim: bool = False, *, dtype: Any = None
+        g: Builder, x: ir.Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> ir.Value:
         rank = len(dims(x))
         given = [dim] if isinstance(dim, int) else list(dim or range(rank))
         axes = sorted(d % rank for d in given) if rank else []
         if op == "ReduceMean" and rank == 4 and axes == [2, 3]:
-            pooled = g.node("GlobalAveragePool", [x], (*dims(x)[:2], 1, 1))
-            return g.reshape(pooled)
+            return g.reshape(g.node("GlobalAveragePool", [x], (*dims(x)[:2], 1, 1)))
         return g.node(op, [x, g.ints(*axes)], keepdims=int(keepdim))
 
     return lower
@@ -244,7 +246,9 @@ def same(g: Builder, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
 
 def to_copy(g: Builder, x: ir.Value, **options: Any) -> ir.Value:
     if not g.result.is_floating_point() or g.result.element_size() != 4 or g.result.device.type != "cpu":
-        raise Unlowerable(f"a conversion to {str(g.result.dtype).removeprefix('torch.')} on {g.result.device}")
+        raise Unlowerable(
+            f"a conversion to {str(g.result.dtype).removeprefix('torch.')} on {g.result.device}"
+        )
     return x
 
 

@@ -149,7 +149,9 @@ class Builder:
         if len(target) == 2 and len(source) > 2 and source[0] == target[0]:
             return self.node("Flatten", [value], target, axis=1)
         keeps_batch = bool(source) and bool(target) and source[0] == target[0]
-        return self.node("Reshape", [value, self.ints(*((0, *target[1:]) if keeps_batch else target))], target)
+        return self.node(
+            "Reshape", [value, self.ints(*((0, *target[1:]) if keeps_batch else target))], target
+        )
 
     def transpose(self, x: Operand, perm: Sequence[int]) -> ir.Value:
         """``x`` with its axes in another order."""
@@ -175,19 +177,18 @@ class Builder:
 
         self.path = ""
         final: list[ir.Value] = []
-        for name, value in outputs.items():
+        for value in outputs.values():
             # An input, a constant or a value that is an output already can't be renamed.
-            if value.producer() is None or value in final:
-                value = self.node("Identity", [value], dims(value))
-            final.append(value)
-        kept = {value.name for value in [*inputs, *self.initializers.values()]}
-        wanted = dict(zip(outputs, final, strict=True))
-        inner = [v for node in self.nodes for v in node.outputs if v not in final]
-        for value in inner:
-            if value.name in wanted:
-                value.name = self._unique(f"{value.name}_inner")
-        for name, value in wanted.items():
-            value.name = name if name not in kept else self._unique(f"{name}_out")
+            taken = value.producer() is None or value in final
+            final.append(self.node("Identity", [value], dims(value)) if taken else value)
+        own = {value.name for value in inputs}
+        names = [f"{name}_out" if name in own else name for name in outputs]
+        self._taken.update(names)
+        for value in [*self.initializers.values(), *(v for node in self.nodes for v in node.outputs)]:
+            if value.name in names:
+                value.name = self._unique(value.name)
+        for value, name in zip(final, names, strict=True):
+            value.name = name
         graph = ir.Graph(
             list(inputs),
             final,

@@ -26,7 +26,7 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> ir.Value:
-    kernel = tuple(weight.shape)[2:]  # type: ignore[union-attr]
+    kernel = (dims(weight) if isinstance(weight, ir.Value) else tuple(weight.shape))[2:]  # type: ignore[union-attr]
     n = len(kernel)
     pads = _per_axis(padding, n) * 2
     attributes: dict[str, Any] = {
@@ -49,7 +49,7 @@ def _without_zero_pad(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]]:
     if node is None or node.op_type != "Pad" or node.attributes["mode"].value != "constant":
         return x, ()
     source, pads, value = node.inputs
-    assert source is not None and pads is not None and value is not None, "constant_pad gives all three"
+    assert source is not None, "Pad always has an input"
     amounts = [int(p) for p in pads.const_value.numpy()]  # type: ignore[union-attr]
     rank = len(amounts) // 2
     outside = amounts[:2] + amounts[rank : rank + 2]
@@ -148,7 +148,9 @@ def adaptive_avg_pool(g: Builder, x: ir.Value, size: Sequence[int]) -> ir.Value:
     if tuple(g.shape()[2:]) == (1, 1):
         return g.node("GlobalAveragePool", [x])
     kernel = _adaptive_kernel(x, g.shape())
-    return g.node("AveragePool", [x], kernel_shape=kernel, strides=kernel, pads=(0, 0, 0, 0), count_include_pad=0)
+    return g.node(
+        "AveragePool", [x], kernel_shape=kernel, strides=kernel, pads=(0, 0, 0, 0), count_include_pad=0
+    )
 
 
 def adaptive_max_pool(g: Builder, x: ir.Value, size: Sequence[int]) -> list[ir.Value | None]:
@@ -177,9 +179,7 @@ def pad(mode: str) -> Callable[..., ir.Value]:
 
 
 def resize(mode: str) -> Callable[..., ir.Value]:
-    def lower(
-        g: Builder, x: ir.Value, size: Sequence[int], *rest: Any, **named: Any
-    ) -> ir.Value:
+    def lower(g: Builder, x: ir.Value, size: Sequence[int], *rest: Any, **named: Any) -> ir.Value:
         """``rest`` is [align_corners,] scales_h, scales_w; the nearest mode has no align_corners."""
         align = bool(rest[0]) if mode != "nearest" else False
         scales = (*rest[mode != "nearest" :], *named.values(), None, None)[:2]
@@ -191,7 +191,7 @@ def resize(mode: str) -> Callable[..., ir.Value]:
         if mode == "cubic":
             attributes["cubic_coeff_a"] = -0.75  # torch's (aten/native/UpSample.h)
         factors = [
-            _factor(old, new, None if align else scale)
+            _factor(mode, old, new, None if align else scale)
             for old, new, scale in zip(dims(x)[2:], g.shape()[2:], scales, strict=True)
         ]
         if None in factors:
@@ -201,11 +201,20 @@ def resize(mode: str) -> Callable[..., ir.Value]:
     return lower
 
 
-def _factor(old: int, new: int, scale: float | None) -> float | None:
-    """Factor from which ONNX computes ``new = floor(old * factor)`` too; None if float32 has none."""
+def _factor(mode: str, old: int, new: int, scale: float | None) -> float | None:
+    """Factor of an axis from which ONNX finds ``new = floor(old * factor)``; None: give it the size.
+
+    Factors leave the batch free, sizes fix it. A ratio that float32 rounds moves a sample by 1e-7 of
+    the image, which interpolation forgives; the nearest mode would pick a wrong pixel.
+    """
     factor = np.float32(new / old if scale is None else scale)
-    exact = scale is not None or factor * old == new and float(factor) == new / old
-    return float(factor) if exact and np.floor(np.float32(old) * factor) == new else None
+    if mode == "nearest" and scale is None and float(factor) != new / old:
+        return None
+    for candidate in (factor, np.nextafter(factor, np.float32(np.inf))):
+        # Shape inference multiplies in double precision, the runtimes in single.
+        if np.floor(np.float32(old) * candidate) == np.floor(old * float(candidate)) == new:
+            return float(candidate)
+    return None
 
 
 def addmm(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,9 @@ def _check_input(module: torch.nn.Module, shape: Sequence[int]) -> None:
     import torch
 
     if len(shape) != 4 or shape[0] != 1 or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise UserError(f"the input shape must be (1, channels, height, width), all positive, not {tuple(shape)}")
+        raise UserError(
+            f"the input shape must be (1, channels, height, width), all positive, not {tuple(shape)}"
+        )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.device.type != "cpu":
             raise UserError(f"{name!r} is on {tensor.device}; move the model to the CPU first: module.cpu()")
@@ -161,7 +164,7 @@ def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
 
 def _run_plainly(module: torch.nn.Module, image: torch.Tensor) -> Any:
     try:
-        return module(image)
+        return module(image.clone())
     except Exception as error:
         size = "x".join(map(str, image.shape[2:]))
         raise UserError(
@@ -177,7 +180,7 @@ def _stock_export(module: torch.nn.Module, image: torch.Tensor, names: list[str]
     from repedge.graph.load import normalize
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _quiet("torch.onnx"):
             program = torch.onnx.export(
                 module, (image,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=names,
                 verbose=False,
@@ -186,6 +189,20 @@ def _stock_export(module: torch.nn.Module, image: torch.Tensor, names: list[str]
         return normalize(program.model, None)
     except Exception as error:
         raise UnsupportedModel(f"{reason}, and torch.onnx's exporter failed: {_cause(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Silence a library that reports its progress on stdout and by warnings."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
-from repedge.graph.serde import from_proto, save_onnx, to_proto
+from repedge.graph.serde import BIG, drop_initializers, from_proto, save_onnx, skeleton, to_proto
 from repedge.graph.values import check_weights
 
 __all__ = ["from_proto", "load_onnx", "normalize", "save_onnx", "to_proto"]
@@ -46,8 +46,9 @@ def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None
         model = from_proto(proto)
     except Exception as error:
         raise UserError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
     try:
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        _read_small(model)
         return normalize(model, input_size, path)
     except (FileNotFoundError, OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as an ONNX model: {_first_line(error)}") from error
@@ -115,6 +116,13 @@ def _check_external_data(proto: Any, path: Path) -> None:
             raise UserError(f"{location!r}, which holds the weights of {path}, is cut short")
 
 
+def _read_small(model: ir.Model) -> None:
+    """Shapes, axes and the like that the file keeps as external data, too, are read at once."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= BIG:
+            value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+
+
 def _natural(text: str, path: Path) -> int:
     if not text.isdecimal():
         raise UserError(f"{path} is not a valid ONNX model: external data at {text!r}")
@@ -124,21 +132,16 @@ def _natural(text: str, path: Path) -> int:
 def _tensor_protos(message: Any) -> Iterator[Any]:
     """Every TensorProto in a message, wherever it hides (initializers, attributes, subgraphs, functions)."""
     import onnx
+    from google.protobuf.message import Message
 
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for item in value if isinstance(value, _repeated()) else (value,):
+        for item in (value,) if isinstance(value, Message) else value:
             if isinstance(item, onnx.TensorProto):
                 yield item
             else:
                 yield from _tensor_protos(item)
-
-
-def _repeated() -> type:
-    from collections.abc import Sequence
-
-    return Sequence
 
 
 def _reject_foreign(model: ir.Model, path: Any) -> None:
@@ -175,25 +178,30 @@ def _fix_input(model: ir.Model, input_size: tuple[int, int] | None, path: Any) -
     shape = list(image.shape) if image.shape is not None else []
     if len(shape) != 4:
         raise UserError(
-            f"the input {image.name!r} of {path} has rank {len(shape)}; it must be [batch, channels, height, width]"
+            f"the input {image.name!r} of {path} has rank {len(shape)}; "
+            "it must be [batch, channels, height, width]"
         )
     channels = shape[1]
-    if not isinstance(channels, int):
+    if not isinstance(channels, int) or channels < 1:
         raise UserError(f"the channels of the input {image.name!r} of {path} are not fixed")
     size = [_extent(own, i, input_size, image.name, path) for i, own in enumerate(shape[2:])]
-    if isinstance(shape[0], int) and shape[0] != 1:
+    if isinstance(shape[0], int) and shape[0] > 1:
         raise UserError(f"{path} is made for batches of {shape[0]}; export it for batch 1 or a dynamic batch")
     image.shape = ir.Shape([1, channels, *size])
 
 
 def _extent(own: Any, axis: int, input_size: tuple[int, int] | None, name: Any, path: Any) -> int:
-    if isinstance(own, int):
+    if isinstance(own, int) and own > 0:
         if input_size is not None and input_size[axis] != own:
             what = ("height", "width")[axis]
-            raise UserError(f"{path} has a fixed {what} of {own} pixels; --input-size asks for {input_size[axis]}")
+            raise UserError(
+                f"{path} has a fixed {what} of {own} pixels; --input-size asks for {input_size[axis]}"
+            )
         return own
     if input_size is None:
-        raise UserError(f"the input {name!r} of {path} has no fixed size; give one with --input-size HEIGHTxWIDTH")
+        raise UserError(
+            f"the input {name!r} of {path} has no fixed size; give one with --input-size HEIGHTxWIDTH"
+        )
     return input_size[axis]
 
 
@@ -223,7 +231,7 @@ def _with_weights_of(model: ir.Model, proto: Any) -> ir.Model:
     count = len(model.graph.inputs)
     result = from_proto(proto)
     for value in list(result.graph.inputs)[count:]:
-        tensor = tensors.get(value.name)
+        tensor = tensors.get(str(value.name))
         if value.name not in result.graph.initializers and tensor is not None:
             value.const_value = tensor
             result.graph.register_initializer(value)
@@ -232,47 +240,38 @@ def _with_weights_of(model: ir.Model, proto: Any) -> ir.Model:
 
 
 def _with_small_proto(model: ir.Model, function: Callable[[Any], _T]) -> _T:
-    """Call an API of ONNX on the model without its big weights, which become inputs at the end.
+    """Call an API of ONNX on the model without its big weights, which become its last inputs.
 
     Weights never change the answer of the checker, the converter or shape inference; only small
     initializers (shapes, axes, scales) do.
     """
-    proto = _small_proto(model)
+    proto, arrays = skeleton(model)
+    drop_initializers(proto, arrays)
+    inputs = {i.name for i in proto.graph.input}
+    for name in arrays:
+        if name not in inputs:
+            proto.graph.input.append(ir.serde.serialize_value(model.graph.initializers[name]))
     return function(proto)
-
-
-def _small_proto(model: ir.Model) -> Any:
-    from repedge.graph.serde import skeleton
-
-    proto, arrays = skeleton(model, "weights")
-    small = [t for t in proto.graph.initializer if t.name not in arrays]
-    copies = [type(t).FromString(t.SerializeToString()) for t in small]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(copies)
-    for value in model.graph.initializers.values():
-        info = ir.serde.serialize_value(value)
-        proto.graph.input.append(info)
-    # Old versions want every initializer to be an input, too; new ones allow it.
-    return proto
 
 
 def _half_to_float(model: ir.Model) -> None:
     """float16 tensors, casts and declared types become float32."""
+    half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT16:
+        if tensor is not None and tensor.dtype == half:
             value.const_value = ir.Tensor(tensor.numpy().astype(np.float32), name=value.name)
-            value.dtype = ir.DataType.FLOAT
+            value.dtype = single
     for value in [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]:
-        if value.dtype == ir.DataType.FLOAT16:
-            value.dtype = ir.DataType.FLOAT
+        if value.dtype == half:
+            value.dtype = single
     for node in model.graph:
-        target = node.attributes.get("to")
-        if node.op_type == "Cast" and target is not None and target.value == ir.DataType.FLOAT16:
-            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
-        fill = node.attributes.get("value")
-        if fill is not None and fill.type == ir.AttributeType.TENSOR and fill.value.dtype == ir.DataType.FLOAT16:
-            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(fill.value.numpy().astype(np.float32)))
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == half:
+                tensor = ir.Tensor(attribute.value.numpy().astype(np.float32))
+                node.attributes[name] = ir.AttrTensor(name, tensor)
+            elif node.op_type == "Cast" and name == "to" and attribute.value == half:
+                node.attributes[name] = ir.AttrInt64(name, int(single))
 
 
 def _infer_shapes(model: ir.Model, path: Any) -> None:

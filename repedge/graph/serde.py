@@ -8,7 +8,7 @@ message would hold the weights three times.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -38,10 +38,14 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     ``ir_version`` is 10 and the producer ``repedge``, so that the same graph gives the same bytes.
 
     Raises:
-        ValueError: The weights exceed protobuf's 2 GiB.
+        ValueError: The weights exceed protobuf's 2 GiB (when the message is serialized).
     """
-    proto = ir.serde.serialize_model(model)
-    _stamp(proto)
+    proto, arrays = skeleton(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name in arrays:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = _little_endian(arrays[tensor.name]).tobytes()
     return proto
 
 
@@ -65,6 +69,13 @@ def skeleton(model: ir.Model, location: str = "") -> tuple[onnx.ModelProto, dict
         proto = ir.serde.serialize_model(model)
     _stamp(proto)
     return proto, arrays
+
+
+def drop_initializers(proto: onnx.ModelProto, names: Container[str]) -> None:
+    """Remove the named initializers from a message."""
+    for i in reversed(range(len(proto.graph.initializer))):
+        if proto.graph.initializer[i].name in names:
+            del proto.graph.initializer[i]
 
 
 def save_onnx(model: ir.Model, path: str | os.PathLike) -> None:
@@ -105,7 +116,7 @@ def _weights_outside(model: ir.Model, location: str) -> Iterator[dict[str, np.nd
             arrays[name] = tensor.numpy()
             offset += -offset % ALIGN
             value.const_value = ir.ExternalTensor(
-                location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
             offset += tensor.nbytes
         yield arrays
@@ -141,16 +152,13 @@ def _stream(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, np.ndar
     raw_data is a TensorProto's last field here, so each weight is a short header and its own bytes.
     """
     heads: list[tuple[bytes, np.ndarray]] = []
-    small = [t for t in proto.graph.initializer if t.name not in arrays]
     for tensor in (t for t in proto.graph.initializer if t.name in arrays):
         array = arrays[tensor.name]
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
         body = tensor.SerializeToString(deterministic=True) + _key(_TENSOR_RAW_DATA, array.nbytes)
         heads.append((_key(_GRAPH_INITIALIZER, len(body) + array.nbytes) + body, array))
-    small_copies = [type(t).FromString(t.SerializeToString()) for t in small]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(small_copies)
+    drop_initializers(proto, arrays)
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     file.write(proto.SerializeToString(deterministic=True))
@@ -163,8 +171,12 @@ def _stream(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, np.ndar
 
 
 def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    little = array if array.dtype.byteorder in "<=|" else array.astype(array.dtype.newbyteorder("<"))
-    file.write(memoryview(np.ascontiguousarray(little)).cast("B"))
+    file.write(_little_endian(array).data.cast("B"))
+
+
+def _little_endian(array: np.ndarray) -> np.ndarray:
+    """ONNX's byte order; no copy on the machines that have it."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def _key(field: int, length: int) -> bytes:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repedge.graph.aten import TABLE
@@ -45,7 +46,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, module: torch.nn.Module, image: torch.Tensor) -> None:
         super().__init__()
         self._module = module
-        self._image = image
+        self._image = image.clone()  # the module may overwrite it
         tensors = [
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),
@@ -58,7 +59,7 @@ class Tracer(TorchDispatchMode):
         self._unknown: dict[str, str] = {}  # operator (and why not) -> first module that uses it
         self._refused: str | None = None
         self._input = self._builder.input("input", tuple(image.shape))
-        self._track(image, self._input)
+        self._track(self._image, self._input)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -71,7 +72,7 @@ class Tracer(TorchDispatchMode):
         Raises:
             Refused: It does something that no graph can hold.
         """
-        with _module_path(self._module, self._builder), self:
+        with _module_path(self._module, self._builder), _Watch(self._check_read), self:
             return self._module(self._image)
 
     def finish(self, outputs: Mapping[str, torch.Tensor]) -> ir.Model | str:
@@ -134,6 +135,10 @@ class Tracer(TorchDispatchMode):
             if _storage(tensor) in self._own_storages or self._builder.borrows(_storage(tensor)):
                 self._refuse(f"aten.{_name(func)} changes a parameter, a buffer or a constant in eval mode")
 
+    def _check_read(self, func: Any, tensor: torch.Tensor) -> None:
+        if self._traced(tensor) is not None:
+            self._refuse(f"the model's code takes a tensor that depends on the image to {func.__name__}")
+
     def _track(self, tensor: torch.Tensor, value: ir.Value | None) -> None:
         storage = _storage(tensor)
         if storage not in self._storages:
@@ -146,7 +151,7 @@ class Tracer(TorchDispatchMode):
         if found is None:
             reference = self._storages.get(_storage(tensor))
             if reference is not None and not reference.expired():
-                self._refuse("a tensor that depends on the image is read through .data or numpy")
+                self._refuse("a tensor that depends on the image shares memory with a constant")
         return found
 
     def _operand(self, tensor: torch.Tensor) -> Any:
@@ -161,6 +166,22 @@ class Tracer(TorchDispatchMode):
     def _refuse(self, why: str) -> None:
         self._refused = self._refused or why
         raise Refused(why)
+
+
+_READS = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__)
+
+
+class _Watch(TorchFunctionMode):
+    """Reports the methods that read a tensor without any ATen operator."""
+
+    def __init__(self, report: Callable[[Any, torch.Tensor], None]) -> None:
+        super().__init__()
+        self._report = report
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in _READS:
+            self._report(func, args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _name(func: Any) -> str:

@@ -41,7 +41,7 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
         unique, n = f"{name}_{n}", n + 1
     tensor = ir.tensor(np.asarray(array, order="C"), name=unique)  # ascontiguousarray would make scalars 1-D
     value = ir.Value(
-        name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value
