@@ -427,6 +427,19 @@ def test_slices_are_spelled_out():
     assert [v.const_value.numpy().tolist() for v in model.graph[0].inputs[1:]] == [[4], [6], [3], [1]]
 
 
+@pytest.mark.parametrize(
+    ("out", "body", "expected"),
+    [
+        ("1,4,6", "i = Constant<value_int=-1>() y = Gather<axis=1>(x, i)", ["Slice", "Reshape"]),
+        ("1,2,4,6", "i = Constant<value_ints=[0,2]>() y = Gather<axis=1>(x, i)", ["Slice"]),
+        ("1,3,4,6", "i = Constant<value_ints=[2,1,0]>() y = Gather<axis=1>(x, i)", ["Gather"]),
+        ("1,3,4,3", "i = Constant<value_ints=[0,1,3]>() y = Gather<axis=3>(x, i)", ["Gather"]),
+    ],
+)
+def test_gathers_at_even_steps_are_slices(out, body, expected):
+    assert ops(simplified(f"g (float[1,3,4,6] x) => (float[{out}] y) {{ {body} }}", atol=0)) == expected
+
+
 # --- pooling and padding -----------------------------------------------------------------------
 
 
@@ -531,7 +544,7 @@ def test_pads_ahead_of_pools(fill, pool, expected):
     np.testing.assert_allclose(run(model, feeds)[0], before[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
 @pytest.mark.parametrize("size", [5, 8])
 def test_auto_pad_becomes_numbers(mode, size):
     head = f"g (float[1,3,{size},{size}] x, float[3,3,3,3] w) => (y)"

@@ -9,7 +9,13 @@ what every target may rely on:
 - no Identity, Dropout, Cast-to-same, dead nodes or unused initializers;
 - GELU is one Gelu node, hard-swish one HardSwish node, a mean over H and W one GlobalAveragePool,
   ``[1, C, 1, 1] -> [1, C]`` one Flatten;
-- Reshape keeps the batch axis as 0, so the batch can be made dynamic;
+- a fully connected layer is Gemm(x, weight [out, in], bias [out]) with transB = 1 and alpha = beta = 1;
+- pads are numbers (no auto_pad, no output_shape), and zero padding ahead of a Conv is part of it;
+- axes are not negative; Split has its sizes, Slice its starts, ends, axes and steps inside the tensor;
+- Squeeze, Unsqueeze and the like are Reshape, with plain sizes but for the batch axis, which it keeps
+  as 0 (so the batch can be made dynamic); what only moves axes of length 1 is a Reshape, too;
+- Clip has scalar bounds, Clip to [0, inf) is Relu; Sum, Max and Min by a constant are Add and Clip;
+- BatchNormalization that could not be fused stays, in inference form with one output;
 - nodes are topologically sorted and named; ``node.metadata_props["source"]`` names the torch module
   a node came from where that is known.
 """

@@ -29,7 +29,7 @@ from repedge.passes.constants import (
 from repedge.passes.dense import unify_dense
 from repedge.passes.pads import explicit_pads, fold_pads
 from repedge.passes.pooling import unify_global_pools
-from repedge.passes.reshapes import unify_reshapes, unify_transposes
+from repedge.passes.reshapes import unify_gathers, unify_reshapes, unify_transposes
 from repedge.passes.simplifier import infer_shapes, run_onnxsim
 
 PREPARE: tuple[Pass, ...] = (
@@ -40,7 +40,6 @@ PREPARE: tuple[Pass, ...] = (
     infer_shapes,
     fold_shapes,  # after inference: Shape(x) is a constant once the shape of x is known
     fold_constants,  # after fold_shapes: Gather, Concat, ... of shapes
-    run_onnxsim,  # last: it is slow to import, and mostly nothing is left for it
 )
 """Until every value has a static shape; the passes of the other lists rely on that."""
 
@@ -50,6 +49,7 @@ CANONICALIZE: tuple[Pass, ...] = (
     fold_shapes,
     fold_constants,
     drop_noops,  # early: an Identity between two operators hides every pattern
+    unify_gathers,  # before spell_out: it leaves slices behind
     spell_out,
     unify_clips,  # before fuse_activations, which reads Clip and knows no Min, Max
     fuse_activations,  # before fusing: else the 0.5 of a GELU is folded into the next convolution
@@ -99,7 +99,9 @@ def _prepare(model: ir.Model) -> dict[str, int]:
     for value in model.graph.inputs:
         if value.name not in model.graph.initializers:
             shape_of(value)  # raises where it is not fixed
-    return run_passes(model, PREPARE, static=False)
+    counts = run_passes(model, PREPARE, static=False)
+    # Only once the others have come to rest: it is slow to import, and mostly nothing is left for it.
+    return _summed(counts, run_passes(model, (run_onnxsim, *PREPARE), static=False))
 
 
 def _summed(*counts: dict[str, int]) -> dict[str, int]:

@@ -19,14 +19,12 @@ def explicit_pads(model: ir.Model) -> int:
         automatic = attr(node, "auto_pad", "NOTSET")
         if len(shape_of(node.outputs[0])) != 4:
             continue
-        if node.op_type == "ConvTranspose":
-            if automatic == "NOTSET" and "output_shape" not in node.attributes:
-                continue
-            pads = _transposed_pads(node, automatic)
-        elif automatic == "NOTSET":
-            if "auto_pad" not in node.attributes:
-                continue
+        if not {"auto_pad", "output_shape"} & node.attributes.keys():
+            continue
+        if automatic == "NOTSET" and "output_shape" not in node.attributes:
             pads = attr(node, "pads", (0, 0, 0, 0))
+        elif node.op_type == "ConvTranspose":
+            pads = _transposed_pads(node, automatic)
         else:
             pads = (conv_attrs(node) if node.op_type == "Conv" else pool_attrs(node)).pads
         node.attributes.pop("auto_pad", None)

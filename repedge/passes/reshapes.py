@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
-from repedge.passes.base import ints, nodes_of, rewrite
+from repedge.passes.base import insert, ints, nodes_of, rewrite
 
 RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -65,6 +66,31 @@ def unify_transposes(model: ir.Model) -> int:
         elif "perm" not in node.attributes:
             node.attributes["perm"] = ir.AttrInt64s("perm", perm)
             count += 1
+    return count
+
+
+def unify_gathers(model: ir.Model) -> int:
+    """Gather(x, constant positions at even steps) -> Slice, and a Reshape where the axis goes."""
+    count = 0
+    for node in nodes_of(model, "Gather"):
+        x, index = node.inputs[0], const(node.inputs[1])
+        if x is None or index is None or index.ndim > 1 or index.size == 0 or const(x) is not None:
+            continue
+        shape = shape_of(x)
+        axis = attr(node, "axis", 0) % len(shape)
+        positions = index.reshape(-1).astype(np.int64) % shape[axis]
+        steps = np.diff(positions)
+        step = int(steps[0]) if steps.size else 1
+        if step < 1 or (steps != step).any():
+            continue
+        bounds = {"starts": positions[0], "ends": positions[-1] + 1, "axes": axis, "steps": step}
+        inputs = [x, *(ints(node, name, [int(number)]) for name, number in bounds.items())]
+        if index.ndim == 1:
+            rewrite(node.outputs[0], "Slice", inputs)
+        else:
+            kept = (*shape[:axis], 1, *shape[axis + 1 :])
+            write_reshape(node, insert(node, "Slice", inputs, shape=kept))
+        count += 1
     return count
 
 

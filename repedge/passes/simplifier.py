@@ -6,6 +6,8 @@ shape, not its values. The tensors are put back afterwards.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,8 @@ if TYPE_CHECKING:
 BIG_BYTES = 1024
 """Initializers above this are kept out of the protobuf; shape vectors and scalars are far below it."""
 
-ONNXSIM_OPS = frozenset(
-    {"If", "Loop", "Scan", "Shape", "Size", "NonZero", "Where", "Range", "ConstantOfShape", "Expand", "Tile"}
-    | {"Gather", "EyeLike", "OneHot", "Compress", "SequenceAt", "SequenceConstruct", "SplitToSequence"}
-)
-"""What onnxsim may resolve where repedge's own constant folding did not: control flow, shape arithmetic."""
+ONNXSIM_OPS = ("If", "Loop", "Scan", "Shape", "Size", "NonZero", "Range", "ConstantOfShape")
+"""Control flow and shape arithmetic: what onnxsim may resolve where repedge's own folding did not."""
 
 SKIPPED_OPTIMIZERS = (
     # Every merge of weights belongs to the fusion certificate, so onnxsim must leave these alone.
@@ -68,25 +67,27 @@ def run_onnxsim(model: ir.Model) -> int:
     """Let onnxsim resolve control flow and shape arithmetic that is still there.
 
     Graphs of our own exporter have none, and importing onnxsim costs 1 to 3 s (it imports torch): so
-    it runs only where an operator of ``ONNXSIM_OPS`` is left.
+    it runs only where an operator of ``ONNXSIM_OPS`` or a value of unknown shape is left.
 
     Raises:
         UserError: onnxsim can't read the graph.
     """
-    if next(nodes_of(model, *ONNXSIM_OPS), None) is None:
+    is_resolved = all(_is_known(v) for node in model.graph for v in node.outputs if v.name)
+    if is_resolved and next(nodes_of(model, *ONNXSIM_OPS), None) is None:
         return 0
     import onnxsim
 
     try:
-        simplified, _ = onnxsim.simplify(
-            _light_proto(model), check_n=0, skipped_optimizers=list(SKIPPED_OPTIMIZERS)
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for --json
+            simplified, _ = onnxsim.simplify(
+                _light_proto(model), check_n=0, skipped_optimizers=list(SKIPPED_OPTIMIZERS)
+            )
     except Exception as err:
         raise UserError(f"onnxsim can't simplify the graph {model.graph.name!r}: {err}") from err
     before = Counter(_key(node) for node in model.graph)
     graph = ir.serde.deserialize_model(simplified).graph
     after = Counter(_key(node) for node in graph)
-    count = (before - after).total() if hasattr(Counter, "total") else sum((before - after).values())
+    count = (before - after).total()
     if count:
         _restore(model.graph, graph)
         model.graph = graph
