@@ -162,7 +162,8 @@ class Emitter:
         """
         if not self.half:
             return self.writer.tensor(Tensor(name, tuple(shape), "float32", load))
-        if float(np.abs(load()).max(initial=0.0)) > _HALF_MAX:
+        values = load()
+        if max(float(values.max()), -float(values.min())) > _HALF_MAX:
             self.notes.append(f"{name} stays float32: it has values beyond float16's {_HALF_MAX:.0f}")
             return self.writer.tensor(Tensor(name, tuple(shape), "float32", load))
         half = self.writer.tensor(Tensor(f"{name}/fp16", tuple(shape), "float16", load))

@@ -184,6 +184,12 @@ def refuse_pool(node: ir.Node) -> str | None:
         return "TensorFlow Lite has no dilated pooling"
     if len(node.outputs) > 1 and node.outputs[1] is not None and node.outputs[1].uses():
         return "the indices of the maxima are read"
+    sizes, outs = shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:]
+    for size, out, stride, first in zip(sizes, outs, a.strides, a.pads, strict=False):
+        if (
+            out - 1
+        ) * stride - first >= size:  # PyTorch and onnxruntime drop it, ONNX shape inference does not
+            return "its ceil_mode makes a last window that covers no cell of the input"
     return None
 
 

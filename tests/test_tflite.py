@@ -11,7 +11,7 @@ import pytest
 
 from repedge.config import Preprocess
 from repedge.errors import DeviceError, UserError
-from repedge.targets import get
+from repedge.targets import get, tflite_runner
 from repedge.targets.tflite import TFLite
 from repedge.targets.tflite_layout import gathered, regroup, transposition
 from repedge.targets.tflite_runner import partitions
@@ -313,6 +313,16 @@ def test_runner_errors_say_what_is_wrong(tmp_path):
     cut.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DeviceError, match="does not load"):
         TFLite().open(cut, job(), ["map"])
+
+
+def test_old_runtime_is_the_fallback(tmp_path, monkeypatch):
+    path, _ = build(two_outputs(), tmp_path)
+    runtime = tflite_runner.RUNTIMES[0]
+    monkeypatch.setattr(tflite_runner, "RUNTIMES", ("no_such_runtime.interpreter", runtime))
+    assert tflite_runner.open_interpreter(path).get_signature_list()
+    monkeypatch.setattr(tflite_runner, "RUNTIMES", ("no_such_runtime.interpreter",))
+    with pytest.raises(DeviceError, match="pip install ai-edge-litert"):
+        tflite_runner.open_interpreter(path)
 
 
 def test_target_is_registered():

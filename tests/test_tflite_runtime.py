@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_tflite_ops import CASES, TOLERANCE
-from tests.tflite_helpers import build, clean, reference, weights
+from repedge.config import Preprocess
+from tests.tflite_cases import CASES
+from tests.tflite_helpers import TOLERANCE, build, clean, reference, weights
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-tflite-runtime" / "bin" / "python"
@@ -72,3 +73,16 @@ def test_official_reader_finds_preprocessing_and_labels(tmp_path):
         "label_type": 2,
         "labels": list(LABELS),
     }
+
+
+def test_pixels_go_in_as_uint8(tmp_path):
+    text = "g (float[1,3,8,9] x) => (float[1,5,4,5] y) { y = Conv<pads=[1,1,1,1],strides=[2,2]> (x, w) }"
+    model = clean(text, w=weights(5, 3, 3, 3))
+    pre = Preprocess(size=(8, 9))
+    build(model, tmp_path, name="net", input_kind="uint8", preprocess=pre)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 9, 3), np.uint8)
+    x = ((pixels / 255 - pre.mean) / pre.std).astype(np.float32).transpose(0, 3, 1, 2)
+    np.savez(tmp_path / "net.npz", x=pixels, y=nhwc(reference(model, x)[0]))
+    (found,) = check(tmp_path).values()
+    assert found["errors"]["y"] < TOLERANCE
+    assert (found["metadata"]["mean"], found["metadata"]["std"]) == ([0.0], [1.0])
