@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.graph_helpers import conv_weight, feeds_of, ops, parse, run, simplified
 
 from repedge import passes
 from repedge.passes.simplifier import infer_shapes
+from tests.graph_helpers import conv_weight, feeds_of, ops, parse, run, simplified
 
 # --- reshapes, transposes, splits --------------------------------------------------------------
 
@@ -113,9 +113,7 @@ def test_gathers_at_even_steps_are_slices(out, body, expected):
 def test_global_average_pools(out, body, expected):
     assert ops(simplified(f"g (float[1,3,4,6] x) => (float[{out}] y) {{ {body} }}")) == expected
 
-
     "g (float[1,3,5,7] x) => (float[1,3,{h},{w}] y) <int64[8] p = {{0,0,1,2,0,0,0,1}}, float z = {{{fill}}}>"
-)
 
 
 def test_zero_pad_goes_into_the_convolution():
