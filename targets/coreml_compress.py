@@ -56,25 +56,37 @@ def _op_config(precision: str) -> Any:
 def palette(weight: np.ndarray, bits: int, iterations: int = 300) -> tuple[np.ndarray, np.ndarray]:
     """The 2^bits values that represent ``weight`` well in the mean square, by Lloyd's algorithm.
 
-    Works on the distinct values and their counts, sorted, so that an iteration is a search and a
-    difference of prefix sums. It is deterministic; on 330 thousand Student-t(5) weights its
-    error is within 0.5 %, 3 % and 4 % of the optimum for 4, 6 and 8 bits.
+    There are at most 65536 float16 values, so it works on their histogram: an iteration is a search and a
+    difference of prefix sums. It is deterministic; on 330 thousand Student-t(5) weights its error is
+    within 0.5 %, 3 % and 4 % of the optimum for 4, 6 and 8 bits.
 
     Args:
-        weight: Any shape, float16 or float32.
+        weight: Any shape, float16, finite.
         bits: 1 to 8.
         iterations: Upper bound; it stops when no value changes its cluster.
 
     Returns:
-        Look-up table [2^bits], weight's dtype, ascending; indices [weight.size], uint8.
+        Look-up table [2^bits], float16, ascending; indices [weight.size], uint8.
     """
     size = 1 << bits
-    values, inverse, counts = np.unique(weight, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
+    codes = np.ascontiguousarray(weight, np.float16).reshape(-1).view(np.uint16)
+    histogram = np.bincount(codes, minlength=1 << 16)
+    present = np.flatnonzero(histogram).astype(np.uint16)
+    present = present[np.argsort(present.view(np.float16), kind="stable")]
+    values, counts = present.view(np.float16), histogram[present]
+    index_of = np.zeros(1 << 16, np.uint8)
     if len(values) <= size:  # nothing to approximate
         table = np.pad(values, (0, size - len(values)), mode="edge")
-        return table, inverse.astype(np.uint8)
-    x = values.astype(np.float64)
+        index_of[present] = np.arange(len(values))
+    else:
+        table = _lloyd(values.astype(np.float64), counts, size, iterations).astype(np.float16)
+        exact = table.astype(np.float64)
+        index_of[present] = np.searchsorted((exact[1:] + exact[:-1]) / 2, values)
+    return table, index_of[codes]
+
+
+def _lloyd(x: np.ndarray, counts: np.ndarray, size: int, iterations: int) -> np.ndarray:
+    """Table [size] in which every entry is the mean of the values nearest to it, for ascending x."""
     mass = np.concatenate([[0.0], np.cumsum(counts)])
     moment = np.concatenate([[0.0], np.cumsum(counts * x)])
     table = _start(x, counts, size)
@@ -87,9 +99,7 @@ def palette(weight: np.ndarray, bits: int, iterations: int = 300) -> tuple[np.nd
         bounds = np.concatenate([[0], edges, [len(x)]])
         n = np.diff(mass[bounds])
         table = np.sort(np.where(n > 0, np.diff(moment[bounds]) / np.maximum(n, 1), table))
-    table = table.astype(weight.dtype).astype(np.float64)
-    nearest = np.searchsorted((table[1:] + table[:-1]) / 2, x)
-    return table.astype(weight.dtype), nearest.astype(np.uint8)[inverse]
+    return table
 
 
 def _start(x: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:

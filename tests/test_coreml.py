@@ -186,10 +186,12 @@ def test_small_weights_stay_float16(tmp_path):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_palette_is_a_local_optimum(bits):
     """Every weight has its nearest entry, and every entry is the mean of its weights (Lloyd's conditions)."""
-    weight = np.random.default_rng(0).normal(size=5000).astype(np.float32)
+    weight = np.random.default_rng(0).normal(size=5000).astype(np.float16)
     table, index = palette(weight, bits)
     assert table.shape == (2**bits,)
     assert index.dtype == np.uint8
+    assert table.dtype == np.float16
+    weight, table = weight.astype(np.float64), table.astype(np.float64)
     distance = np.abs(weight[:, None] - table[None])
     np.testing.assert_allclose(
         distance[np.arange(len(weight)), index], distance.min(axis=1), rtol=0, atol=1e-7
@@ -197,7 +199,8 @@ def test_palette_is_a_local_optimum(bits):
     used = np.unique(index)
     assert len(used) > 0.95 * 2**bits
     means = np.array([weight[index == i].mean() for i in used])
-    np.testing.assert_allclose(table[used], means, rtol=0, atol=1e-6)
+    # rounding the table to float16 lets a few weights change sides afterwards
+    np.testing.assert_allclose(table[used], means, rtol=2e-3, atol=1e-3)
     lloyd_max = {2: 0.1175, 4: 0.009497, 8: 4.1e-5}[bits]  # Max (1960): mean square error for a Gaussian
     assert np.mean((weight - table[index]) ** 2) < 1.1 * lloyd_max
 
