@@ -8,8 +8,11 @@ definitions of the MIL ops and share nothing with the lowering that emits them.
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import inspect
 import json
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -74,11 +77,35 @@ def _spec_path(path: Path) -> Path:
     return path / "Data" / inside
 
 
+@functools.cache
+def _schema() -> types.ModuleType:
+    """coremltools' protobuf module ``Model_pb2``, without coremltools around it.
+
+    Importing coremltools takes seconds and logs what this host lacks; its generated ``proto`` package
+    stands alone (relative imports, protobuf's runtime), so it is imported under a name of its own. Both
+    imports share protobuf's descriptor pool and give the same classes.
+
+    Raises:
+        UserError: coremltools is not installed.
+    """
+    found = importlib.util.find_spec("coremltools")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("reading a Core ML package needs coremltools, which is not installed")
+    folder = Path(found.submodule_search_locations[0]) / "proto"
+    name = "_repedge_coreml_proto"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None:
+        raise UserError("the installed coremltools has no protobuf definitions; install it again")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"{name}.Model_pb2")
+
+
 def _read_spec(path: Path, spec_path: Path) -> Any:
-    from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
-    spec = Model_pb2.Model()
+    spec = _schema().Model()
     try:
         spec.ParseFromString(spec_path.read_bytes())
     except OSError as e:

@@ -50,8 +50,8 @@ def converted(precision, target="iOS16", **options):
 
 
 @functools.cache
-def fp16_model():
-    return converted("FLOAT16", "iOS18", inputs=[ct.TensorType(name="x", shape=(1, 3, 32, 32))])
+def fp16_model(target="iOS18"):
+    return converted("FLOAT16", target, inputs=[ct.TensorType(name="x", shape=(1, 3, 32, 32))])
 
 
 def logits(x):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,18 @@ def test_signature(fp16_package):
     assert (y.name, y.kind, y.shape) == ("logits", "multiarray", (1, 10))
     assert y.dtype == program.run({"x": np.zeros(x.shape)})["logits"].dtype.name
     assert program.metadata["com.github.apple.coremltools.version"] == ct.__version__
+
+
+def test_running_needs_no_coremltools(fp16_package):
+    """Its import takes seconds and writes warnings; only its protobuf definitions are read."""
+    code = (
+        "import sys, numpy, pathlib\n"
+        "from repedge.targets.mil import load\n"
+        f"out = load(pathlib.Path({str(fp16_package)!r})).run({{'x': numpy.ones((1, 3, 32, 32))}})\n"
+        "print(out['logits'].shape, 'coremltools' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("(1, 10) False", "")
 
 
 # --- Images and classifiers. ---
