@@ -113,8 +113,6 @@ def test_gathers_at_even_steps_are_slices(out, body, expected):
 def test_global_average_pools(out, body, expected):
     assert ops(simplified(f"g (float[1,3,4,6] x) => (float[{out}] y) {{ {body} }}")) == expected
 
-    "g (float[1,3,5,7] x) => (float[1,3,{h},{w}] y) <int64[8] p = {{0,0,1,2,0,0,0,1}}, float z = {{{fill}}}>"
-
 
 def test_zero_pad_goes_into_the_convolution():
     head = "g (float[1,3,5,7] x, float[3,3,3,3] w) => (float[1,3,6,10] y) <int64[8] p = {0,0,1,2,0,0,0,1}>"
