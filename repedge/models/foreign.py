@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import operator
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ def call_factory(text: str) -> nn.Module:
     import torch
 
     where, _, attribute = text.rpartition(":")
-    if not re.fullmatch(r"\w+(\.\w+)*", where) or not re.fullmatch(r"\w+(\.\w+)*", attribute):
+    if not all(part.isidentifier() for name in (where, attribute) for part in name.split(".")):
         raise UserError(f"{text!r} is not of the form package.module:factory")
     if (here := os.getcwd()) not in sys.path:  # the console script's path lacks the working directory
         sys.path.insert(0, here)
@@ -51,11 +50,11 @@ def call_factory(text: str) -> nn.Module:
         return factory
     if not callable(factory):
         raise UserError(
-            f"{text} is a {type(factory).__name__}, not a function or class that makes an nn.Module"
+            f"{text} is of type {type(factory).__name__}; it should be a function that makes an nn.Module"
         )
     made = guard(factory, f"{text} failed")
     if not isinstance(made, torch.nn.Module):
-        raise UserError(f"{text} returned a {type(made).__name__}, not an nn.Module")
+        raise UserError(f"{text} returned {type(made).__name__}, not an nn.Module")
     return made
 
 

@@ -103,50 +103,55 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
+_LOCAL = "or download the file elsewhere and pass --weights FILE"
+_HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")  # by hub version
+
+
 def _download(address: Address, name: str) -> Path | None:
     """The file's path in the cache; None where the repository does not have it."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    local = "or download the file elsewhere and pass --weights FILE"
+    url = hf_hub_url(address.repo, name, revision=address.revision, endpoint=_endpoint())
+    options: dict[str, Any] = {"revision": address.revision, "endpoint": _endpoint()}
     try:
-        path = hf_hub_download(
-            address.repo, name, revision=address.revision, endpoint=_endpoint(), library_name="repedge"
-        )
-    except errors.LocalEntryNotFoundError as error:  # before EntryNotFoundError, its base
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise UserError(
-                f"the hub refused {address} ({_status(error.__cause__)}); try later, {local}"
-            ) from error
-        raise UserError(f"{address} cannot be reached and is not in the cache; go online, {local}") from error
+        # Asked first, because hf_hub_download retries for 20 s before it says that there is no network.
+        get_hf_file_metadata(url)
+        path = hf_hub_download(address.repo, name, **options)
     except errors.EntryNotFoundError:
         return None
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{address} is gated: accept its terms on the hub and run `hf auth login`, {local}"
+            f"{address} is gated: accept its terms on the hub and run `hf auth login`, {_LOCAL}"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no repository {address.repo} (or it is private: run `hf auth login`), {local}"
-        ) from error
+        raise UserError(f"{_no_repository(address)}, {_LOCAL}") from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{address.repo} has no revision {address.revision!r}, {local}") from error
-    except errors.HfHubHTTPError as error:
-        raise UserError(f"the hub refused {address} ({_status(error)}); try later, {local}") from error
-    except (OSError, ValueError, RuntimeError) as error:  # disk, cut connection, size mismatch, bad name
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"fetching {address} failed ({text[:160]}); try again, {local}") from error
+        raise UserError(f"{address.repo} has no revision {address.revision!r}, {_LOCAL}") from error
     except Exception as error:
-        # The HTTP client's own errors: httpx or requests, by huggingface_hub's version.
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
+        foreign = type(error).__module__.split(".")[0] in _HTTP_CLIENTS
+        if not (foreign or isinstance(error, (OSError, ValueError, RuntimeError))):
             raise
-        raise UserError(f"fetching {address} failed ({error}); go online, {local}") from error
+        try:
+            path = hf_hub_download(address.repo, name, local_files_only=True, **options)
+        except errors.LocalEntryNotFoundError:
+            raise UserError(f"{_failure(address, error)}, {_LOCAL}") from error
     return Path(path)
 
 
-def _status(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    code = getattr(response, "status_code", None)
-    return f"HTTP {code}" if code else "no answer"
+def _no_repository(address: Address) -> str:
+    return f"the hub has no repository {address.repo} (or it is private: run `hf auth login`)"
+
+
+def _failure(address: Address, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):  # what the hub tells strangers of private and of missing repositories
+        return _no_repository(address)
+    if status:
+        return f"the hub answered HTTP {status} for {address}; try later"
+    if isinstance(error, ConnectionError) or "Connect" in type(error).__name__ + str(error)[:80]:
+        return f"{address} cannot be reached and is not in the cache; go online"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"fetching {address} failed ({reason[:160]}); try again"
 
 
 def _check_hash(path: Path, address: Address) -> None:

@@ -174,7 +174,7 @@ def _label_file(path: Path) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         return _label_json(json.loads(text))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
             f'{path} is not JSON labels; write a list of names, or {{"0": "first", "1": "second"}}'
         ) from error

@@ -147,9 +147,7 @@ def _find(model: str | nn.Module | None, request: Request) -> Found:
     if model.startswith(TIMM):
         return _timm(model.removeprefix(TIMM), request)
     if model.startswith(hub.SCHEME) or model.lower().endswith(SUFFIXES):
-        raise UserError(
-            f"{model} is weights, not a model; pass --weights {model}, with the model's name before it"
-        )
+        raise UserError(f"{model} is weights, not a model; pass it as --weights {model}")
     if ":" in model:
         return _module(call_factory(model), model.rpartition(":")[2], request)
     return _named(spec(model), request)
