@@ -46,7 +46,9 @@ LOWERINGS: dict[str, Lowering] = {
     # products and reductions
     "Gemm": Lowering(m.gemm, m.refuse_gemm),
     "MatMul": Lowering(m.matmul, m.refuse_matmul),
-    "ReduceMean": Lowering(m.reduce_mean, m.refuse_computed_parameters),
+    "ReduceMean": Lowering(m.reduce("MEAN"), m.refuse_computed_parameters),
+    "ReduceSum": Lowering(m.reduce("SUM"), m.refuse_computed_parameters),
+    "ReduceMax": Lowering(m.reduce("REDUCE_MAX"), m.refuse_computed_parameters),
     # activations
     "Relu": Lowering(m.clip),
     "Clip": Lowering(m.clip, m.refuse_clip),
@@ -56,12 +58,22 @@ LOWERINGS: dict[str, Lowering] = {
     "HardSigmoid": Lowering(m.hard_sigmoid),
     "HardSwish": Lowering(m.unary("HARD_SWISH")),
     "Tanh": Lowering(m.unary("TANH")),
-    "Softmax": Lowering(m.softmax),
+    "Elu": Lowering(m.unary("ELU"), m.refuse_elu),
+    "PRelu": Lowering(m.binary("PRELU", fuse=False), m.refuse_prelu),
+    "Softmax": Lowering(m.softmax("SOFTMAX", beta=1.0)),
+    "LogSoftmax": Lowering(m.softmax("LOG_SOFTMAX")),
     # elementwise
     "Add": Lowering(m.binary("ADD")),
     "Sub": Lowering(m.binary("SUB")),
     "Mul": Lowering(m.binary("MUL")),
     "Div": Lowering(m.binary("DIV")),
+    "Max": Lowering(m.binary("MAXIMUM", fuse=False), m.refuse_extremum),
+    "Min": Lowering(m.binary("MINIMUM", fuse=False), m.refuse_extremum),
+    "Pow": Lowering(m.power),
+    "Abs": Lowering(m.unary("ABS")),
+    "Neg": Lowering(m.unary("NEG")),
+    "Exp": Lowering(m.unary("EXP")),
+    "Sqrt": Lowering(m.unary("SQRT")),
     "BatchNormalization": Lowering(m.batch_normalization, m.refuse_computed_parameters),
     # moving elements
     "Reshape": Lowering(s.reshape),
@@ -72,13 +84,23 @@ LOWERINGS: dict[str, Lowering] = {
     "Concat": Lowering(s.concat),
     "Split": Lowering(s.split, s.refuse_split),
     "Slice": Lowering(s.slice_, s.refuse_slice),
+    "DepthToSpace": Lowering(s.depth_to_space),
+    "SpaceToDepth": Lowering(s.space_to_depth),
     "Resize": Lowering(s.resize, s.refuse_resize),
 }
 
 MAX_RANK = 6
 """XNNPACK's and the kernels' limit."""
 
-OUTSIDE = ("GATHER", "MIRROR_PAD", "PADV2", "RESIZE_NEAREST_NEIGHBOR", "STRIDED_SLICE")
+OUTSIDE = (
+    "GATHER",
+    "LOG_SOFTMAX",
+    "MIRROR_PAD",
+    "PADV2",
+    "POW",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "STRIDED_SLICE",
+)
 """Operators emitted here that XNNPACK does not take (measured with LiteRT 2.3)."""
 
 

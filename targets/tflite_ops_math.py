@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.targets.tflite_emit import ACTIVATIONS, Emitter, bounds
-from repedge.targets.tflite_layout import Layout, natural
+from repedge.targets.tflite_layout import Layout, natural, stored
 
 _CLAMP_OPS = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 assert _CLAMP_OPS.keys() == ACTIVATIONS.keys()
@@ -75,21 +76,58 @@ def hard_sigmoid(c: Emitter, node: ir.Node) -> None:
     c.op("MUL", [clamped, c.floats(f"{node.name}/sixth", np.array(1 / 6))], [c.write(out, layout)])
 
 
-def binary(op: str) -> Callable[[Emitter, ir.Node], None]:
-    """Two operands with broadcasting."""
+def binary(op: str, fuse: bool = True) -> Callable[[Emitter, ir.Node], None]:
+    """Two operands with broadcasting (Max and Min: one after the other if there are more)."""
 
     def lower(c: Emitter, node: ir.Node) -> None:
         rank = len(shape_of(node.outputs[0]))
         layout = natural(rank)
-        for value in node.inputs[:2]:
+        for value in node.inputs:
             if const(value) is None and len(shape_of(value)) == rank:
                 layout = c.layout(value)  # type: ignore[arg-type]
                 break
-        operands = [_operand(c, value, rank, layout) for value in node.inputs[:2]]
-        out, activation = c.tail(node)
-        c.op(op, operands, [c.write(out, layout)], fusedActivationFunction=activation)
+        first, *others, last = (_operand(c, value, rank, layout) for value in node.inputs)
+        for i, other in enumerate(others):
+            partial = c.scratch(f"{node.outputs[0].name}/{i}", stored(shape_of(node.outputs[0]), layout))
+            c.op(op, [first, other], [partial])
+            first = partial
+        if fuse:
+            out, activation = c.tail(node)
+            c.op(op, [first, last], [c.write(out, layout)], fusedActivationFunction=activation)
+        else:
+            c.op(op, [first, last], [c.write(node.outputs[0], layout)])
 
     return lower
+
+
+def refuse_extremum(node: ir.Node) -> str | None:
+    """Why a Max or Min can't be lowered."""
+    if len(node.inputs) < 2:
+        return "it has one operand; simplify the model first"
+    shape = shape_of(node.outputs[0])
+    if len(node.inputs) > 2 and all(shape_of(v) != shape for v in node.inputs[:2]):
+        return "its first operands broadcast against each other"
+    return None
+
+
+def power(c: Emitter, node: ir.Node) -> None:
+    """Pow -> SQUARE, which XNNPACK takes, or POW."""
+    exponent = const(node.inputs[1])
+    if exponent is not None and exponent.size == 1 and float(exponent.reshape(())) == 2.0:
+        unary("SQUARE")(c, node)
+    else:
+        binary("POW", fuse=False)(c, node)
+
+
+def refuse_elu(node: ir.Node) -> str | None:
+    """Why an Elu can't be lowered."""
+    alpha = attr(node, "alpha", 1.0)
+    return None if alpha == 1.0 else f"its alpha is {alpha:g}; ELU has 1"
+
+
+def refuse_prelu(node: ir.Node) -> str | None:
+    """Why a PRelu can't be lowered."""
+    return None if const(node.inputs[1]) is not None else "its slope is computed, not constant"
 
 
 def _operand(c: Emitter, value: ir.Value | None, rank: int, layout: Layout) -> int:
@@ -136,14 +174,17 @@ def refuse_computed_parameters(node: ir.Node) -> str | None:
     return None
 
 
-def softmax(c: Emitter, node: ir.Node) -> None:
-    """Softmax -> SOFTMAX over the last stored axis."""
-    rank = len(shape_of(node.inputs[0]))
-    axis = attr(node, "axis", -1) % rank
-    layout = c.layout(node.inputs[0])  # type: ignore[arg-type]
-    if layout[-1] != axis:
-        layout = (*(a for a in layout if a != axis), axis)
-    c.op("SOFTMAX", [c.read(node.inputs[0], layout)], [c.write(node.outputs[0], layout)], beta=1.0)
+def softmax(op: str, **options: Any) -> Callable[[Emitter, ir.Node], None]:
+    """Softmax and LogSoftmax over the last stored axis."""
+
+    def lower(c: Emitter, node: ir.Node) -> None:
+        axis = attr(node, "axis", -1) % len(shape_of(node.inputs[0]))
+        layout = c.layout(node.inputs[0])  # type: ignore[arg-type]
+        if layout[-1] != axis:
+            layout = (*(a for a in layout if a != axis), axis)
+        c.op(op, [c.read(node.inputs[0], layout)], [c.write(node.outputs[0], layout)], **options)
+
+    return lower
 
 
 # Matrix products
@@ -249,14 +290,17 @@ def reduced_axes(node: ir.Node) -> tuple[int, ...]:
     return tuple(sorted(int(axis) % rank for axis in given.reshape(-1)))
 
 
-def reduce_mean(c: Emitter, node: ir.Node) -> None:
-    """ReduceMean -> MEAN, in whatever layout its input has."""
-    axes, shape = reduced_axes(node), shape_of(node.inputs[0])
-    before, keep = c.layout(node.inputs[0]), bool(attr(node, "keepdims", 1))  # type: ignore[arg-type]
-    places = sorted(before.index(axis) for axis in axes)
-    after = before
-    if not keep:
-        left = [axis for axis in range(len(shape)) if axis not in axes]
-        after = tuple(left.index(axis) for axis in before if axis not in axes)
-    out = node.outputs[0]
-    c.op("MEAN", [c.read(node.inputs[0]), c.ints(places)], [c.write(out, after)], keepDims=keep)
+def reduce(op: str) -> Callable[[Emitter, ir.Node], None]:
+    """ReduceMean, ReduceSum, ReduceMax, in whatever layout the input has."""
+
+    def lower(c: Emitter, node: ir.Node) -> None:
+        axes, shape = reduced_axes(node), shape_of(node.inputs[0])
+        before, keep = c.layout(node.inputs[0]), bool(attr(node, "keepdims", 1))  # type: ignore[arg-type]
+        places = sorted(before.index(axis) for axis in axes)
+        after = before
+        if not keep:
+            left = [axis for axis in range(len(shape)) if axis not in axes]
+            after = tuple(left.index(axis) for axis in before if axis not in axes)
+        c.op(op, [c.read(node.inputs[0]), c.ints(places)], [c.write(node.outputs[0], after)], keepDims=keep)
+
+    return lower

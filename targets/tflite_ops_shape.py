@@ -81,6 +81,27 @@ def concat(c: Emitter, node: ir.Node) -> None:
     )
 
 
+def depth_to_space(c: Emitter, node: ir.Node) -> None:
+    """DepthToSpace -> DEPTH_TO_SPACE, which has ONNX's DCR order; CRD (pixel shuffle) by a TRANSPOSE."""
+    x, out, block = c.read(node.inputs[0], NHWC), node.outputs[0], attr(node, "blocksize")
+    if attr(node, "mode", "DCR") == "DCR":
+        c.op("DEPTH_TO_SPACE", [x], [c.write(out)], blockSize=block)
+        return
+    n, height, width, channels = c.writer.tensors[x].shape
+    depth = channels // block**2
+    apart = c.scratch(f"{out.name}/apart", (n, height, width, depth, block, block))
+    c.reshape(x, apart)
+    woven = c.scratch(f"{out.name}/woven", (n, height, block, width, block, depth))
+    c.op("TRANSPOSE", [apart, c.ints((0, 1, 4, 2, 5, 3))], [woven])
+    c.reshape(woven, c.write(out))
+
+
+def space_to_depth(c: Emitter, node: ir.Node) -> None:
+    """SpaceToDepth -> SPACE_TO_DEPTH, which has the same order of channels."""
+    x = c.read(node.inputs[0], NHWC)
+    c.op("SPACE_TO_DEPTH", [x], [c.write(node.outputs[0])], blockSize=attr(node, "blocksize"))
+
+
 def refuse_split(node: ir.Node) -> str | None:
     """Why a Split can't be lowered."""
     if len(node.inputs) > 1 and node.inputs[1] is not None and const(node.inputs[1]) is None:

@@ -202,7 +202,21 @@ CASES = {
     "softmax_rows": (unary("Softmax", "1,20"), {}, "SOFTMAX"),
     "softmax_channels": (unary("Softmax<axis=1>"), {}, "SOFTMAX"),
     "softmax_width": (unary("Softmax<axis=-1>"), {}, "TRANSPOSE SOFTMAX TRANSPOSE"),
+    "elu": (unary("Elu"), {}, "ELU"),
+    "prelu": (window("PRelu", "1,6,5,7", "1,6,5,7", "x, w"), {"w": weights(6, 1, 1)}, "PRELU"),
+    "log_softmax": (unary("LogSoftmax", "1,20"), {}, "LOG_SOFTMAX"),
+    "exp": (unary("Exp"), {}, "EXP"),
+    "sqrt_of_abs": ("g (float[1,20] x) => (float[1,20] y) { a = Abs (x) y = Sqrt (a) }", {}, "ABS SQRT"),
+    "neg": (unary("Neg"), {}, "NEG"),
     # elementwise with broadcasting
+    "square": (window("Pow", "1,6,5,7", "1,6,5,7", "x, w"), {"w": np.float32(2)}, "SQUARE"),
+    "cube": (window("Pow", "1,6,5,7", "1,6,5,7", "x, w"), {"w": np.float32(3)}, "POW"),
+    "min": (window("Min", "1,6,5,7", "1,6,5,7", "x, w"), {"w": weights(6, 1, 1)}, "MINIMUM"),
+    "max_of_three": (
+        window("Max", "1,6,5,7", "1,6,5,7", "x, v, w"),
+        {"v": weights(6, 1, 1), "w": weights(7)},
+        "MAXIMUM MAXIMUM",
+    ),
     "add_channel": (window("Add", "1,6,5,7", "1,6,5,7", "x, w"), {"w": weights(6, 1, 1)}, "ADD"),
     "sub_from": (window("Sub", "1,6,5,7", "1,6,5,7", "w, x"), {"w": weights(1, 6, 5, 7)}, "SUB"),
     "mul_scalar": (window("Mul", "1,6,5,7", "1,6,5,7", "x, w"), {"w": np.float32(1.7)}, "MUL"),
@@ -239,7 +253,24 @@ CASES = {
         {"a": np.array([-1, -2], i64)},
         "MEAN",
     ),
+    "reduce_sum": (
+        "g (float[1,6,5,7] x) => (float[1,6,7] y) { y = ReduceSum<keepdims=0> (x, a) }",
+        {"a": np.array([2], i64)},
+        "SUM TRANSPOSE",
+    ),
+    "reduce_max": (
+        "g (float[1,6,5,7] x) => (float[1,6,1,1] y) { y = ReduceMax (x, a) }",
+        {"a": np.array([2, 3], i64)},
+        "REDUCE_MAX",
+    ),
     # moving elements
+    "depth_to_space": (window("DepthToSpace<blocksize=2>", "1,8,3,4", "1,2,6,8"), {}, "DEPTH_TO_SPACE"),
+    "pixel_shuffle_node": (
+        window('DepthToSpace<blocksize=2,mode="CRD">', "1,8,3,4", "1,2,6,8"),
+        {},
+        "RESHAPE TRANSPOSE RESHAPE",
+    ),
+    "space_to_depth": (window("SpaceToDepth<blocksize=2>", "1,3,6,8", "1,12,3,4"), {}, "SPACE_TO_DEPTH"),
     "concat": (
         "g (float[1,6,5,7] x) => (float[1,14,5,7] y) { r = Relu (x) y = Concat<axis=1> (x, r, w) }",
         {"w": weights(1, 2, 5, 7)},
