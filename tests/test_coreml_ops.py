@@ -270,6 +270,11 @@ REFUSALS = {
     ),
     "clip_empty": ("y = Clip(x, lo, hi)", {"constants": "float lo = {1}, float hi = {0}"}, "min 1, max 0"),
     "pool_dilated": ("y = MaxPool<kernel_shape=[2,2], dilations=[2,2]>(x)", {}, "dilated by (2, 2)"),
+    "pool_window_without_a_cell": (
+        "y = MaxPool<kernel_shape=[1,1], strides=[3,3], ceil_mode=1>(x)",
+        {"given": "float[1,1,5,5] x"},
+        "last windows lie outside the image",
+    ),
     "pool_overhang": (
         "y = AveragePool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1, count_include_pad=1>(x)",
         {},
@@ -331,3 +336,44 @@ def test_resize_scale_that_is_not_the_ratio_of_sizes_is_refused():
     assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, 4, 9, 12]
     (found,) = CoreML().unsupported(ir.from_proto(model))
     assert "has no equal in Core ML" in found.why
+
+
+def random_window(rng: np.random.Generator) -> tuple[str, dict]:
+    """A convolution or pool with any kernel, stride, dilation, padding and ceil_mode that has an output."""
+    op = rng.choice(["Conv", "ConvTranspose", "MaxPool", "AveragePool"])
+    kernel, strides = rng.integers(1, 5, 2), rng.integers(1, 4, 2)
+    dilations = rng.integers(1, 3, 2) if op.startswith("Conv") else np.array([1, 1])
+    pads = rng.integers(0, kernel[[0, 1, 0, 1]])
+    size = rng.integers(9, 14, 2)
+    attributes = {"strides": strides, "pads": pads}
+    weights = {}
+    if op.startswith("Conv"):
+        group = int(rng.choice([1, 2, 4]))
+        attributes |= {"dilations": dilations, "group": group}
+        weights = {"w": (4, 4 // group, *kernel), "b": (4,)}
+    else:
+        attributes |= {"kernel_shape": kernel, "ceil_mode": int(rng.integers(2))}
+    if op == "ConvTranspose":
+        attributes["output_padding"] = rng.integers(0, np.minimum(strides, dilations + 1))
+    if op == "AveragePool":
+        attributes["count_include_pad"] = int(rng.integers(2))
+    text = ", ".join(f"{k}={v if isinstance(v, int) else list(map(int, v))}" for k, v in attributes.items())
+    body = f"y = {op}<{text}>(x{', w, b' if weights else ''})"
+    return body, {"given": f"float[1,4,{size[0]},{size[1]}] x", "weights": weights}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_windows(seed, tmp_path):
+    """Whatever is not refused equals onnxruntime."""
+    body, arguments = random_window(np.random.default_rng(seed))
+    model = graph(body, **arguments)
+    clean = ir.from_proto(model)
+    if refused := CoreML().unsupported(clean):
+        reasons = ("output padding", "beyond the padding", "outside the image")
+        assert any(reason in refused[0].why for reason in reasons)
+        return
+    x = sample(model)
+    artifact = CoreML().compile(clean, job(), tmp_path)
+    (actual,) = CoreML().open(tmp_path / artifact.main, job(), ["y"]).run(x)
+    (expected,) = reference(model, x)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max(), err_msg=body)
