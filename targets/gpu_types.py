@@ -131,7 +131,7 @@ def _rounded(array: np.ndarray, name: str, saturate: bool) -> tuple[np.ndarray, 
             "compile with --precision fp32"
         )
     half = array.astype(np.float16)
-    norm = float(np.linalg.norm(array))
+    norm = float(np.linalg.norm(array)) if array.ndim > 1 else 0.0  # what is added may be small
     error = float(np.linalg.norm(half.astype(np.float32) - array)) / norm if norm > 0 else 0.0
     if error > LOSSY:
         return (

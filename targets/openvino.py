@@ -8,6 +8,7 @@ computes: f32 or bf16 on CPUs, f16 on GPUs and NPUs.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,6 +70,7 @@ class OpenVINO(Target):
         _write_info(lowered, model, job)
         path = out / f"{job.name}{self.suffix}"
         openvino.save_model(lowered, path, compress_to_fp16=job.precision == "fp16")
+        _slim(path)
         inputs = (_input_spec(model, job),)
         outputs = tuple(_output_spec(v) for v in model.graph.outputs)
         return Artifact(Path(path.name), inputs, outputs, requires={"OpenVINO": ">=2023.3"})
@@ -179,6 +181,24 @@ def _write_info(lowered: Any, model: ir.Model, job: Job) -> None:
         for key, value in entries.items():
             if value:
                 lowered.set_rt_info(value, [section, key])
+
+
+def _slim(path: Path) -> None:
+    """Take out of the .xml what OpenVINO doesn't read: a third of a file that is 5 % of a small network.
+
+    That is white space, and sizes written twice: an input port has those of the output that it reads, a
+    Const those of its ``shape``, a Convert those of its Const. Every other output keeps its shape. In
+    attribute values, ``<`` and ``>`` are escaped, so that only tags match.
+    """
+    xml = re.sub(rb">\s+<", b"><", path.read_bytes())
+    xml = re.sub(rb"<input>.*?</input>", _without_sizes, xml)
+    xml = re.sub(rb'<layer [^>]*type="(?:Const|Convert)".*?</layer>', _without_sizes, xml)
+    path.write_bytes(xml)
+
+
+def _without_sizes(found: re.Match[bytes]) -> bytes:
+    text = re.sub(rb"<dim>[^<]*</dim>", b"", found[0])
+    return re.sub(rb"(<port [^>]*)></port>", rb"\1/>", text)
 
 
 def _model_info(model: ir.Model, job: Job) -> dict[str, str]:

@@ -116,6 +116,8 @@ def accelerated_config(served: Served) -> str:
         "trt_engine_cache_enable": "true",
         "trt_engine_cache_prefix": served.name,
     }
+    # Without a profile for all batch sizes at once, the engine is built anew for each larger batch.
+    parameters |= {f"trt_profile_{which}_shapes": shapes for which, shapes in _profile(served).items()}
     fields = _onnx_fields(served)
     accelerator = {"name": "tensorrt", "parameters": _map(parameters)}
     fields["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
@@ -129,12 +131,7 @@ def engine_config(served: Served) -> str:
     fields |= {"default_model_filename": "model.plan"} | _common_fields(served)
     fields["instance_group"] = [{"kind": Word("KIND_GPU"), "count": 1}]
     fields["optimization"] = {"cuda": {"graphs": True}}
-    shapes = {"min": 1, "opt": max(1, served.max_batch_size // 4), "max": served.max_batch_size}
-    flags = " ".join(
-        f"--{which}Shapes='{i.name}':{'x'.join(map(str, (n, *i.shape[1:])))}"
-        for which, n in shapes.items()
-        for i in served.inputs[:1]
-    )
+    flags = " ".join(f"--{which}Shapes={shapes}" for which, shapes in _profile(served).items())
     head = (
         "# Served by TensorRT. Build the engine once, on the GPU it will run on (TensorRT 10; from\n"
         "# TensorRT 11 on every network is strongly typed and the flag is not needed):\n"
@@ -177,6 +174,15 @@ def _format(spec: TensorSpec) -> dict[str, Any]:
 
 def _label_file(spec: TensorSpec, served: Served) -> dict[str, Any]:
     return {"label_filename": LABELS_FILE} if spec == served.labelled else {}
+
+
+def _profile(served: Served) -> dict[str, str]:
+    """The smallest, most usual and largest shapes of the inputs, as TensorRT's tools write them."""
+    batches = {"min": 1, "opt": max(1, served.max_batch_size // 4), "max": served.max_batch_size}
+    return {
+        which: ",".join(f"{i.name}:{'x'.join(map(str, (n, *i.shape[1:])))}" for i in served.inputs)
+        for which, n in batches.items()
+    }
 
 
 def _map(entries: Mapping[str, Any]) -> list[dict[str, Any]]:

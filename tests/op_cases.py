@@ -175,6 +175,34 @@ def graph(body: str, shape: tuple[int, ...] = SHAPE) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
 
+def network(name: str) -> tuple[ir.Model, np.ndarray, np.ndarray]:
+    """A named network at 64x64 as a clean graph, four images for it, and PyTorch's float64 outputs.
+
+    Its batch normalisations have the statistics of random images, as a trained network's have theirs.
+    """
+    import torch
+
+    from repedge.graph.export import export_module
+    from repedge.models.registry import create
+    from repedge.passes import canonicalize, simplify
+
+    torch.manual_seed(0)
+    net = create(name, num_classes=10)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        net.train()(torch.randn(8, 3, 64, 64))
+    net.eval()
+    model = export_module(net, (1, 3, 64, 64))
+    canonicalize(model)
+    simplify(model)
+    images = np.random.default_rng(3).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    with torch.no_grad():
+        outputs = net.double()(torch.from_numpy(normalised(images, Preprocess()).astype(np.float64)))
+    return model, images, outputs.numpy()
+
+
 def clean(proto: onnx.ModelProto) -> ir.Model:
     return ir.from_proto(proto)
 

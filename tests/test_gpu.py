@@ -22,6 +22,7 @@ from tests.op_cases import (
     batch,
     clean,
     graph,
+    network,
     normalised,
     pixels,
     reference,
@@ -262,3 +263,20 @@ def test_a_broken_file_is_one_clear_error(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a garbage")
     with pytest.raises(DeviceError, match=r"ONNX Runtime could not load model\.onnx"):
         TARGET.open(tmp_path / "model.onnx", job(), ["y"])
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_6", "repvgg_a0"])
+def test_whole_networks(name, tmp_path):
+    """From pixels to logits, against PyTorch in float64."""
+    model, images, expected = network(name)
+    pre = Preprocess(size=(64, 64))
+    for precision, floor in (("fp32", 90), ("fp16", 40)):
+        what = job(precision, "uint8", pre)
+        (tmp_path / precision).mkdir()
+        artifact = TARGET.compile(model, what, tmp_path / precision)
+        names = [o.name for o in artifact.outputs]
+        found = TARGET.open(tmp_path / precision / artifact.main, what, names, threads=1).run(images)[0]
+        assert sqnr_db(found, expected) > floor
+        if precision == "fp32":
+            assert relative_error(found, expected) < 1e-5
+        assert artifact.notes == ()

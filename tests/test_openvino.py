@@ -22,6 +22,7 @@ from tests.op_cases import (
     batch,
     clean,
     graph,
+    network,
     normalised,
     pixels,
     reference,
@@ -153,6 +154,17 @@ def test_same_job_same_bytes(precision, tmp_path):
     assert str(tmp_path).encode() not in written[0]["net.xml"]
 
 
+def test_shapes_stay_readable_in_the_xml(tmp_path):
+    """Sizes are written once: where a value is made."""
+    from xml.etree import ElementTree
+
+    TARGET.compile(clean(graph(CLASSIFIER, IMAGE)), job("fp16", "uint8"), tmp_path)
+    layers = {layer.get("name"): layer for layer in ElementTree.parse(tmp_path / "net.xml").iter("layer")}
+    ports = layers["Gemm_4"].findall("output/port")
+    assert [[int(d.text) for d in port.findall("dim")] for port in ports] == [[1, 5]]
+    assert all(port.find("dim") is None for layer in layers.values() for port in layer.findall("input/port"))
+
+
 def test_the_graph_is_not_changed(tmp_path):
     import onnx_ir as ir
 
@@ -231,3 +243,20 @@ def test_a_broken_file_is_one_clear_error(tmp_path):
     path.write_text("<net")
     with pytest.raises(DeviceError, match=r"OpenVINO could not load net\.xml"):
         TARGET.open(path, job(), ["y"])
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_6", "repvgg_a0"])
+def test_whole_networks(name, tmp_path):
+    """From pixels to logits, against PyTorch in float64."""
+    model, images, expected = network(name)
+    pre = Preprocess(size=(64, 64))
+    for precision, floor in (("fp32", 90), ("fp16", 40)):
+        what = job(precision, "uint8", pre)
+        (tmp_path / precision).mkdir()
+        artifact = TARGET.compile(model, what, tmp_path / precision)
+        names = [o.name for o in artifact.outputs]
+        found = TARGET.open(tmp_path / precision / artifact.main, what, names, threads=1).run(images)[0]
+        assert sqnr_db(found, expected) > floor
+        if precision == "fp32":
+            assert relative_error(found, expected) < 1e-5
+        assert artifact.notes == ()

@@ -84,6 +84,7 @@ def test_backends(definition, tmp_path):
     (accelerator,) = configs[1].optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
     assert accelerator.parameters["precision_mode"] == "FP32"
+    assert accelerator.parameters["trt_profile_max_shapes"] == f"image:32x{IMAGE[2]}x{IMAGE[3]}x3"
     assert configs[2].optimization.cuda.graphs
 
 
@@ -131,7 +132,7 @@ def test_the_engine_command_names_every_batch_size(tmp_path):
     (command,) = re.findall(r"trtexec .*", text)
     h, w = IMAGE[2:]
     for which, n in {"min": 1, "opt": 8, "max": 32}.items():
-        assert f"--{which}Shapes='image':{n}x{h}x{w}x3" in command
+        assert f"--{which}Shapes=image:{n}x{h}x{w}x3" in command
     assert "--stronglyTyped" in command
 
 
