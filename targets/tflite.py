@@ -27,7 +27,7 @@ class TFLite(Target):
     """TensorFlow Lite flatbuffers; float32 arithmetic, weights float32 or float16."""
 
     name = "tflite"
-    title = "TensorFlow Lite / LiteRT (.tflite): Android, Linux, iOS, microprocessors"
+    title = "TensorFlow Lite / LiteRT (.tflite): Android, Linux, iOS"
     suffix = ".tflite"
     precisions = ("fp32", "fp16")
     needs = ("ai_edge_litert", "flatbuffers")

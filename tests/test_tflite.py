@@ -19,6 +19,7 @@ from repedge.targets.tflite_writer import OPS, Tensor, Writer, schema
 from tests.tflite_helpers import (
     build,
     clean,
+    fused_network,
     job,
     op_names,
     reference,
@@ -334,22 +335,19 @@ def test_target_is_registered():
 # Real networks
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "repvit_m0_6"])
-def test_real_networks_agree_and_are_one_partition(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size", "convolutions"), [("repvgg_a0", (64, 64), 22), ("repvit_m0_6", (33, 57), 70)]
+)
+def test_real_networks_agree_and_are_one_partition(name, size, convolutions, tmp_path):
     import torch
 
-    from repedge.graph.export import export_module
-    from repedge.models.registry import create
-    from repedge.passes import simplify
-
-    torch.manual_seed(0)
-    net = create(name).eval()
-    model = export_module(net, (1, 3, 64, 64))
-    simplify(model)
-    x = weights(1, 3, 64, 64)
+    net, model = fused_network(name, size)
+    x = weights(1, 3, *size)
     path, artifact = build(model, tmp_path)
+    names = Counter(op_names(path))
+    assert names["CONV_2D"] + names["DEPTHWISE_CONV_2D"] == convolutions
+    assert not names.keys() & {"TRANSPOSE", "RESHAPE"}
     assert partitions(path).whole
-    assert "TRANSPOSE" not in op_names(path)
     assert artifact.notes == ()
     with torch.no_grad():
         want = net(torch.from_numpy(x))

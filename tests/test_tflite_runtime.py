@@ -11,7 +11,7 @@ import pytest
 
 from repedge.config import Preprocess
 from tests.tflite_cases import CASES
-from tests.tflite_helpers import TOLERANCE, build, clean, reference, weights
+from tests.tflite_helpers import TOLERANCE, build, clean, fused_network, reference, weights
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-tflite-runtime" / "bin" / "python"
@@ -86,3 +86,13 @@ def test_pixels_go_in_as_uint8(tmp_path):
     (found,) = check(tmp_path).values()
     assert found["errors"]["y"] < TOLERANCE
     assert (found["metadata"]["mean"], found["metadata"]["std"]) == ([0.0], [1.0])
+
+
+def test_real_network_agrees(tmp_path):
+    _, model = fused_network("repvit_m0_6", (32, 32))
+    x = weights(1, 3, 32, 32)
+    build(model, tmp_path)
+    (name,) = (value.name for value in model.graph.outputs)
+    np.savez(tmp_path / "net.npz", **{"x": nhwc(x), name: reference(model, x)[0]})
+    (found,) = check(tmp_path).values()
+    assert found["errors"][name] < TOLERANCE

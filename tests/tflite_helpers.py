@@ -34,6 +34,24 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
+def fused_network(name: str, size: tuple[int, int]):
+    """A named network with fresh weights as a torch module, and its fused clean graph."""
+    import torch
+
+    from repedge.graph.export import export_module
+    from repedge.models.registry import create
+    from repedge.passes import canonicalize, simplify
+    from repedge.passes.fuse import fuse
+
+    torch.manual_seed(0)
+    net = create(name).eval()
+    model = export_module(net, (1, 3, *size))
+    canonicalize(model)
+    fuse(model)
+    simplify(model)
+    return net, model
+
+
 def job(**changes) -> Job:
     """A float32 job unless told otherwise."""
     settings = {"name": "net", "precision": "fp32", "input_kind": "float32", "preprocess": Preprocess()}
