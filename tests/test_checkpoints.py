@@ -251,6 +251,12 @@ def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
         refuses(tmp_path / name, word)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_do_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "net.pth")
+    refuses(tmp_path / "net.pth", "pipe")
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("kind", ["net.pth", "old.pth", "net.safetensors"])
 def test_truncated(tmp_path: Path, small: State, kind: str, share: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import pickle
 import warnings
 import zipfile
@@ -98,10 +99,12 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name the weights file in it")
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, says no where a folder above may not be read
         raise UserError(f"there is no file {path}")
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is a device or a pipe; copy the weights into a file")
     if path.suffix.lower() == ".onnx":
         raise UserError(f"{path} is a whole model, not weights; pass it as the model: repedge compile {path}")
     if path.suffix.lower() not in SUFFIXES:

@@ -126,7 +126,7 @@ def resolve(
     return Source(
         name=found.name,
         kind=found.kind,
-        module=None if found.module is None else _settle(found.module),
+        module=None if found.module is None else _settle(found.module, found.kind),
         onnx=found.onnx,
         input_shape=(1, found.channels, *pre.size),
         preprocess=pre,
@@ -358,11 +358,12 @@ def _check_classes(found: Found, num_classes: int | None) -> None:
         raise UserError(f"{found.name}'s weights have {found.num_classes} classes, not {num_classes}")
 
 
-def _settle(module: nn.Module) -> nn.Module:
+def _settle(module: nn.Module, kind: Kind) -> nn.Module:
     """Eval mode, CPU, float32, no gradients; refuses weights that are not numbers."""
     import torch
 
-    for key, value in module.state_dict().items():
+    foreign = kind in ("module", "timm")  # the others' weights were checked when they were read
+    for key, value in module.state_dict().items() if foreign else ():
         if isinstance(value, torch.Tensor) and (problem := unusable(key, value)):
             raise UserError(f"the network's {problem}")
     return module.to("cpu", torch.float32).eval().requires_grad_(False)
