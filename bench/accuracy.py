@@ -17,10 +17,10 @@ import torch
 
 import repedge
 from repedge import evaluation
-from repedge.config import Preprocess
+from repedge.config import Precision, Preprocess
 from repedge.models.source import resolve
 
-BUILDS = (("tflite", "fp32"), ("tflite", "fp16"), ("openvino", "fp32"), ("openvino", "fp16"),
+BUILDS: tuple[tuple[str, Precision], ...] = (("tflite", "fp32"), ("tflite", "fp16"), ("openvino", "fp32"), ("openvino", "fp16"),
           ("coreml", "fp16"), ("gpu", "fp32"), ("gpu", "fp16"))  # fmt: skip
 
 

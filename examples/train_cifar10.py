@@ -139,7 +139,7 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = load_split(args.data, "train", args.out)
     test = load_split(args.data, "test", args.out)
-    model = create(args.model).to(device, memory_format=torch.channels_last)
+    model = create(args.model).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
     state_file, start = args.out / f"{args.model}.pt", 0
     if state_file.exists():

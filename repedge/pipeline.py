@@ -112,15 +112,30 @@ class Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 4)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Outcome:
+    """Network inputs float32 [n, C, H, W] and what the unfused float graph makes of them."""
+
+    inputs: np.ndarray
+    outputs: list[np.ndarray]
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """Real images and what the unfused float graph makes of them."""
+    """What artifacts and the fused graph are held against.
+
+    Attributes:
+        samples: Real images as (name, image).
+        source: A phrase for where they came from.
+        pixels: The same as uint8 [n, H, W, C].
+        real, random: The unfused graph on them, and on normal noise.
+    """
 
     samples: list[tuple[str, Image.Image]]
     source: str
     pixels: np.ndarray
-    inputs: np.ndarray
-    outputs: list[np.ndarray]
+    real: Outcome
+    random: Outcome
 
 
 def bundle_path(out: Path, name: str, target: str, precision: str) -> Path:
@@ -201,8 +216,9 @@ def optimize(graph: ir.Model, evidence: Evidence | None) -> Any:
     passes.canonicalize(graph)
     fused = fuse(graph)
     passes.simplify(graph)
-    run = Session(graph).run if evidence else None
-    return certify(fused, before, count(graph), run, evidence)
+    if evidence is None:
+        return certify(fused, before, count(graph))
+    return certify(fused, before, count(graph), Session(graph).run, evidence.real, evidence.random)
 
 
 def _evidence(source: Source, graph: ir.Model, reference: Path, plan: Plan) -> Evidence:
@@ -216,14 +232,16 @@ def _evidence(source: Source, graph: ir.Model, reference: Path, plan: Plan) -> E
     )
     pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
     inputs = images.normalise(pixels, source.preprocess)
-    outputs = Session(reference).run(inputs)
+    session = Session(reference)
+    outputs = session.run(inputs)
     if not all(np.isfinite(o).all() for o in outputs):
         raise CheckFailed(
             "the model itself gives NaN or infinite outputs on real images; nothing was compiled"
         )
     if source.module is not None:
         _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
-    return Evidence(samples, phrase, pixels, inputs, outputs)
+    noise = np.random.default_rng(0).normal(size=(2, *inputs.shape[1:])).astype(np.float32)
+    return Evidence(samples, phrase, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
 
 
 def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
@@ -277,10 +295,10 @@ def _build(
         artifact = target.compile(graph, job, draft.path)
     with clock.stage(f"{target.name} {precision}: verify"):
         runner = target.open(draft.path / artifact.main, job, outputs)
-        actual = runner.run(evidence.pixels if plan.input_kind == "uint8" else evidence.inputs)
+        actual = runner.run(evidence.pixels if plan.input_kind == "uint8" else evidence.real.inputs)
         runner.close()
         result = verification.summarize(
-            precision, verification.compare(actual, evidence.outputs), outputs,
+            precision, verification.compare(actual, evidence.real.outputs), outputs,
             executor=target.executor, source=evidence.source, min_sqnr=plan.min_sqnr,
         )  # fmt: skip
     with clock.stage(f"{target.name} {precision}: bundle"):
@@ -344,7 +362,7 @@ def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Se
     for i, (_, image) in enumerate(evidence.samples[:GOLDEN]):
         image.save(golden / f"{i}.png", optimize=False)
     arrays = {"pixels": evidence.pixels[:GOLDEN]}
-    for name, mine, reference in zip(outputs, actual, evidence.outputs, strict=True):
+    for name, mine, reference in zip(outputs, actual, evidence.real.outputs, strict=True):
         arrays[f"output:{name}"] = mine[:GOLDEN]
         arrays[f"reference:{name}"] = reference[:GOLDEN]
     np.savez(golden / "golden.npz", **arrays)

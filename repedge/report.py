@@ -109,7 +109,7 @@ def inspected(i: Inspection) -> None:
         merges = i.details.get("merges", [])
         out.print(f"{len(merges)} merges, {len(left)} candidates left as they are")
         for item in left[:10]:
-            out.print(f"  [dim]{item.get('node', '')}: {item.get('why', '')}[/]")
+            out.print(f"  [dim]{' + '.join(item['nodes'][:3])}: {item['reason']}[/]")
     elif i.kind == "checkpoint":
         out.print(f"{i.details['tensors']} tensors, {i.details['params']:,} values")
     else:
