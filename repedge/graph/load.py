@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
-from repedge.graph.serde import BIG, drop_initializers, from_proto, save_onnx, skeleton, to_proto
+from repedge.graph.serde import BIG, drop_initializers, from_proto, read_onnx, save_onnx, skeleton, to_proto
 from repedge.graph.values import check_weights
 
 __all__ = ["from_proto", "load_onnx", "normalize", "save_onnx", "to_proto"]
@@ -40,17 +41,12 @@ def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None
             converted.
     """
     path = Path(path)
-    proto = _read(path)
-    _check_external_data(proto, path)
+    model = _read(path)
+    _check_external_data(model, path)
     try:
-        model = from_proto(proto)
-    except Exception as error:
-        raise UserError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
-    try:
-        ir.external_data.set_base_dir(model.graph, path.parent)
         _read_small(model)
         return normalize(model, input_size, path)
-    except (FileNotFoundError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as an ONNX model: {_first_line(error)}") from error
 
 
@@ -80,28 +76,30 @@ def normalize(
     return model
 
 
-def _read(path: Path) -> Any:
-    import onnx
-
+def _read(path: Path) -> ir.Model:
     if not path.is_file():
         raise UserError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it warns about what the checks report in one sentence
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except Exception as error:
+        model = read_onnx(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    except Exception as error:  # what deserializing garbage raises is not documented
         raise UserError(f"{path} is not an ONNX file, or is cut short: {_first_line(error)}") from error
-    if not proto.graph.node or not proto.opset_import:
+    finally:
+        log.setLevel(level)
+    if not len(model.graph) or not model.opset_imports:
         raise UserError(f"{path} is not an ONNX file, or is cut short: it holds no graph")
-    return proto
+    return model
 
 
-def _check_external_data(proto: Any, path: Path) -> None:
+def _check_external_data(model: ir.Model, path: Path) -> None:
     """Refuse any reference out of the model's folder: absolute, by "..", or through a link."""
     folder = path.parent.resolve()
-    for tensor in _tensor_protos(proto):
-        if tensor.data_location != tensor.EXTERNAL:
-            continue
-        entry = {e.key: e.value for e in tensor.external_data}
-        location = entry.get("location", "")
+    for tensor in _external_tensors(model):
+        location = os.fspath(tensor.location)
         parts = Path(location.replace("\\", "/"))
         target = (folder / parts).resolve()
         if not location or parts.is_absolute() or ".." in parts.parts or not target.is_relative_to(folder):
@@ -111,9 +109,23 @@ def _check_external_data(proto: Any, path: Path) -> None:
             )
         if not target.is_file():
             raise UserError(f"{path} keeps its weights in {location!r}, which is not beside it")
-        end = _natural(entry.get("offset", "0"), path) + _natural(entry.get("length", "0"), path)
-        if end > target.stat().st_size:
+        if (tensor.offset or 0) < 0 or (tensor.offset or 0) + tensor.nbytes > target.stat().st_size:
             raise UserError(f"{location!r}, which holds the weights of {path}, is cut short")
+        tensor.base_dir = folder
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Wherever a tensor can hide: initializers, attributes, subgraphs, functions."""
+    owners: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for graph in owners:
+        values = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
+        tensors = [value.const_value for value in values]
+        for node in graph.all_nodes():
+            for attribute in node.attributes.values():
+                if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+                    found = attribute.value
+                    tensors += list(found) if isinstance(found, (list, tuple)) else [found]
+        yield from (t for t in tensors if isinstance(t, ir.ExternalTensor))
 
 
 def _read_small(model: ir.Model) -> None:
@@ -121,27 +133,6 @@ def _read_small(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= BIG:
             value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
-
-
-def _natural(text: str, path: Path) -> int:
-    if not text.isdecimal():
-        raise UserError(f"{path} is not a valid ONNX model: external data at {text!r}")
-    return int(text)
-
-
-def _tensor_protos(message: Any) -> Iterator[Any]:
-    """Every TensorProto in a message, wherever it hides (initializers, attributes, subgraphs, functions)."""
-    import onnx
-    from google.protobuf.message import Message
-
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for item in (value,) if isinstance(value, Message) else value:
-            if isinstance(item, onnx.TensorProto):
-                yield item
-            else:
-                yield from _tensor_protos(item)
 
 
 def _reject_foreign(model: ir.Model, path: Any) -> None:

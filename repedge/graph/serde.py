@@ -1,20 +1,22 @@
 """Graph <-> ONNX bytes: deterministic, and without a second copy of the weights.
 
-A large model is written as its *skeleton* (everything but the big initializers, serialized by
-protobuf) followed by the weights, streamed one by one from their own memory. Serializing the whole
-message would hold the weights three times.
+A model is handled as its *skeleton* (everything but the big initializers), which protobuf reads and
+writes, and its weights, which stay where they are; see ``wire``.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
+
+from repedge.graph import wire
 
 if TYPE_CHECKING:
     import onnx
@@ -28,9 +30,6 @@ PROTO_LIMIT = 2**31 - 2**20
 ALIGN = 64
 """Offsets of external weights are multiples of this, so that they can be memory-mapped."""
 
-# Field numbers of onnx.proto (ModelProto.graph, GraphProto.initializer, TensorProto.raw_data).
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
-
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as one protobuf message, weights embedded (one copy of them).
@@ -43,9 +42,8 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     proto, arrays = skeleton(model)
     for tensor in proto.graph.initializer:
         if tensor.name in arrays:
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = _little_endian(arrays[tensor.name]).tobytes()
+            _embed(tensor)
+            tensor.raw_data = wire.little_endian(arrays[tensor.name]).tobytes()
     return proto
 
 
@@ -85,14 +83,71 @@ def save_onnx(model: ir.Model, path: str | os.PathLike) -> None:
     proto, arrays = skeleton(model, location)
     total = sum(a.nbytes for a in arrays.values())
     if total + proto.ByteSize() > PROTO_LIMIT:
-        with open(path.with_name(location), "wb") as file:
-            for array in arrays.values():
-                file.write(b"\0" * (-file.tell() % ALIGN))
-                _write_array(file, array)
-        path.write_bytes(proto.SerializeToString(deterministic=True))
+        _replace(path.with_name(location), lambda file: _write_aligned(file, arrays.values()))
+        _replace(path, lambda file: file.write(proto.SerializeToString(deterministic=True)))
         return
-    with open(path, "wb") as file:
-        _stream(file, proto, arrays)
+    weights = []
+    for tensor in proto.graph.initializer:
+        if tensor.name in arrays:
+            _embed(tensor)
+            weights.append((tensor.SerializeToString(deterministic=True), arrays[tensor.name]))
+    drop_initializers(proto, arrays)
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    header = proto.SerializeToString(deterministic=True)
+    _replace(path, lambda file: wire.write(file, header, graph, weights))
+
+
+def _write_aligned(file: BinaryIO, arrays: Iterable[np.ndarray]) -> None:
+    for array in arrays:
+        file.write(b"\0" * (-file.tell() % ALIGN))
+        wire.write_array(file, array)
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside ``path``, then rename: the model may be mapped from the very file it replaces."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            write(file)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_onnx(path: str | os.PathLike) -> ir.Model:
+    """The graph of a file, unchecked; big weights are mapped from it, so it must stay as it is.
+
+    Raises:
+        ValueError: The file is no ONNX model, or is cut short.
+    """
+    import onnx
+
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ValueError("it is empty")
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    small, weights = wire.split(data, BIG)
+    try:
+        proto = onnx.ModelProto.FromString(small)
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise ValueError(str(error)) from error
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights and ir.DataType(tensor.data_type) not in _NUMPY_DTYPES:
+            tensor.raw_data = bytes(weights.pop(tensor.name))
+    model = from_proto(proto)
+    for name, raw in weights.items():
+        value = model.graph.initializers[name]
+        declared = value.const_value
+        assert declared is not None, "an initializer always has a tensor"
+        array = np.frombuffer(raw, declared.dtype.numpy()).reshape(declared.shape.numpy())
+        value.const_value = ir.Tensor(array, name=name)
+    return model
+
+
+def _embed(tensor: onnx.TensorProto) -> None:
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
 
 
 def _stamp(proto: onnx.ModelProto) -> None:
@@ -143,51 +198,3 @@ _NUMPY_DTYPES = {
     ir.DataType.INT64,
     ir.DataType.UINT64,
 }
-
-
-def _stream(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a ModelProto whose graph message ends with the big initializers.
-
-    The order of fields in a protobuf message is free (protobuf encoding spec, "Field order"), and
-    raw_data is a TensorProto's last field here, so each weight is a short header and its own bytes.
-    """
-    heads: list[tuple[bytes, np.ndarray]] = []
-    for tensor in (t for t in proto.graph.initializer if t.name in arrays):
-        array = arrays[tensor.name]
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        body = tensor.SerializeToString(deterministic=True) + _key(_TENSOR_RAW_DATA, array.nbytes)
-        heads.append((_key(_GRAPH_INITIALIZER, len(body) + array.nbytes) + body, array))
-    drop_initializers(proto, arrays)
-    graph = proto.graph.SerializeToString(deterministic=True)
-    proto.ClearField("graph")
-    file.write(proto.SerializeToString(deterministic=True))
-    size = len(graph) + sum(len(head) + array.nbytes for head, array in heads)
-    file.write(_key(_MODEL_GRAPH, size))
-    file.write(graph)
-    for head, array in heads:
-        file.write(head)
-        _write_array(file, array)
-
-
-def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    file.write(_little_endian(array).data.cast("B"))
-
-
-def _little_endian(array: np.ndarray) -> np.ndarray:
-    """ONNX's byte order; no copy on the machines that have it."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-
-
-def _key(field: int, length: int) -> bytes:
-    """Tag of a length-delimited protobuf field, and its length."""
-    return _varint(field << 3 | 2) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
