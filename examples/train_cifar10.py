@@ -18,6 +18,7 @@ import time
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def learning_rate(step: int, total: int, peak: float) -> float:
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """No weight decay on batch normalization and biases."""
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1]},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -139,7 +140,7 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = load_split(args.data, "train", args.out)
     test = load_split(args.data, "test", args.out)
-    model = create(args.model).to(device).to(memory_format=torch.channels_last)
+    model = create(args.model).to(device)
     optimizer = make_optimizer(model, recipe)
     state_file, start = args.out / f"{args.model}.pt", 0
     if state_file.exists():

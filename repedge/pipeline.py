@@ -365,7 +365,7 @@ def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Se
     for name, mine, reference in zip(outputs, actual, evidence.real.outputs, strict=True):
         arrays[f"output:{name}"] = mine[:GOLDEN]
         arrays[f"reference:{name}"] = reference[:GOLDEN]
-    np.savez(golden / "golden.npz", **arrays)
+    np.savez(golden / "golden.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _link(source: Path, destination: Path) -> None:
