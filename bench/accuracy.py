@@ -20,8 +20,15 @@ from repedge import evaluation
 from repedge.config import Precision, Preprocess
 from repedge.models.source import resolve
 
-BUILDS: tuple[tuple[str, Precision], ...] = (("tflite", "fp32"), ("tflite", "fp16"), ("openvino", "fp32"), ("openvino", "fp16"),
-          ("coreml", "fp16"), ("gpu", "fp32"), ("gpu", "fp16"))  # fmt: skip
+BUILDS: tuple[tuple[str, Precision], ...] = (
+    ("tflite", "fp32"),
+    ("tflite", "fp16"),
+    ("openvino", "fp32"),
+    ("openvino", "fp16"),
+    ("coreml", "fp16"),
+    ("gpu", "fp32"),
+    ("gpu", "fp16"),
+)
 
 
 def torch_top1(weights: Path, data: Path, limit: int | None) -> tuple[evaluation.Accuracy, Preprocess]:
