@@ -18,10 +18,10 @@ import onnx_ir as ir
 
 from repedge.config import Precision
 from repedge.errors import DeviceError, UnsupportedModel, UserError
-from repedge.graph.values import shape_of
+from repedge.graph.values import const, only_reader, shape_of
 from repedge.targets import openvino_ops
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
-from repedge.targets.openvino_build import Builder
+from repedge.targets.openvino_build import Builder, needed
 
 LAYOUTS = {2: "NC", 4: "NCHW"}
 """Layout of an output by its rank."""
@@ -122,8 +122,10 @@ def _lower(model: ir.Model, job: Job) -> Any:
     import openvino
 
     b = Builder()
-    parameter = _lower_input(b, model.graph.inputs[0], job)
+    parameter, done = _lower_input(b, model.graph.inputs[0], job)
     for node in model.graph:
+        if node in done:
+            continue
         lowered = openvino_ops.TABLE[node.op_type].lower(b, node)
         lowered.set_friendly_name(node.name)
         for value, port in zip(node.outputs, lowered.outputs(), strict=False):
@@ -141,21 +143,53 @@ def _lower(model: ir.Model, job: Job) -> Any:
     return lowered_model
 
 
-def _lower_input(b: Builder, value: ir.Value, job: Job) -> Any:
-    """The parameter: uint8 NHWC pixels turned into float32 NCHW, or the graph's own input."""
+def _lower_input(b: Builder, value: ir.Value, job: Job) -> tuple[Any, list[ir.Node]]:
+    """The parameter: uint8 NHWC pixels turned into float32 NCHW, or the graph's own input.
+
+    Returns:
+        The parameter, and the nodes that are lowered with it.
+    """
     import openvino
 
     name, (n, c, h, w) = str(value.name), shape_of(value)
+    done: list[ir.Node] = []
     if job.input_kind == "uint8":
         parameter = b.ops.parameter([n, h, w, c], np.uint8, name=name)
         pixels = b.ops.convert(parameter, np.float32)
-        b.values[name] = b.ops.transpose(pixels, b.ints(0, 3, 1, 2)).output(0)
+        while (node := _normalisation(value)) is not None:
+            pixels = _normalise(b, node, pixels)
+            value = node.outputs[0]
+            done.append(node)
+        b.values[str(value.name)] = b.ops.transpose(pixels, b.ints(0, 3, 1, 2)).output(0)
     else:
         parameter = b.ops.parameter([n, c, h, w], np.float32, name=name)
         b.values[name] = parameter.output(0)
     parameter.output(0).get_tensor().set_names({name})
     parameter.set_layout(openvino.Layout("NHWC" if job.input_kind == "uint8" else "NCHW"))
-    return parameter
+    return parameter, done
+
+
+NORMALISATION = {"Sub": "subtract", "Mul": "multiply"}
+"""What the graph may do to each channel of its input, and is done while the pixels are still NHWC.
+
+After the Transpose it would be a pass of its own over the image (0.1 ms at 224x224); before it, the CPU
+plugin merges all into the one reordering.
+"""
+
+
+def _normalisation(value: ir.Value) -> ir.Node | None:
+    """The node, if it is the only one to read ``value`` and is of that kind."""
+    node = only_reader(value)
+    if node is None or node.op_type not in NORMALISATION or node.inputs[0] is not value:
+        return None
+    constant = const(node.inputs[1])
+    return node if constant is not None and constant.shape == (1, constant.size, 1, 1) else None
+
+
+def _normalise(b: Builder, node: ir.Node, pixels: Any) -> Any:
+    lowered = getattr(b.ops, NORMALISATION[node.op_type])(pixels, b.const(needed(node, 1).reshape(-1)))
+    lowered.set_friendly_name(node.name)
+    return lowered
 
 
 def _name_the_rest(model: Any) -> None:

@@ -101,6 +101,14 @@ def test_the_border_is_exact(tmp_path):
     assert relative_error(found, reference(proto, normalised(images, PREPROCESS))) < 2e-6
 
 
+def test_normalisation_without_a_convolution_to_fold_into(tmp_path):
+    proto = graph("r = Relu(x)\ny = Add(r, x)", IMAGE)
+    artifact = TARGET.compile(clean(proto), job(input_kind="uint8"), tmp_path)
+    images = pixels(2)
+    found = TARGET.open(tmp_path / artifact.main, job(), ["y"], threads=1).run(images)[0]
+    assert relative_error(found, reference(proto, normalised(images, PREPROCESS))) < 1e-6
+
+
 def test_fp16_halves_the_weights(tmp_path):
     proto = graph(CLASSIFIER, IMAGE)
     sizes = {}
