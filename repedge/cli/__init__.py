@@ -13,9 +13,12 @@ from collections.abc import Iterator
 import typer
 
 from repedge import __version__
+
 from repedge.cli import compile, check, about  # isort: skip - the order of the verbs in --help
 from repedge.cli.app import app
 from repedge.errors import RepedgeError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 __all__ = ["about", "app", "check", "compile", "main"]
 
@@ -29,7 +32,7 @@ def _one_line(arguments: list[str]) -> Iterator[None]:
         _fail(arguments, str(e), e.exit_code, e)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; nothing half-written is left", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as e:
         if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
             _fail(arguments, e.format_message(), 2, e)
@@ -53,4 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     with _one_line(arguments):
         code = app(arguments, standalone_mode=False, prog_name="repedge")
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
