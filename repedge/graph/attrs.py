@@ -82,7 +82,9 @@ def pool_attrs(node: ir.Node) -> PoolAttrs:
 
 def _window(node: ir.Node, kernel: tuple[int, ...]) -> dict[str, Any]:
     if len(kernel) != 2:
-        raise UserError(f"{node.op_type} node {node.name!r} has {len(kernel)} spatial axes; only 2-D is supported")
+        raise UserError(
+            f"{node.op_type} node {node.name!r} has {len(kernel)} spatial axes; only 2-D is supported"
+        )
     strides = tuple(attr(node, "strides", (1, 1)))
     dilations = tuple(attr(node, "dilations", (1, 1)))
     pads = _pads(node, kernel, strides, dilations)

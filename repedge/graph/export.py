@@ -8,9 +8,9 @@ memory that another view changed. What the table or the tracer refuses goes to t
 ``torch.onnx.export(dynamo=True)``.
 
 Why not ``torch.export``: CPU seconds in a fresh process, imports included, are 0.6 here against 2.1
-for RepVGG-A0 and 0.6 against 2.8 for RepViT-M0.9 (0.2 against 0.6 and 0.3 against 1.5 the second
-time), before anything is translated; ``strict`` and the guard options change nothing in that. The
-module's own outputs come with it, so the graph can be held against them at no cost.
+for RepVGG-A0 and 0.6 against 2.8 for RepViT-M0.9 (0.2 against 0.6 and 0.3 against 1.5 seconds the
+second time), before anything is translated. The module's own outputs come with it, so the graph can
+be held against them at no cost.
 """
 
 from __future__ import annotations
