@@ -13,6 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from repedge.graph.values import only_reader
+from repedge.passes.base import fresh_value_name
 from repedge.passes.geometry import Refused
 from repedge.passes.linear import Expr, Sum
 from repedge.passes.operators import Affine, Conv
@@ -153,7 +154,8 @@ def _rebuild(
     first, *others = [*summands, *left]
     total = first.value
     for i, term in enumerate(others):
-        out = ir.Value(name=f"{top.name}_sum{i}", shape=top.shape, type=top.type)
+        name = fresh_value_name(plan.graph, f"{top.name}_sum{i}")
+        out = ir.Value(name=name, shape=top.shape, type=top.type)
         op_type = "Add" if term.sign > 0 else "Sub"
         node = ir.node(op_type, [total, term.value], outputs=[out], name=adds[i].name)
         node.metadata_props.update(adds[i].metadata_props)

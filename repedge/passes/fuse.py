@@ -21,7 +21,7 @@ from repedge.passes.certificate import Fused, Merge
 from repedge.passes.chains import CHAIN, chains
 from repedge.passes.geometry import Geometry
 from repedge.passes.linear import Expr
-from repedge.passes.operators import convolve
+from repedge.passes.operators import Kernel, convolve
 from repedge.passes.plan import Plan
 
 TOLERANCE = 1e-9
@@ -72,12 +72,26 @@ def fuse(model: ir.Model) -> Fused:
     Raises:
         CheckFailed: A merge is not exact: a bug in repedge, or weights that are not finite.
     """
-    plan = Plan(model.graph)
+    return finish(find_merges(model.graph))
+
+
+def find_merges(graph: ir.Graph) -> Plan:
+    """Run the rules to a fixed point; the merged nodes of the graph have no weights yet."""
+    plan = Plan(graph)
     while True:
         plan.refused.clear()
         if not any(rule(plan) for rule in RULES):  # any() stops at the first that changed something
             break
     _note_idle(plan)
+    return plan
+
+
+def finish(plan: Plan) -> Fused:
+    """Give the merged nodes their weights.
+
+    Raises:
+        CheckFailed: As `fuse`.
+    """
     merges = []
     for node in plan.nodes():
         block = plan.block(node)
@@ -103,8 +117,9 @@ def _note_idle(plan: Plan) -> None:
 def _finish(plan: Plan, node: ir.Node, expr: Expr) -> Merge:
     """Work the weights of a planned Conv or Gemm out, check them and put them in."""
     geometry = expr.geometry
-    weight, bias = expr.collapse()
-    error, cast = _check(str(node.name), expr, geometry, weight, bias)
+    exact = expr.collapse()
+    weight, bias = (a.astype(np.float32) for a in exact)
+    error, cast = _check(str(node.name), expr, geometry, exact, (weight, bias))
     if node.op_type == "Conv":
         for name, value in (
             ("kernel_shape", geometry.kernel),
@@ -124,7 +139,7 @@ def _finish(plan: Plan, node: ir.Node, expr: Expr) -> Merge:
 def _put(plan: Plan, node: ir.Node, weight: np.ndarray, bias: np.ndarray) -> None:
     head = node.metadata_props.get("source") or str(node.name)
     for index, (kind, array) in enumerate((("weight", weight), ("bias", bias)), start=1):
-        value = add_initializer(plan.graph, f"{head}.{kind}", array.astype(np.float32))
+        value = add_initializer(plan.graph, f"{head}.{kind}", array)
         node.replace_input_with(index, value)
 
 
@@ -146,9 +161,7 @@ def _record(plan: Plan, node: ir.Node, names: tuple[str, ...], error: float, cas
     )
 
 
-def _check(
-    name: str, expr: Expr, geometry: Geometry, weight: np.ndarray, bias: np.ndarray
-) -> tuple[float, float]:
+def _check(name: str, expr: Expr, geometry: Geometry, exact: Kernel, rounded: Kernel) -> tuple[float, float]:
     """Errors of a merge in float64 and after the cast to float32, relative per channel.
 
     Both sides run on a small random map that has all four borders and as much of the middle as one
@@ -161,19 +174,19 @@ def _check(
         size.append(n if n <= least else least + (n - least) % s)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     repeats = max(1, 25 // (size[0] * size[1]))  # a 1x1 map alone would be a single number per channel
+    weight = exact[0]
     per_row = weight[0].size * size[0] * size[1] * repeats
     rows = None
     if len(weight) * per_row > PATCH_MACS:
         some = min(len(weight), max(8, PATCH_MACS // per_row))
         rows = np.sort(rng.choice(len(weight), some, replace=False))
-    rounded = weight.astype(np.float32), bias.astype(np.float32)
     expected: list[np.ndarray] = []
     actual: list[np.ndarray] = []
     cast: list[np.ndarray] = []
     for _ in range(repeats):
         x = rng.standard_normal((geometry.cin, *size))
         expected.append(expr.run(x, rows))
-        for results, (w, b) in ((actual, (weight, bias)), (cast, rounded)):
+        for results, (w, b) in ((actual, exact), (cast, rounded)):
             results.append(
                 convolve(x, w, b, geometry.group, geometry.strides, geometry.dilations, geometry.pads, rows)
             )
@@ -203,13 +216,14 @@ def _finish_scaled(plan: Plan, node: ir.Node, scaled: Scaled) -> Merge:
     rng = np.random.default_rng(zlib.crc32(str(node.name).encode()))
     x = rng.standard_normal((scaled.rows(scaled.weight).shape[1], 8))
     expected = scaled.run(x)
+    rounded = weight.astype(np.float32), bias.astype(np.float32)
     errors = [
         _relative(scaled.rows(w) @ x + b.astype(np.float64)[:, None], expected)
-        for w, b in ((weight, bias), (weight.astype(np.float32), bias.astype(np.float32)))
+        for w, b in ((weight, bias), rounded)
     ]
     old = [v for v in node.inputs[1:3] if v is not None]
     if len(node.inputs) < 3:
         node.resize_inputs(3)
-    _put(plan, node, weight, bias)
+    _put(plan, node, *rounded)
     plan.drop_unread(old)
     return _record(plan, node, scaled.names, *errors)

@@ -49,7 +49,7 @@ class Expr:
         raise NotImplementedError
 
     def collapse(self) -> Kernel:
-        """Weight and bias of the convolution in `geometry`, float64; the arrays are the caller's."""
+        """Weight and bias of the convolution in `geometry`, float64, the caller's to change."""
         raise NotImplementedError
 
     def run(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -111,6 +111,8 @@ class Apply(Expr):
 
     def collapse(self) -> Kernel:
         a, b = self.inner.geometry, self._own
+        if isinstance(self.inner, Input):
+            return self.op.kernel(a.cout)
         return _chain(a, self.inner.collapse(), b, self.op.kernel(a.cout), self.geometry)
 
     def run(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -152,13 +154,22 @@ class Sum(Expr):
 
     def collapse(self) -> Kernel:
         g = self.geometry
-        weight = np.zeros((g.cout, g.cin // g.group, *g.kernel))
+        # A term that has the sum's own shape comes first: its array takes the others in.
+        terms = sorted(self.terms, key=lambda t: t[1].geometry != g)
+        weight: np.ndarray | None = None
         bias = np.zeros(g.cout)
-        for sign, term in self.terms:
+        for sign, term in terms:
             w, b = term.collapse()
-            w *= sign
-            place(weight, g, w, term.geometry)
+            if sign != 1:
+                w *= sign
             bias += sign * b
+            if weight is None and term.geometry == g:
+                weight = w
+                continue
+            if weight is None:
+                weight = np.zeros((g.cout, g.cin // g.group, *g.kernel))
+            place(weight, g, w, term.geometry)
+        assert weight is not None, "a sum has terms"
         return weight, bias
 
     def run(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -243,15 +254,17 @@ def place(acc: np.ndarray, into: Geometry, weight: np.ndarray, of: Geometry) -> 
 
 
 def _chain(a: Geometry, ka: Kernel, b: Geometry, kb: Kernel, c: Geometry) -> Kernel:
-    """Weight and bias of ``b`` after ``a``; ``c`` is their `chained` geometry."""
+    """Weight and bias of ``b`` after ``a``; ``c`` is their `chained` geometry. May work in place."""
     (wa, ba), (wb, bb) = ka, kb
     if a.kernel == (1, 1) and a.group == a.cin == a.cout:  # affine before: scale the columns
         column = np.arange(b.cout)[:, None] // (b.cout // b.group) * (b.cin // b.group)
         column = column + np.arange(b.cin // b.group)
         shift = (wb.sum((2, 3)) * ba[column]).sum(1)
-        return wb * wa.reshape(-1)[column][:, :, None, None], bb + shift
+        wb *= wa.reshape(-1)[column][:, :, None, None]
+        return wb, bb + shift
     if b.kernel == (1, 1) and b.group == b.cin == b.cout:  # affine after: scale the rows
-        return wa * wb.reshape(-1, 1, 1, 1), ba * wb.reshape(-1) + bb
+        wa *= wb.reshape(-1, 1, 1, 1)
+        return wa, ba * wb.reshape(-1) + bb
     g = c.group
     inner, outer = _grouped(wa, a, g), _grouped(wb, b, g)
     weight = np.zeros((g, c.cout // g, c.cin // g, *c.kernel))

@@ -41,7 +41,7 @@ class Op:
         return geometry.macs
 
     def kernel(self, channels: int) -> Kernel:
-        """Weight and bias of the equal convolution."""
+        """Weight and bias of the equal convolution; the arrays are the caller's to change."""
         raise NotImplementedError
 
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
@@ -68,7 +68,7 @@ class Conv(Op):
 
     def kernel(self, channels: int) -> Kernel:
         bias = np.zeros(len(self.weight)) if self.bias is None else self.bias.astype(np.float64)
-        return self.weight.astype(np.float64), bias
+        return self.weight.astype(np.float64, order="C"), bias
 
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         return convolve(x, self.weight, self.bias, self.group, self.strides, self.dilations, self.pads, rows)
@@ -85,7 +85,7 @@ class Affine(Op):
         return pointwise(channels, size)
 
     def kernel(self, channels: int) -> Kernel:
-        return self.scale.reshape(-1, 1, 1, 1), self.shift
+        return self.scale.reshape(-1, 1, 1, 1).copy(), self.shift.copy()
 
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         chosen = slice(None) if rows is None else rows

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from repedge.graph.values import const, only_reader
+from repedge.passes.base import fresh_value_name
 from repedge.passes.certificate import Unfused
 from repedge.passes.linear import Apply, Block, Expr, Input, Sum
 from repedge.passes.operators import Conv, Op
@@ -137,7 +138,8 @@ class Plan:
         convs = [op for op in expr.ops if isinstance(op, Conv)]
         host = max(convs, key=lambda op: op.weight.size).name if convs else str(before.name)
         op_type = "Conv" if len(like.shape) == 4 else "Gemm"
-        out = ir.Value(name=f"{like.name}_fused", shape=like.shape, type=like.type)
+        name = fresh_value_name(self.graph, f"{like.name}_fused")
+        out = ir.Value(name=name, shape=like.shape, type=like.type)
         node = ir.node(op_type, [root, None, None], outputs=[out], name=host)
         self.graph.insert_before(before, node)
         self._ops[node] = (Block(host, op_type, expr), 0)
