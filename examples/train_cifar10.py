@@ -1,7 +1,9 @@
 """Train the two bundled demo networks on CIFAR-10, in training form.
 
-    python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train
     python examples/train_cifar10.py repvgg_demo --data cifar10.zip --out build/train
+    python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train
+    python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train/second \
+        --recipe repvit-second --start build/train/repvit_demo.safetensors
 
 The archive holds JPEG files as ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. The run is seeded,
 writes a checkpoint after every epoch and goes on from it when started again; it uses the GPU where
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from repedge.models.registry import create
 
@@ -54,6 +56,7 @@ class Recipe:
 
 RECIPES = {
     "repvit": Recipe("adamw", 0.002, 0.05, 16, ((0.35, 32), (0.6, 48), (1.0, SIZE)), 8, 0.05),
+    "repvit-second": Recipe("adamw", 0.001, 0.05, 12, ((1.0, SIZE),), 0, 0.0),
     "repvgg": Recipe("sgd", 0.2, 5e-4, 30, ((0.5, 48), (1.0, SIZE)), 0, 0.0),
 }
 
@@ -142,6 +145,8 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
     test = load_split(args.data, "test", args.out)
     model = create(args.model).to(device)
     optimizer = make_optimizer(model, recipe)
+    if args.start:
+        model.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
     state_file, start = args.out / f"{args.model}.pt", 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -209,12 +214,16 @@ def main() -> None:
     parser.add_argument("model", help="a name from `repedge models` with 10 classes, such as repvit_demo")
     parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")
     parser.add_argument("--out", type=Path, default=Path("build/train"))
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: the model family's")
+    parser.add_argument(
+        "--start", type=Path, help="weights to start from: NAME.safetensors of an earlier run"
+    )
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = RECIPES[args.model.split("_")[0]]
+    recipe = RECIPES[args.recipe or args.model.split("_")[0]]
     train(args, replace(recipe, epochs=args.epochs) if args.epochs else recipe)
 
 
