@@ -26,9 +26,8 @@ $(VENV)/done: pyproject.toml constraints.txt
 
 # The last tflite-runtime release needs numpy 1 and Python 3.11 or older: an environment of its own.
 # Where it can't be had, the tests that use it skip and say so.
-$(VENV)-tflite-runtime/done:
-	-$(PYTHON) -m venv $(VENV)-tflite-runtime && \
-	$(VENV)-tflite-runtime/bin/python -m pip install --quiet --disable-pip-version-check 'tflite-runtime==2.14.0' 'numpy<2'
+$(VENV)-tflite-runtime/done: tests/tflite_runtime_env.sh
+	-sh tests/tflite_runtime_env.sh $(PYTHON)
 	mkdir -p $(VENV)-tflite-runtime && touch $@
 
 clean:
