@@ -16,16 +16,14 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from repedge.config import Precision
-from repedge.errors import CheckFailed, UnsupportedModel, UserError
+from repedge.errors import UnsupportedModel
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.targets import triton
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.gpu_file import save
 from repedge.targets.gpu_runner import ONNXRuntimeRunner
 from repedge.targets.gpu_types import enter, scale_resizes, to_float16
-
-PROTOBUF_LIMIT = 2**31 - 2**20
-"""Bytes of weights that fit into one ONNX file (protobuf's 2 GiB, less room for the graph)."""
 
 Refusal = Callable[[ir.Node], str | None]
 
@@ -186,7 +184,7 @@ class GPU(Target):
         enter(model.graph, pixels=job.input_kind == "uint8", half=served.half)
         _describe(model, job, served.name)
         main = triton.write_repository(out, served)
-        _save(model, out / main)
+        save(model, out / main)
         requires = {"TensorRT": ">=10.0", "ONNX Runtime": ">=1.18", "Triton": ">=24.01"}
         return Artifact(main, inputs, outputs, requires, notes)
 
@@ -221,19 +219,6 @@ def _describe(model: ir.Model, job: Job, name: str) -> None:
     }
     model.metadata_props.clear()
     model.metadata_props.update({key: value for key, value in entries.items() if value})
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    import onnx
-
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > PROTOBUF_LIMIT:
-        raise UserError(f"the weights take {size} bytes, more than one ONNX file can hold (2 GiB)")
-    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckFailed(f"onnx.checker refuses {path.name}: {error}") from error
 
 
 def _input_spec(model: ir.Model, job: Job) -> TensorSpec:

@@ -145,6 +145,28 @@ def test_fp16_halves_the_file(tmp_path):
     assert 0 < sizes["fp16"] - 2 * weights < 2048
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_weights_come_back_as_they_were(precision, tmp_path):
+    """Small and large ones; protobuf itself reads the file, and writes the same content."""
+    proto = graph("a = Conv(x, big)\ny = Add(a, big_bias)", (1, 64, 5, 5))
+    artifact, written, runner = compiled(proto, tmp_path, precision)
+    onnx.checker.check_model(tmp_path / artifact.main, full_check=True)
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in written.graph.initializer}
+    dtype = np.float16 if precision == "fp16" else np.float32
+    for tensor in proto.graph.initializer:
+        np.testing.assert_array_equal(found[tensor.name], onnx.numpy_helper.to_array(tensor).astype(dtype))
+    size = (tmp_path / artifact.main).stat().st_size
+    assert written.ByteSize() == size
+    x = batch(2, (1, 64, 5, 5))
+    assert relative_error(runner.run(x)[0], reference(proto, x)) < (2e-3 if precision == "fp16" else 2e-6)
+
+
+def test_more_than_one_file_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("repedge.targets.gpu_file.PROTOBUF_LIMIT", 4 * 64 * 64 * 9)
+    with pytest.raises(UserError, match=r"the model takes \d+ bytes, more than one ONNX file can hold"):
+        compiled(graph("y = Conv(x, big)", (1, 64, 5, 5)), tmp_path, "fp32")
+
+
 def test_file_versions_and_metadata(tmp_path):
     _, written, _ = compiled(graph(CLASSIFIER, IMAGE), tmp_path, labels=LABELS, license="MIT", version="3")
     assert written.ir_version == 10
