@@ -7,7 +7,7 @@ ops at once gives the same program without that pass: one cast behind the input,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.values import const, shape_of
 from repedge.targets.coreml_ops import LOWERINGS
+from repedge.targets.coreml_rounding import first_weights, round_keeping_sums
 
 FLOAT16_MAX = 65504.0
 PROBABILITIES = "classLabel_probabilities"
@@ -53,9 +54,12 @@ def identifier(name: str) -> str:
 class Lowerer:
     """What a lowering sees: the builder, the values lowered so far, constants in the right precision."""
 
-    def __init__(self, mb: Any, dtype: Any, reserved: Sequence[str] = ()) -> None:
+    def __init__(
+        self, mb: Any, dtype: Any, reserved: Sequence[str] = (), first_weights: Collection[ir.Value] = ()
+    ) -> None:
         self.mb = mb
         self.dtype = np.dtype(dtype)
+        self._first_weights = first_weights
         self._vars: dict[ir.Value, Any] = {}
         self._names: set[str] = set(reserved)
 
@@ -87,6 +91,9 @@ class Lowerer:
                 raise UserError(
                     f"{node.op_type} node {node.name!r} reads {value.name!r}, which nothing computes"
                 )
+            if value in self._first_weights and self.dtype == np.float16:
+                self.cast(array, str(value.name))  # for its check
+                array = round_keeping_sums(array)
             self._vars[value] = self.weight(array, str(value.name))
         return self._vars[value]
 
@@ -136,7 +143,7 @@ def build(model: ir.Model, dtype: Any, opset: Any, classes: int = 0) -> Built:
     _check_signature(input_name, outputs, bool(classes))
 
     placeholder = mb.placeholder(shape=shape_of(source), dtype=types.fp32)
-    c = Lowerer(mb, dtype, reserved=(input_name, *outputs, PROBABILITIES))
+    c = Lowerer(mb, dtype, (input_name, *outputs, PROBABILITIES), first_weights(graph))
     with Function({input_name: placeholder}, opset_version=opset) as function:
         x = function.inputs[input_name]
         if c.dtype == np.float16:

@@ -19,6 +19,7 @@ from repedge.targets.coreml import CoreML
 from repedge.targets.coreml_build import identifier
 from repedge.targets.coreml_compress import palette
 from repedge.targets.coreml_package import distinct
+from repedge.targets.coreml_rounding import round_keeping_sums
 
 LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 PREPROCESS = Preprocess(size=(16, 24), resize=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -255,6 +256,28 @@ def test_image_input_takes_pixels(tmp_path):
     expected = np.concatenate([reference(model, x[None])[0] for x in inputs])
     assert actual.shape == (3, 7)
     assert sqnr(expected, actual) > 50
+
+
+def test_rounding_keeps_the_sum_of_a_kernel():
+    weight = np.random.default_rng(0).normal(0, 3, (8, 3, 3, 3)).astype(np.float32)
+    rounded = round_keeping_sums(weight)
+    assert rounded.dtype == np.float16
+    ulp = np.spacing(np.abs(weight).astype(np.float16)).astype(np.float64)
+    assert (np.abs(rounded - weight.astype(np.float64)) <= ulp.max(axis=(2, 3), keepdims=True)).all()
+    error = np.abs(np.sum(rounded - weight.astype(np.float64), axis=(2, 3)))
+    assert (error <= ulp.min(axis=(2, 3))).all()
+
+
+def test_edge_detectors_stay_dark_on_flat_images(tmp_path):
+    """Kernels whose weights cancel, on an image that is one colour: float16 must not light it up."""
+    kernel = np.random.default_rng(0).normal(0, 3, (8, 3, 3, 3))
+    kernel -= kernel.mean(axis=(2, 3), keepdims=True)
+    model = graph("y = Conv(x, w)", "float[1,3,16,24] x", weights={"w": kernel})
+    the_job = job("fp16", input_kind="uint8", preprocess=PREPROCESS)
+    package, _ = compiled(tmp_path, model, the_job)
+    flat = np.broadcast_to(np.array([250, 240, 230], np.uint8), (1, 16, 24, 3))
+    (dark,) = CoreML().open(package, the_job, ["y"]).run(flat)
+    assert np.abs(dark).max() < 1e-3  # rounding each to the nearest gives 2.7e-2
 
 
 def test_grayscale_image(tmp_path):
