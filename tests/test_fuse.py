@@ -375,3 +375,24 @@ def test_the_order_of_the_rules_matters(rng, monkeypatch):
     assert [r.nodes for r in fused(graph(text, X, **weights))] == [("a", "n")]
     monkeypatch.setattr(fuse_module, "RULES", fuse_module.RULES[::-1])
     assert [r.nodes for r in fused(graph(text, X, **weights))] == [("n", "y")]
+
+
+def test_pad_joins_the_convolution_where_what_is_before_it_can_not(rng):
+    m = graph(
+        "a = Conv(x, w)\np = Pad(a, n)\ny = Conv(p, v)",
+        X, n=np.array([0, 0, 1, 1, 0, 0, 1, 1]), w=normal(rng, 4, 4, 3, 3), v=normal(rng, 4, 4, 3, 3),
+    )  # fmt: skip
+    assert "follows a kernel larger than 1x1" in reasons(fused(m))
+    assert ops(m) == ["Conv", "Conv"]
+
+
+@pytest.mark.parametrize("fill", [0.5, 0.25])
+def test_a_padding_that_continues_the_bias_before_it(rng, fill):
+    m = graph(
+        "a = Conv(x, w, b)\np = Pad(a, n, f)\ny = Conv<strides=[2,1]>(p, v)",
+        X, n=np.array([0, 0, 2, 1, 0, 0, 1, 1]), w=normal(rng, 8, 4, 1, 1), b=np.full(8, 0.5, "f"),
+        v=normal(rng, 4, 8, 3, 3), f=np.float32(fill),
+    )  # fmt: skip
+    result = fused(m)
+    assert ops(m) == (["Conv"] if fill == 0.5 else ["Conv", "Pad", "Conv"])
+    assert result.left == [] or "the border 'p' is not what the branch makes of zeros" in reasons(result)

@@ -80,7 +80,7 @@ def blocks(draw):
     return "\n".join(lines), (1, cin, *size), weights
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, phases=PHASES)
+@settings(max_examples=150, deadline=None, derandomize=True, phases=PHASES)
 @given(blocks())
 def test_random_blocks_stay_equal(block):
     text, shape, weights = block
@@ -89,7 +89,7 @@ def test_random_blocks_stay_equal(block):
     assert result.left or ops(m) == ["Conv", "Relu"]  # one convolution, or it is told why not
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**16),
     st.sampled_from([1, 2, 4, 8]),

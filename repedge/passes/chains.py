@@ -6,9 +6,11 @@ Conv(Pad(x))         ->  Conv(x)        with the pads of both
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from repedge.graph.values import only_reader
 from repedge.passes.geometry import Refused
-from repedge.passes.linear import Block
+from repedge.passes.linear import Block, Expr
 from repedge.passes.operators import Affine, Conv, Pad, Pool
 from repedge.passes.plan import Plan
 
@@ -31,18 +33,36 @@ def chains(plan: Plan) -> bool:
             isinstance(inner, Pad) and isinstance(op, Pool)
         ):
             continue
-        root = plan.data(below)
-        expr = plan.expr(node.outputs[0], root)
         names = (str(below.name), str(node.name))
-        try:
-            macs = expr.geometry.macs
-            _ = expr.geometry.pads
-        except Refused as why:
-            plan.refuse(CHAIN, names, str(why))
-            continue
-        if macs > expr.cost or (macs == expr.cost and not isinstance(inner, Pad)):
-            plan.refuse(CHAIN, names, f"would cost more MACs: {expr.cost} -> {macs}")
-            continue
-        plan.merge(CHAIN, node.outputs[0], root, expr)
-        changed = True
+        reason = None
+        for root in _roots(plan, below):
+            expr = plan.expr(node.outputs[0], root)
+            reason = _objection(expr, isinstance(inner, Pad))
+            if reason is None:
+                plan.merge(CHAIN, node.outputs[0], root, expr)
+                changed = True
+                break
+        if reason is not None:
+            plan.refuse(CHAIN, names, reason)
     return changed
+
+
+def _roots(plan: Plan, below: ir.Node) -> list[ir.Value]:
+    """Where the merged operator could begin, best first; a Pad's border may continue what is before it."""
+    root = plan.data(below)
+    behind = root.producer()
+    if isinstance(plan.op(below), Pad) and behind is not None and plan.op(behind) and only_reader(root):
+        return [plan.data(behind), root]
+    return [root]
+
+
+def _objection(expr: Expr, padded: bool) -> str | None:
+    """Why the chain should not become one convolution, or None; a Pad may go at equal cost."""
+    try:
+        macs = expr.geometry.macs
+        _ = expr.geometry.pads
+    except Refused as why:
+        return str(why)
+    if macs > expr.cost or (macs == expr.cost and not padded):
+        return f"would cost more MACs: {expr.cost} -> {macs}"
+    return None

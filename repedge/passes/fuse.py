@@ -16,6 +16,7 @@ from repedge.errors import CheckFailed
 from repedge.graph.values import add_initializer
 from repedge.passes.affine import AFTER, BEFORE, Scaled, affine_after, affine_before
 from repedge.passes.base import bypass
+from repedge.passes.border import borders
 from repedge.passes.branches import BRANCHES, branches
 from repedge.passes.certificate import Fused, Merge
 from repedge.passes.chains import CHAIN, chains
@@ -50,6 +51,7 @@ def drop_identities(plan: Plan) -> bool:
 RULES: tuple[Callable[[Plan], bool], ...] = (
     drop_identities,  # first: an Identity between two nodes hides every pattern
     affine_after,  # before affine_before: a BN between two convolutions was trained with the first
+    borders,  # after affine_after, before branches: it needs the shift, they need the border
     branches,  # before affine_before: a BN that a branch begins with is part of that branch
     affine_before,  # before chains: convolutions with a BN between them are no neighbours yet
     chains,  # last: branches may need a chain merged that would not pay by itself

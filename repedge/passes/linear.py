@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from repedge.passes.geometry import Geometry, Pair, Refused, chained, pointwise, summed
-from repedge.passes.operators import Affine, Conv, Kernel, Op
+from repedge.passes.operators import Kernel, Op
 
 
 class Expr:
@@ -117,17 +117,10 @@ class Apply(Expr):
 
     def run(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         a, b = self.inner.geometry, self._own
-        if isinstance(self.op, Block) or not b.group == a.cout == b.cout:
+        if rows is None or isinstance(self.op, Block) or not b.group == a.cout == b.cout:
             return self.op.run(self.inner.run(x), rows)
         # A depthwise operator needs no other channels than those asked for.
-        if isinstance(self.op, Conv) and rows is not None:
-            bias = None if self.op.bias is None else self.op.bias[rows]
-            part = replace(self.op, weight=self.op.weight[rows], bias=bias, group=len(rows))
-            return part.run(self.inner.run(x, rows), None)
-        if isinstance(self.op, Affine) and rows is not None:
-            part_ = replace(self.op, scale=self.op.scale[rows], shift=self.op.shift[rows])
-            return part_.run(self.inner.run(x, rows), None)
-        return self.op.run(self.inner.run(x, rows), None)
+        return self.op.select(rows).run(self.inner.run(x, rows), None)
 
 
 class Sum(Expr):
@@ -222,11 +215,12 @@ def _require_same_border(inner: Expr, a: Geometry, op: Op, b: Geometry) -> None:
             )
     if outside:
         shift = inner.collapse()[1]
-        if not np.all(shift == op.border):
+        scalar = np.ndim(op.border) == 0
+        if not np.allclose(shift, op.border, rtol=0, atol=0 if scalar else 1e-12 * np.abs(shift).max()):
             raise Refused(
                 f"the zero padding of {op.type} {op.name!r} would make folding the shift before it inexact"
-                if np.all(op.border == 0)
-                else f"the border that {op.type} {op.name!r} pads with is not what the shift before it gives"
+                if scalar and op.border == 0
+                else f"the border {op.name!r} is not what the branch makes of zeros"
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,7 +30,10 @@ class Op:
     name: str
     type: str
 
-    border = 0.0  # what stands outside of the map: a number, or one per channel
+    @property
+    def border(self) -> float | np.ndarray:
+        """What the operator sees outside of the map: a number, or one per channel."""
+        return 0.0
 
     def geometry(self, channels: int, size: Pair) -> Geometry:
         """The operator as a convolution of a map [channels, *size]."""
@@ -47,6 +50,10 @@ class Op:
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         """Evaluate on x [C, H, W], output channels ``rows`` only (None: all)."""
         raise NotImplementedError
+
+    def select(self, rows: np.ndarray) -> Op:
+        """The same depthwise operator for the channels ``rows`` alone."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,10 @@ class Conv(Op):
         bias = np.zeros(len(self.weight)) if self.bias is None else self.bias.astype(np.float64)
         return self.weight.astype(np.float64, order="C"), bias
 
+    def select(self, rows: np.ndarray) -> Op:
+        bias = None if self.bias is None else self.bias[rows]
+        return replace(self, weight=self.weight[rows], bias=bias, group=len(rows))
+
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         return convolve(x, self.weight, self.bias, self.group, self.strides, self.dilations, self.pads, rows)
 
@@ -86,6 +97,9 @@ class Affine(Op):
 
     def kernel(self, channels: int) -> Kernel:
         return self.scale.reshape(-1, 1, 1, 1).copy(), self.shift.copy()
+
+    def select(self, rows: np.ndarray) -> Op:
+        return replace(self, scale=self.scale[rows], shift=self.shift[rows])
 
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
         chosen = slice(None) if rows is None else rows
@@ -117,10 +131,17 @@ class Pool(Op):
 
 @dataclass(frozen=True, eq=False)
 class Pad(Op):
-    """Pad of rows and columns with a constant."""
+    """Pad of rows and columns with a constant, or with one per channel."""
 
     pads: Pads
-    border: float = 0.0
+    value: float | np.ndarray = 0.0
+
+    @property
+    def border(self) -> float | np.ndarray:
+        return self.value
+
+    def select(self, rows: np.ndarray) -> Op:
+        return replace(self, value=self.value[rows]) if isinstance(self.value, np.ndarray) else self
 
     def geometry(self, channels: int, size: Pair) -> Geometry:
         return windowed(channels, channels, channels, (1, 1), (1, 1), (1, 1), self.pads, size)
@@ -132,7 +153,12 @@ class Pad(Op):
         return np.ones((channels, 1, 1, 1)), np.zeros(channels)
 
     def run(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-        return _padded(x if rows is None else x[rows], self.pads, self.border)
+        if rows is not None:
+            return self.select(rows).run(x[rows], None)
+        if isinstance(self.value, np.ndarray):
+            around = self.value[:, None, None]
+            return _padded(x - around, self.pads, 0.0) + around
+        return _padded(x, self.pads, self.value)
 
 
 def convolve(

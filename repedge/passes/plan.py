@@ -35,6 +35,7 @@ class Plan:
         self.graph = graph
         self.refused: list[Unfused] = []
         self._ops: dict[ir.Node, tuple[Op, int] | None] = {}
+        self._spans: dict[ir.Node, list[ir.Node]] = {}
         self.kinds: dict[ir.Node, list[str]] = {}
 
     def nodes(self) -> Iterator[ir.Node]:
@@ -55,7 +56,8 @@ class Plan:
     def data(self, node: ir.Node) -> ir.Value:
         """The tensor that a linear node works on."""
         found = self._found(node)
-        value = node.inputs[found[1]] if found else None
+        last = self._spans.get(node, [node])[-1]
+        value = last.inputs[found[1]] if found else None
         assert value is not None, "only asked of linear nodes"
         return value
 
@@ -65,6 +67,11 @@ class Plan:
         if node not in self._ops:
             self._ops[node] = read(node)
         return self._ops[node]
+
+    def adopt(self, nodes: list[ir.Node], op: Op) -> None:
+        """Read several nodes in a row, outermost first, as one linear operator."""
+        self._ops[nodes[0]] = (op, 0)
+        self._spans[nodes[0]] = nodes
 
     def block(self, node: ir.Node) -> Block | None:
         """The merge that stands in this node, if one does."""
@@ -128,7 +135,8 @@ class Plan:
             return []
         node = value.producer()
         assert node is not None, "the walk ends at the root"
-        return [node, *(n for v in self.inner(value) for n in self.between(v, root))]
+        own = self._spans.get(node, [node])
+        return [*own, *(n for v in self.inner(value) for n in self.between(v, root))]
 
     # --- merging -------------------------------------------------------------------------------
 
