@@ -1,0 +1,51 @@
+"""``repedge ship``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repedge import __version__
+from repedge.cli.app import Debug, Json, app, show, words
+
+PLATFORMS = ["ios", "android", "cpp", "python"]
+
+
+@app.command(
+    epilog="Example:  repedge ship build/repvit_demo-tflite-fp32 --to android --out App --name Repvit"
+)
+def ship(
+    bundle: Annotated[
+        list[Path], typer.Argument(help="A bundle, or two precisions of one model (the default one first).")
+    ],
+    to: Annotated[str, typer.Option("--to", help="ios, android, cpp or python.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The package's folder; must not exist.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the type or module in the package; default: the model's.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier package.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Pack a verified bundle for app developers: a Swift, Gradle, CMake or Python package with its proof."""
+    from repedge.ship import ship as make
+
+    made = make(bundle, words("to", [to], PLATFORMS)[0], out, name=name, force=force)
+    show(as_json, {"repedge": __version__, **made.as_json()}, lambda: _table(made))
+    return 0
+
+
+def _table(made: object) -> None:
+    from repedge import report
+    from repedge.ship import PLATFORMS as ROWS
+    from repedge.ship import Shipped
+
+    assert isinstance(made, Shipped)
+    report.out.print(
+        f"[bold]{made.path}[/]: {ROWS[made.platform].title} {made.name} ({', '.join(made.variants)}), "
+        f"{made.files} files, {made.size_bytes / 1e6:.2f} MB"
+    )
+    report.out.print(f"[dim]next: {made.next_step}[/]", soft_wrap=True)

@@ -1,0 +1,93 @@
+"""What the templates are filled with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from repedge import __version__
+from repedge.bundle import MANIFEST, Bundle, sha256
+from repedge.ship.golden import Golden
+from repedge.ship.names import camel, snake
+from repedge.ship.platforms import Platform
+
+
+def context(
+    bundles: Sequence[Bundle], goldens: Sequence[Golden], platform: Platform, identifier: str
+) -> dict[str, Any]:
+    """Names and values that templates use. Texts are as the user wrote them: templates escape them.
+
+    Keys:
+        name, lower, camel, snake: The package's identifier, as given and in other forms.
+        variants: Precision word -> what is known of that bundle; the default one first.
+        classes: Number of classes if the first output is a list of scores, else 0.
+        probabilities: Whether that output is a softmax already.
+        pixels: Values in one image.
+    """
+    m = bundles[0].manifest
+    first = m.outputs[0]
+    classes = first.shape[1] if len(first.shape) == 2 else 0
+    pre = m.preprocess
+    return {
+        "repedge": __version__,
+        "name": identifier,
+        "lower": _namespace(identifier),
+        "camel": camel(identifier),
+        "snake": snake(identifier),
+        "title": m.name,
+        "platform": platform.name,
+        "target": m.target,
+        "variants": {b.manifest.precision: _variant(b, g) for b, g in zip(bundles, goldens, strict=True)},
+        "variant": m.precision,
+        "requires": m.requires,
+        "input": {
+            "name": m.inputs[0].name,
+            "kind": m.input_kind,
+            "channels_last": m.inputs[0].layout == "NHWC",
+            "image": m.inputs[0].kind == "image",
+        },
+        "outputs": [_output(t) for t in m.outputs],
+        "labels": list(m.labels) if classes else [],
+        "classes": classes,
+        "probabilities": bool(classes) and _is_softmax(goldens[0].outputs[0]),
+        "pre": pre,
+        "height": pre.size[0],
+        "width": pre.size[1],
+        "channels": pre.channels,
+        "pixels": pre.size[0] * pre.size[1] * pre.channels,
+        "golden": len(goldens[0].images),
+        "origin": m.origin,
+    }
+
+
+def _variant(b: Bundle, g: Golden) -> dict[str, Any]:
+    m = b.manifest
+    return {
+        "precision": m.precision,
+        "bytes": b.size_bytes,
+        "suffix": b.artifact.suffix,
+        "digest": sha256(b.path / MANIFEST),
+        "tolerances": list(g.tolerances),
+        "verification": m.verification,
+        "golden": len(g.images),
+        "manifest": m,
+    }
+
+
+def _output(t: Any) -> dict[str, Any]:
+    shape = [1, *t.shape[1:]]
+    return {"name": t.name, "shape": shape, "layout": t.layout, "size": int(np.prod(shape))}
+
+
+def _is_softmax(scores: np.ndarray) -> bool:
+    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-2))
+
+
+def _namespace(identifier: str) -> str:
+    """The last part of a Java package or asset folder: lower case, no underscores, no keyword."""
+    from repedge.ship.names import RESERVED
+
+    plain = identifier.lower().replace("_", "")
+    return plain + "model" if plain in RESERVED["Kotlin"] else plain

@@ -1,0 +1,95 @@
+"""Golden vectors of a bundle in a form that every language reads: raw little-endian arrays.
+
+0.png ...        the images
+pixels.u8        what decoding, resizing and cropping must make of them, uint8 [N, H, W, C]
+expected_I.f32   output I of the artifact when it was verified, float32 [N, ...] in its own layout
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repedge.bundle import Bundle
+from repedge.config import Precision
+from repedge.errors import UserError
+
+ROUNDING: dict[Precision, float] = {"fp32": 1e-4}
+"""Error that another processor may add, as a share of the largest value of the output.
+
+fp32 differs in the order of sums: the bound of verification. Everything else computes in float16 or in
+8-bit steps on some processor: 2**-8, where verification calls two logits a tie.
+"""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden vectors of one bundle.
+
+    Attributes:
+        images: PNG files, in order.
+        pixels: uint8 [N, H, W, C].
+        outputs: One float32 [N, ...] per output, in the artifact's own layout.
+        tolerances: Per output, the largest absolute difference that passes.
+    """
+
+    images: tuple[bytes, ...]
+    pixels: np.ndarray
+    outputs: tuple[np.ndarray, ...]
+    tolerances: tuple[float, ...]
+
+
+def read(bundle: Bundle) -> Golden:
+    """Load and check the golden vectors of a bundle.
+
+    Raises:
+        UserError: They are missing, or do not fit the manifest.
+    """
+    folder, m = bundle.path / "golden", bundle.manifest
+    try:
+        with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+            pixels = arrays["pixels"]
+            outputs = [arrays[key] for key in arrays.files if key.startswith("output:")]
+            references = [arrays[key] for key in arrays.files if key.startswith("reference:")]
+        images = tuple((folder / f"{i}.png").read_bytes() for i in range(len(pixels)))
+    except (OSError, KeyError, ValueError) as e:
+        raise UserError(f"bundle {bundle.path} has no usable golden vectors ({e}); compile it again") from e
+    expected = (len(pixels), *m.preprocess.size, m.preprocess.channels)
+    if pixels.dtype != np.uint8 or pixels.shape != expected or len(outputs) != len(m.outputs):
+        raise UserError(f"the golden vectors of {bundle.path} do not fit its manifest; compile it again")
+    return Golden(
+        images,
+        pixels,
+        tuple(_stored(y, spec.layout) for y, spec in zip(outputs, m.outputs, strict=True)),
+        tuple(tolerance(bundle, y) for y in references),
+    )
+
+
+def tolerance(bundle: Bundle, reference: np.ndarray) -> float:
+    """How far an app's output may be from the verified one.
+
+    As far as the verified output was from the float model (the manifest's ``max_abs_err``), plus what
+    the precision's arithmetic rounds differently elsewhere (`ROUNDING`), to three digits.
+    """
+    m = bundle.manifest
+    error = m.verification.max_abs_err if m.verification else 0.0
+    share = ROUNDING.get(m.precision, 2**-8)
+    return float(f"{error + share * float(np.abs(reference).max(initial=0)):.3g}")
+
+
+def _stored(y: np.ndarray, layout: str) -> np.ndarray:
+    """Outputs come as the graph has them (NCHW); the artifact may have its channels last."""
+    y = y.transpose(0, 2, 3, 1) if layout == "NHWC" and y.ndim == 4 else y
+    return np.ascontiguousarray(y, dtype="<f4")
+
+
+def write(golden: Golden, folder: Path) -> None:
+    """Write the files described above into ``folder``."""
+    folder.mkdir(parents=True)
+    for i, data in enumerate(golden.images):
+        (folder / f"{i}.png").write_bytes(data)
+    (folder / "pixels.u8").write_bytes(golden.pixels.tobytes())
+    for i, y in enumerate(golden.outputs):
+        (folder / f"expected_{i}.f32").write_bytes(y.tobytes())
