@@ -1,0 +1,117 @@
+"""Bias correction: the mean error per channel that rounding leaves is a constant, so it can be taken out.
+
+Nagel et al., arXiv:1906.04721, section 4.2, with real images, layer after layer on the network that is
+already corrected up to there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.calib.observe import Statistics
+from repedge.calib.plan import BiasChange, QuantPlan
+from repedge.calib.structure import Layer, layers, set_array
+from repedge.graph.values import const
+
+if TYPE_CHECKING:
+    import torch
+
+Batches = Callable[[], Iterable[np.ndarray]]
+
+
+def correct_bias(
+    model: ir.Model,
+    reference: ir.Model,
+    plan: QuantPlan,
+    batches: Batches,
+    *,
+    activations: bool = False,
+    statistic: Literal["mean", "median"] = "mean",
+) -> ir.Model:
+    """Sequential correction: ``b += E[y] - E[y']`` per channel, in the graph's order.
+
+    Args:
+        model: The graph with rounded weights; not changed.
+        reference: The same graph before rounding.
+        plan: Receives ``biases``.
+        batches: Gives the images anew at each call; one layer's activations of all of them are in
+            memory at a time.
+        activations: Whether activations are rounded meanwhile, by ``plan``. With clipped ranges the
+            mean is then dragged by a few images, so take the median.
+        statistic: Over images, of the per-image mean.
+
+    Returns:
+        A new model with other biases.
+    """
+    from repedge.calib.simulate import Simulator
+
+    model = model.clone()
+    done = {str(la.out.name): la for la in layers(model) if str(la.weight.name) in plan.weights and la.bias}
+    wanted: dict[str, list[np.ndarray]] = {name: [] for name in done}
+    float_sim = Simulator(reference)
+    taps = {n: (lambda y, n=n: wanted[n].append(_per_image(y, done[n]))) for n in done}
+    for x in batches():
+        float_sim.run(x, taps)
+    simulator = Simulator(model, plan if activations else None, weights=False, activations=activations)
+    for step, states in simulator.walk(batches()):
+        name = step.writes[0]
+        if name not in done:
+            continue
+        layer = done[name]
+        got = np.concatenate([_per_image(v[name], layer) for v in states])
+        error = np.concatenate(wanted.pop(name)) - got
+        change = error.mean(0) if statistic == "mean" else np.median(error, 0)
+        _change(layer, change, plan, f"sequential, {statistic}" + (", activations on" if activations else ""))
+        shift = _along(layer, change)
+        for values in states:
+            values[name] += shift
+    return model
+
+
+def correct_bias_at_once(
+    model: ir.Model, reference: ir.Model, plan: QuantPlan, stats: Statistics
+) -> ir.Model:
+    """Correction by the mean input of each float layer: ``b -= (W' - W) E[x]``; needs no image.
+
+    Args:
+        model, reference, plan: As for `correct_bias`.
+        stats: Of ``reference``, with moments.
+    """
+    model = model.clone()
+    before = {la.name: la for la in layers(reference)}
+    for layer in layers(model):
+        moments = stats.moments.get(layer.name)
+        if moments is None or layer.bias is None or str(layer.weight.name) not in plan.weights:
+            continue
+        d = layer.array.astype(np.float64) - before[layer.name].array
+        rows = (d if layer.axis == 0 else d.T).reshape(len(moments.mean), -1, moments.mean.shape[1])
+        _change(layer, -np.einsum("gok,gk->go", rows, moments.mean).reshape(-1), plan, "at once")
+    return model
+
+
+def _per_image(y: torch.Tensor, layer: Layer) -> np.ndarray:
+    """[N, C]: mean of each channel of each image."""
+    t = y.double()
+    if layer.node.op_type in ("Conv", "ConvTranspose"):
+        return t.mean((2, 3)).numpy()
+    return t.reshape(len(t), -1, t.shape[-1]).mean(1).numpy()
+
+
+def _along(layer: Layer, change: np.ndarray) -> torch.Tensor:
+    import torch
+
+    shape = (1, -1, 1, 1) if layer.node.op_type in ("Conv", "ConvTranspose") else (-1,)
+    return torch.from_numpy(change.astype(np.float32)).reshape(shape)
+
+
+def _change(layer: Layer, change: np.ndarray, plan: QuantPlan, method: str) -> None:
+    assert layer.bias is not None
+    bias = const(layer.bias)
+    assert bias is not None
+    set_array(layer.bias, bias.astype(np.float64) + change)
+    rms = float(np.sqrt((change**2).mean()))
+    plan.biases[layer.name] = BiasChange(rms=rms, max_abs=float(np.abs(change).max()), method=method)

@@ -1,0 +1,327 @@
+"""What a float network's activations are like, gathered image by image in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.calib.structure import Layer, layers
+from repedge.errors import UserError
+from repedge.graph.attrs import ConvAttrs, conv_attrs
+from repedge.graph.values import shape_of
+
+if TYPE_CHECKING:
+    import torch
+
+RESERVOIR = 256
+"""Images whose per-channel extremes are kept; beyond that a uniform random choice of all images."""
+BINS = 2048
+SAMPLE = 8192
+"""Elements per image and tensor that go into a histogram."""
+BLOCK = 1152
+"""Greatest side of a covariance; the inputs of a wider filter are taken as independent blocks."""
+
+
+@dataclass
+class TensorStats:
+    """Statistics of one tensor over the images.
+
+    Attributes:
+        low, high: Least and greatest value of all.
+        lows, highs: Per-image least and greatest value of each channel, float32 [images kept, C].
+        histogram: Counts of ``BINS`` bins over [-edge, edge], or None if not asked for.
+        edge: Half the histogram's width.
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+    lows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    highs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    histogram: np.ndarray | None = None
+    edge: float = 0.0
+
+    @property
+    def image_lows(self) -> np.ndarray:
+        """Per-image minimum, [images kept]."""
+        return self.lows.min(1)
+
+    @property
+    def image_highs(self) -> np.ndarray:
+        """Per-image maximum, [images kept]."""
+        return self.highs.max(1)
+
+    @property
+    def channel_magnitude(self) -> np.ndarray:
+        """Mean over images of each channel's greatest magnitude, float64 [C]."""
+        return np.maximum(np.abs(self.lows), np.abs(self.highs)).astype(np.float64).mean(0)
+
+    def divided(self, factor: np.ndarray) -> TensorStats:
+        """The statistics of the tensor divided by ``factor`` [C] > 0; the histogram is given up."""
+        lows, highs = self.lows / factor, self.highs / factor
+        low = min(self.low / factor.min(), float(lows.min())) if self.low >= 0 else float(lows.min())
+        return TensorStats(low, float(highs.max()), lows.astype(np.float32), highs.astype(np.float32))
+
+
+@dataclass
+class Moments:
+    """Mean and covariance of what a layer's filters read, over images and positions.
+
+    Attributes:
+        mean: float64 [groups, K], K = input channels per group times taps, as in the weight.
+        cov: Covariances float32 [groups, k, k] of consecutive blocks of k <= ``BLOCK`` of the K inputs.
+        count: Positions seen.
+    """
+
+    mean: np.ndarray
+    cov: list[np.ndarray]
+    count: int
+
+    def divided(self, factor: np.ndarray) -> Moments:
+        """The moments of the input divided by ``factor``, float64 [input channels]."""
+        groups, k = self.mean.shape
+        per_input = np.repeat(factor, groups * k // len(factor)).reshape(groups, k)
+        blocks, start = [], 0
+        for block in self.cov:
+            f = per_input[:, start : start + block.shape[1]]
+            blocks.append((block / (f[:, :, None] * f[:, None, :])).astype(np.float32))
+            start += block.shape[1]
+        return Moments(self.mean / per_input, blocks, self.count)
+
+
+@dataclass
+class Statistics:
+    """All that `observe` found.
+
+    Attributes:
+        images: Images seen.
+        tensors: Value name -> its statistics.
+        moments: Layer name -> moments of its input.
+        outputs: Mean over images and positions of each layer's output ahead of its activation, [C].
+        logits: First output of the images, float32 [images, ...] (of the first ``RESERVOIR``).
+    """
+
+    images: int = 0
+    tensors: dict[str, TensorStats] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def divided(self, model: ir.Model, factors: Mapping[str, np.ndarray]) -> Statistics:
+        """The statistics of ``model`` after its tensors were divided by the factors per channel."""
+        tensors = {n: t.divided(factors[n]) if n in factors else t for n, t in self.tensors.items()}
+        moments, outputs = dict(self.moments), dict(self.outputs)
+        for layer in layers(model):
+            x, y = str(layer.x.name), str(layer.out.name)
+            if layer.name in moments and x in factors:
+                moments[layer.name] = moments[layer.name].divided(factors[x])
+            if layer.name in outputs and y in factors:
+                outputs[layer.name] = outputs[layer.name] / factors[y]
+        return Statistics(self.images, tensors, moments, outputs)
+
+
+def observe(
+    model: ir.Model,
+    batches: Iterable[np.ndarray],
+    *,
+    histograms: bool = False,
+    moments: int = 0,
+    seed: int = 0,
+) -> Statistics:
+    """Run the float graph on the images and gather statistics of every tensor.
+
+    Memory is independent of the number of images: extremes are kept of at most ``RESERVOIR`` images
+    (a uniform random choice), histograms and moments are sums.
+
+    Args:
+        model: A clean graph.
+        batches: Images float32 [N, C, H, W].
+        histograms: Whether to make histograms, which the percentile, MSE and entropy ranges need.
+        moments: Number of images, from the first on, that means and covariances are taken over
+            (rounding and bias correction need them).
+        seed: Of the random choice.
+
+    Raises:
+        UserError: No image, or an activation that is NaN or infinite (the first such node is named).
+    """
+    from repedge.calib.simulate import Simulator
+
+    simulator = Simulator(model)
+    watch = _Watch(model, histograms, seed)
+    found = {la.name: _MomentSum(la) for la in layers(model)} if moments else {}
+    values = [model.graph.inputs[0], *(v for n in model.graph for v in n.outputs)]
+    taps: dict[str, Any] = {
+        str(v.name): watch.tap(str(v.name)) for v in values if v.dtype == ir.DataType.FLOAT
+    }
+    for batch in batches:
+        watch.begin(len(batch))
+        active = dict(taps)
+        if watch.seen < moments:
+            _attach(active, found, moments - watch.seen)
+        simulator.run(batch, active)
+        watch.end()
+    if watch.seen == 0:
+        raise UserError("there are no calibration images to observe")
+    result = watch.result
+    result.images = watch.seen
+    result.moments = {n: m.moments() for n, m in found.items() if m.count}
+    result.outputs = {n: m.output / m.out_count for n, m in found.items() if m.out_count}
+    return result
+
+
+def _attach(taps: dict[str, Any], sums: Mapping[str, _MomentSum], limit: int) -> None:
+    for m in sums.values():
+        for name, add in ((str(m.layer.x.name), m.add_input), (str(m.layer.out.name), m.add_output)):
+            taps[name] = _both(taps.get(name), add, limit)
+
+
+def _both(first: Any, second: Any, limit: int) -> Any:
+    def tap(x: torch.Tensor) -> None:
+        if first is not None:
+            first(x)
+        second(x[:limit])
+
+    return tap
+
+
+class _Watch:
+    """Extremes and histograms of tensors as they pass by."""
+
+    def __init__(self, model: ir.Model, histograms: bool, seed: int) -> None:
+        self.result = Statistics()
+        self.seen = 0
+        self._histograms = histograms
+        self._rng = np.random.default_rng(seed)
+        self._writer = {str(v.name): n for n in model.graph for v in n.outputs}
+        self._slots: list[int] = []
+
+    def begin(self, count: int) -> None:
+        """Choose the places of the next images in the reservoir (-1: none)."""
+        self._slots = []
+        for i in range(self.seen, self.seen + count):
+            j = i if i < RESERVOIR else int(self._rng.integers(0, i + 1))
+            self._slots.append(j if j < RESERVOIR else -1)
+
+    def end(self) -> None:
+        self.seen += len(self._slots)
+
+    def tap(self, name: str) -> Any:
+        stats = self.result.tensors.setdefault(name, TensorStats())
+
+        def see(x: torch.Tensor) -> None:
+            flat = x.flatten(2) if x.ndim == 4 else x[:, :, None] if x.ndim == 2 else x.reshape(len(x), 1, -1)
+            lows, highs = flat.amin(2).numpy(), flat.amax(2).numpy()
+            low, high = float(lows.min()), float(highs.max())
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise UserError(self._not_finite(name))
+            stats.low, stats.high = min(stats.low, low), max(stats.high, high)
+            stats.lows, stats.highs = self._keep(stats.lows, lows), self._keep(stats.highs, highs)
+            if self._histograms:
+                _count(stats, x)
+
+        return see
+
+    def _keep(self, kept: np.ndarray, new: np.ndarray) -> np.ndarray:
+        for slot, row in zip(self._slots, new, strict=True):
+            if slot == len(kept):
+                kept = np.concatenate([kept.reshape(-1, len(row)), row[None]])
+            elif slot >= 0:
+                kept[slot] = row
+        return kept
+
+    def _not_finite(self, name: str) -> str:
+        node = self._writer.get(name)
+        where = f"{node.op_type} node {node.name!r}" if node is not None else f"the input {name!r}"
+        return (
+            f"{where} gives NaN or infinite activations in float32; the network can't be calibrated as it is"
+        )
+
+
+def _count(stats: TensorStats, x: torch.Tensor) -> None:
+    """Add a sample of the elements to the histogram, whose width doubles until they fit."""
+    import torch
+
+    per_image = x.reshape(len(x), -1)
+    step = max(1, per_image.shape[1] // SAMPLE)
+    sample = per_image[:, ::step].reshape(-1)
+    top = float(sample.abs().max())
+    if stats.histogram is None:
+        stats.histogram, stats.edge = np.zeros(BINS, np.float64), top or 1.0
+    while top > stats.edge:
+        middle = stats.histogram.reshape(-1, 2).sum(1)
+        stats.histogram = np.zeros(BINS, np.float64)
+        stats.histogram[BINS // 4 : 3 * BINS // 4] = middle
+        stats.edge *= 2
+    stats.histogram += torch.histc(sample, BINS, -stats.edge, stats.edge).double().numpy()
+
+
+class _MomentSum:
+    """Sums for the mean and covariance of a layer's input columns, about a fixed shift."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.count = 0
+        self.out_count = 0
+        self.output: Any = 0.0
+        self._shift: torch.Tensor | None = None
+        self._sum: Any = 0.0
+        self._squares: list[torch.Tensor] = []
+        self._window: ConvAttrs | None = conv_attrs(layer.node) if layer.node.op_type == "Conv" else None
+
+    def add_output(self, y: torch.Tensor) -> None:
+        axes = (0, 2, 3) if y.ndim == 4 else tuple(range(y.ndim - 1))
+        self.output = self.output + y.double().sum(axes).numpy()
+        self.out_count += y.numel() // (y.shape[1] if y.ndim == 4 else y.shape[-1])
+
+    def add_input(self, x: torch.Tensor) -> None:
+        columns = self._columns(x)
+        if columns is None:
+            return
+        if self._shift is None:
+            self._shift = columns.mean(2, keepdim=True)
+        centred = columns - self._shift
+        self._sum = self._sum + centred.double().sum(2)
+        self.count += centred.shape[2]
+        k = centred.shape[1]
+        for i, start in enumerate(range(0, k, BLOCK)):
+            part = centred[:, start : start + BLOCK]
+            square = part @ part.transpose(1, 2)
+            if i == len(self._squares):
+                self._squares.append(square)
+            else:
+                self._squares[i] += square
+
+    def _columns(self, x: torch.Tensor) -> torch.Tensor | None:
+        """[groups, K, positions]: what each group's filters read."""
+        from repedge.calib.torch_ops import unfold
+
+        if self._window is None:
+            if self.layer.node.op_type == "ConvTranspose" or self.layer.axis is None:
+                return None
+            return x.reshape(-1, x.shape[-1]).T[None]
+        n, c = x.shape[:2]
+        groups = self._window.group
+        if self._window.kernel == (1, 1) and not any(self._window.pads):
+            sh, sw = self._window.strides
+            columns = x[:, :, ::sh, ::sw].reshape(n, groups, c // groups, -1)
+        else:
+            columns = unfold(x, self._window)
+            columns = columns.reshape(n, groups, c // groups * columns.shape[2], -1)
+        return columns.permute(1, 2, 0, 3).reshape(groups, columns.shape[2], -1)
+
+    def moments(self) -> Moments:
+        assert self._shift is not None
+        mean = self._sum / self.count
+        blocks, start = [], 0
+        for square in self._squares:
+            m = mean[:, start : start + square.shape[1], None]
+            blocks.append((square.double() / self.count - m @ m.transpose(1, 2)).float().numpy())
+            start += square.shape[1]
+        return Moments((mean + self._shift[:, :, 0].double()).numpy(), blocks, self.count)
+
+
+def input_shape(model: ir.Model) -> tuple[int, ...]:
+    """The network's input without its batch axis, [C, H, W]."""
+    return shape_of(model.graph.inputs[0])[1:]

@@ -1,0 +1,208 @@
+"""What a target's integer arithmetic demands of a quantized network, as data.
+
+A scheme is the only thing that calibration knows of a target. The rules of each are those of the
+format's own specification: TensorFlow Lite's 8-bit quantization specification (int8 and int16x8),
+OpenVINO's FakeQuantize low-precision rules, TensorRT's explicit quantization, Core ML's iOS 17
+``quantize``/``dequantize`` operators.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+ActivationType = Literal["int8", "uint8", "int16", "uint16", "float32"]
+
+LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+"""Least and greatest integer of each activation type."""
+
+
+class FixedParams(BaseModel):
+    """Scale and zero point that an operator's output always has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: float
+    zero_point: int
+
+
+MOVES = frozenset(
+    {
+        "Concat",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Pad",
+        "MaxPool",
+        "GlobalMaxPool",
+        "ReduceMax",
+        "DepthToSpace",
+        "SpaceToDepth",
+    }
+)
+"""Operators whose outputs hold only numbers that their inputs hold (or zero)."""
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators with weights."""
+
+
+class QuantScheme(BaseModel):
+    """The rules of one target at one precision.
+
+    Attributes:
+        name: Unique name, recorded in plans.
+        activations: Integer type of activations; ``float32`` for weight-only schemes.
+        symmetric: Whether zero points of activations must be 0 (of signed types; an unsigned type
+            may still be used for non-negative tensors with zero point 0).
+        narrow: Whether a signed activation leaves out its least integer (-127 .. 127).
+        weight_bits: Bits of weights, symmetric and narrow: 8 gives -127 .. 127.
+        per_channel: Whether a weight has one scale per output channel; else one in all.
+        first_layer_bits: Bits of the first layer's weights (7 where int8 products are added in
+            16 bits, that is on x86 without VNNI).
+        bias: Type of integer biases, of scale ``s_x * s_w``; ``float32`` leaves them as they are.
+        bias_limit: Greatest magnitude of an integer bias; weight scales are raised to keep to it.
+        integer_ops: Operators that run in integers; all others run in float32.
+        fused: Activations that a layer or an addition before them takes along, so that the tensor
+            between has no integers of its own.
+        tied: Operators whose outputs must have the scale and zero point of their inputs.
+        fixed: Operators whose output has scale and zero point laid down.
+        integer_outputs: Whether an integer operator can only give integers; else it gives float32
+            where the reader wants that.
+        quantize_outputs: Whether the graph's outputs are integers, too, before they are returned.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    activations: ActivationType = "int8"
+    symmetric: bool = False
+    narrow: bool = False
+    weight_bits: int = 8
+    per_channel: bool = True
+    first_layer_bits: int = 8
+    bias: Literal["int32", "int64", "float32"] = "int32"
+    bias_limit: float = 2.0**30
+    integer_ops: frozenset[str] = LAYERS
+    fused: frozenset[str] = frozenset({"Relu", "Clip"})
+    tied: frozenset[str] = MOVES
+    fixed: dict[str, FixedParams] = {}
+    integer_outputs: bool = False
+    quantize_outputs: bool = False
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether activations stay float32."""
+        return self.activations == "float32"
+
+    def limits(self) -> tuple[int, int]:
+        """Least and greatest integer of an activation."""
+        low, high = LIMITS[self.activations]
+        return (low + 1 if self.narrow and low < 0 else low), high
+
+    def params(self, low: float, high: float) -> tuple[float, int]:
+        """Scale (a float32 number) and zero point for real values from ``low`` to ``high``.
+
+        The range is widened to hold 0, which becomes an integer exactly. A range of no width gets
+        scale 1 (or that of its magnitude).
+        """
+        qmin, qmax = self.limits()
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        if self.symmetric:
+            scale = max(-low / -qmin if qmin < 0 else 0.0, high / qmax)
+            return (float(np.float32(scale)) if scale > _TINY else 1.0), 0
+        scale = float(np.float32((high - low) / (qmax - qmin)))
+        if scale <= _TINY:
+            return 1.0, max(qmin, 0) if low >= 0 and qmin >= 0 else 0
+        return scale, int(np.clip(round(qmin - low / scale), qmin, qmax))
+
+    def range_of(self, scale: float, zero_point: int) -> tuple[float, float]:
+        """The least and greatest real value that scale and zero point can hold."""
+        qmin, qmax = self.limits()
+        return (qmin - zero_point) * scale, (qmax - zero_point) * scale
+
+    def weight_limit(self, first: bool = False) -> int:
+        """Greatest magnitude of an integer weight: 127, or 63 for 7 bits."""
+        bits = self.first_layer_bits if first else self.weight_bits
+        return int(2 ** (bits - 1)) - 1
+
+
+_TINY = 1e-30
+
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul"})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+_CURVES = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Softmax", "Elu"})
+_TFLITE_OPS = LAYERS | MOVES | _ELEMENTWISE | _POOLS | _CURVES | {"Resize", "PRelu"}
+
+TFLITE_W8A8 = QuantScheme(
+    name="tflite-w8a8",
+    integer_ops=_TFLITE_OPS,
+    tied=MOVES | {"AveragePool", "Resize"},
+    fixed={
+        "Sigmoid": FixedParams(scale=1 / 256, zero_point=-128),
+        "Softmax": FixedParams(scale=1 / 256, zero_point=-128),
+        "Tanh": FixedParams(scale=1 / 128, zero_point=0),
+    },
+    integer_outputs=True,
+    quantize_outputs=True,
+)
+"""TensorFlow Lite, int8: asymmetric activations, int32 biases."""
+
+TFLITE_W8A16 = QuantScheme(
+    name="tflite-w8a16",
+    activations="int16",
+    symmetric=True,
+    narrow=True,
+    bias="int64",
+    bias_limit=2.0**46,
+    integer_ops=_TFLITE_OPS - {"Gelu", "HardSwish", "Elu", "PRelu", "ReduceMax", "GlobalMaxPool"},
+    tied=MOVES | {"AveragePool", "Resize"},
+    fixed={
+        "Sigmoid": FixedParams(scale=1 / 32768, zero_point=0),
+        "Softmax": FixedParams(scale=1 / 32768, zero_point=0),
+        "Tanh": FixedParams(scale=1 / 32768, zero_point=0),
+    },
+    integer_outputs=True,
+    quantize_outputs=True,
+)
+"""TensorFlow Lite, int16 activations and int8 weights: symmetric, int64 biases."""
+
+OPENVINO_W8A8 = QuantScheme(
+    name="openvino-w8a8",
+    activations="uint8",
+    integer_ops=LAYERS | MOVES | _POOLS | {"Add"},
+    fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
+    bias="float32",
+)
+"""OpenVINO: u8 activations of 256 levels, i8 weights of 255, float32 biases and results where wanted."""
+
+TENSORRT_W8A8 = QuantScheme(
+    name="tensorrt-w8a8",
+    symmetric=True,
+    integer_ops=LAYERS | MOVES | _POOLS | {"Add"},
+    fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
+    bias="float32",
+)
+"""TensorRT, explicit Q/DQ: signed symmetric int8, float32 biases."""
+
+COREML_W8A8 = QuantScheme(
+    name="coreml-w8a8",
+    integer_ops=LAYERS | MOVES | _POOLS | {"Add"},
+    fused=frozenset({"Relu", "Clip", "LeakyRelu"}),
+    bias="float32",
+)
+"""Core ML, iOS 17 and later: quantize/dequantize with zero point, biases float."""
+
+W8A32 = QuantScheme(name="w8a32", activations="float32", integer_ops=LAYERS, bias="float32")
+"""int8 weights that are widened before use; activations and biases float32."""
+
+SCHEMES: dict[str, QuantScheme] = {
+    s.name: s for s in (TFLITE_W8A8, TFLITE_W8A16, OPENVINO_W8A8, TENSORRT_W8A8, COREML_W8A8, W8A32)
+}
+"""By name."""
