@@ -1,0 +1,94 @@
+"""What a runtime is to the agent, and which one a request asks for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+
+
+class AgentError(Exception):
+    """A failure in one sentence. ``kind`` is ``user`` (the request can't be met here) or ``runtime``."""
+
+    def __init__(self, message: str, kind: str = "runtime") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Engine:
+    """An artifact loaded in a runtime.
+
+    Attributes:
+        version: The runtime's version.
+        threads: CPU threads it was given.
+        unit: Where it runs.
+        inputs: (name, numpy dtype, shape) each; -1 for a dynamic axis.
+    """
+
+    version = ""
+    threads = 1
+    unit = "CPU"
+    inputs: list = []  # noqa: RUF012 - replaced by each instance
+
+    def feed(self, arrays: list) -> None:
+        """Put the inputs where `invoke` finds them; not timed."""
+        raise NotImplementedError
+
+    def invoke(self) -> None:
+        """One whole inference; this is what is timed."""
+        raise NotImplementedError
+
+    def outputs(self) -> list:
+        """(name, array) of the last run."""
+        raise NotImplementedError
+
+    def facts(self) -> dict:
+        """Further fields of the profile: partitions, outside, precision_used, residency, notes."""
+        return {}
+
+    def operators(self, runs: int) -> tuple:
+        """(list of {name, type, ms, where, precision}, how they were obtained), over ``runs`` runs."""
+        return [], "this runtime has no per-operator times"
+
+    def saturate(self, runs: int, arrays: list) -> tuple:
+        """(latencies in ms, runs per second) with as many requests at once as the runtime likes."""
+        raise AgentError("the hint 'throughput' is for OpenVINO", "user")
+
+
+# runtime -> (module here, class, what it imports (the first found is used), pip package)
+ENGINES = {
+    "tflite": ("tflite", "TFLite", ("ai_edge_litert", "tflite_runtime"), "ai-edge-litert"),
+    "openvino": ("openvino_engine", "OpenVINO", ("openvino",), "openvino"),
+    "onnxruntime": ("ort_engine", "ONNXRuntime", ("onnxruntime",), "onnxruntime"),
+    "coreml": ("coreml", "CoreML", ("coremltools",), "coremltools"),
+    "torch": ("torch_engine", "TorchEager", ("torch",), "torch"),
+}
+
+
+def open_engine(artifact: str, request: dict) -> Engine:
+    """Load an artifact; AgentError names the pip package where the runtime is missing."""
+    name = request["runtime"]
+    if name not in ENGINES:
+        raise AgentError("the runtime %r is not known here; is the agent older than repedge?" % name, "user")
+    module, cls, needs, package = ENGINES[name]
+    if not any(importlib.util.find_spec(n) for n in needs):
+        raise AgentError("no runtime for this artifact is installed there: pip install %s" % package, "user")
+    if name != "torch" and not os.path.exists(artifact):
+        raise AgentError("there is no artifact at %s" % artifact, "user")
+    return getattr(importlib.import_module("repedge.profile.agent." + module), cls)(artifact, request)
+
+
+def default_threads(request: dict) -> int:
+    """The threads asked for, else as many as the process may use, at most 4: the same for all runtimes."""
+    if request.get("threads"):
+        return int(request["threads"])
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, usable)
+
+
+def refused(what: str, error: Exception, version: str) -> AgentError:
+    """The runtime does not take the artifact: damaged, of another kind, or newer than the runtime."""
+    text = " ".join(str(error).split())[:400]
+    newer = any(w in text.lower() for w in ("version", "not supported", "unsupported", "didn't find op"))
+    hint = "; the artifact may be newer than the runtime: upgrade the runtime" if newer else ""
+    return AgentError("%s %s does not load the artifact: %s%s" % (what, version, text, hint), "user")
