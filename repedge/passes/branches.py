@@ -13,7 +13,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from repedge.graph.values import only_reader
-from repedge.passes.base import fresh_value_name
 from repedge.passes.geometry import Refused
 from repedge.passes.linear import Expr, Sum
 from repedge.passes.operators import Affine, Conv
@@ -154,7 +153,7 @@ def _rebuild(
     first, *others = [*summands, *left]
     total = first.value
     for i, term in enumerate(others):
-        name = fresh_value_name(plan.graph, f"{top.name}_sum{i}")
+        name = plan.fresh(f"{top.name}_sum{i}")
         out = ir.Value(name=name, shape=top.shape, type=top.type)
         op_type = "Add" if term.sign > 0 else "Sub"
         node = ir.node(op_type, [total, term.value], outputs=[out], name=adds[i].name)

@@ -180,7 +180,7 @@ def convolve(
         rest = np.unique(rows // per_out)
     for number in rest:
         mine = np.flatnonzero(rows // per_out == number)
-        block = weight[rows[mine]].astype(np.float64)
+        block = weight[rows[mine]].astype(np.float64, copy=False)
         own = x[number * per_in : (number + 1) * per_in]
         for (ty, tx), view in _taps(own, weight.shape[2:], strides, dilations):  # type: ignore[arg-type]
             if total is None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from repedge.graph.values import const, only_reader
-from repedge.passes.base import fresh_value_name
 from repedge.passes.certificate import Unfused
 from repedge.passes.linear import Apply, Block, Expr, Input, Sum
 from repedge.passes.operators import Conv, Op
@@ -37,6 +36,8 @@ class Plan:
         self._ops: dict[ir.Node, tuple[Op, int] | None] = {}
         self._spans: dict[ir.Node, list[ir.Node]] = {}
         self.kinds: dict[ir.Node, list[str]] = {}
+        self._taken = {v.name for node in graph for v in node.outputs}
+        self._taken.update(graph.initializers, (v.name for v in graph.inputs))
 
     def nodes(self) -> Iterator[ir.Node]:
         """The nodes in order, without those that are removed on the way."""
@@ -146,7 +147,7 @@ class Plan:
         convs = [op for op in expr.ops if isinstance(op, Conv)]
         host = max(convs, key=lambda op: op.weight.size).name if convs else str(before.name)
         op_type = "Conv" if len(like.shape) == 4 else "Gemm"
-        name = fresh_value_name(self.graph, f"{like.name}_fused")
+        name = self.fresh(f"{like.name}_fused")
         out = ir.Value(name=name, shape=like.shape, type=like.type)
         node = ir.node(op_type, [root, None, None], outputs=[out], name=host)
         self.graph.insert_before(before, node)
@@ -164,6 +165,14 @@ class Plan:
         self.take_over(top, node.outputs[0])
         self.remove(old)
         return node
+
+    def fresh(self, name: str) -> str:
+        """``name``, or ``name_N`` where a value has it."""
+        unique, n = name, 1
+        while unique in self._taken:
+            unique, n = f"{name}_{n}", n + 1
+        self._taken.add(unique)
+        return unique
 
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Let ``new`` have the readers and the name of ``old``."""
