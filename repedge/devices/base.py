@@ -115,6 +115,10 @@ class Device(ABC):
 # ``repedge.devices`` (name = scheme, object = the class).
 DEVICES: dict[str, str] = {
     "local": "repedge.devices.local:Local",
+    "ssh": "repedge.devices.ssh:SSH",
+    "adb": "repedge.devices.adb:ADB",
+    "iphone": "repedge.devices.iphone:IPhone",
+    "aihub": "repedge.devices.aihub:AIHub",
 }
 GROUP = "repedge.devices"
 

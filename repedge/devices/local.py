@@ -63,7 +63,12 @@ class Subprocess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env={**os.environ, "TMPDIR": self._scratch, "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "TMPDIR": self._scratch,
+                    "REPEDGE_SCRATCH": self._scratch,
+                    "PYTHONUNBUFFERED": "1",
+                },
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the child
             )
         except OSError as e:

@@ -13,7 +13,7 @@ _MAIN = "import runpy\n\nrunpy.run_module('repedge.profile.agent', run_name='__m
 
 def agent_bytes() -> bytes:
     """The agent's zip; the same bytes every time, so that a device can keep it by its hash."""
-    files = {path: "" for path in _STUBS}
+    files = dict.fromkeys(_STUBS, "")
     files["__main__.py"] = _MAIN
     for source in sorted(FOLDER.glob("*.py")):
         files[f"repedge/profile/agent/{source.name}"] = source.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -44,7 +45,10 @@ def _commands() -> queue.Queue:
                 commands.put(json.loads(line))
             except ValueError:
                 commands.put({"do": "garbage"})
-        os._exit(0)  # the other side is gone: nothing here is worth finishing
+        scratch = os.environ.get("REPEDGE_SCRATCH")  # the other side is gone: nothing here is worth finishing
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
     return commands
@@ -74,7 +78,7 @@ def serve(commands, say) -> int:  # type: ignore[no-untyped-def]
             elif command["do"] == "finish":
                 say({"done": "finish", "profile": bench.finish()})
             else:
-                raise AgentError("unknown command %r" % (command["do"],))
+                raise AgentError("unknown command {!r}".format(command["do"]))
         except AgentError as e:
             say({"error": str(e), "kind": e.kind})
             return 1
@@ -82,7 +86,7 @@ def serve(commands, say) -> int:  # type: ignore[no-untyped-def]
             say({"error": "out of memory", "kind": "runtime"})
             return 1
         except Exception as e:  # the other side must hear of it in any case
-            say({"error": "%s: %s" % (type(e).__name__, e), "kind": "runtime"})
+            say({"error": f"{type(e).__name__}: {e}", "kind": "runtime"})
             return 1
     return 0
 

@@ -69,12 +69,12 @@ def open_engine(artifact: str, request: dict) -> Engine:
     """Load an artifact; AgentError names the pip package where the runtime is missing."""
     name = request["runtime"]
     if name not in ENGINES:
-        raise AgentError("the runtime %r is not known here; is the agent older than repedge?" % name, "user")
+        raise AgentError(f"the runtime {name!r} is not known here; is the agent older than repedge?", "user")
     module, cls, needs, package = ENGINES[name]
     if not any(importlib.util.find_spec(n) for n in needs):
-        raise AgentError("no runtime for this artifact is installed there: pip install %s" % package, "user")
+        raise AgentError(f"no runtime for this artifact is installed there: pip install {package}", "user")
     if name != "torch" and not os.path.exists(artifact):
-        raise AgentError("there is no artifact at %s" % artifact, "user")
+        raise AgentError(f"there is no artifact at {artifact}", "user")
     return getattr(importlib.import_module("repedge.profile.agent." + module), cls)(artifact, request)
 
 
@@ -91,4 +91,4 @@ def refused(what: str, error: Exception, version: str) -> AgentError:
     text = " ".join(str(error).split())[:400]
     newer = any(w in text.lower() for w in ("version", "not supported", "unsupported", "didn't find op"))
     hint = "; the artifact may be newer than the runtime: upgrade the runtime" if newer else ""
-    return AgentError("%s %s does not load the artifact: %s%s" % (what, version, text, hint), "user")
+    return AgentError(f"{what} {version} does not load the artifact: {text}{hint}", "user")

@@ -17,9 +17,10 @@ def read() -> dict:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "affinity": affinity,
-        "os": "%s %s %s" % (platform.system(), platform.release(), platform.machine()),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "governor": _line("/sys/devices/system/cpu/cpu%d/cpufreq/scaling_governor" % (affinity or [0])[0]) or None,
+        "governor": _line("/sys/devices/system/cpu/cpu%d/cpufreq/scaling_governor" % (affinity or [0])[0])
+        or None,
         "mhz": _mhz((affinity or [0])[0]),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "temperature_before": _temperature(),
@@ -54,7 +55,10 @@ def _cpu() -> str:
     if sys.platform == "darwin":
         try:
             return subprocess.run(
-                ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5
+                ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
+                capture_output=True,
+                text=True,
+                timeout=5,
             ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return platform.processor()
@@ -79,6 +83,9 @@ def _temperature() -> float | None:
     found = []
     for zone in glob.glob("/sys/class/thermal/thermal_zone*"):
         kind, text = _line(zone + "/type").lower(), _line(zone + "/temp")
-        if any(w in kind for w in ("cpu", "soc", "pkg", "package", "x86", "acpitz")) and text.lstrip("-").isdigit():
+        if (
+            any(w in kind for w in ("cpu", "soc", "pkg", "package", "x86", "acpitz"))
+            and text.lstrip("-").isdigit()
+        ):
             found.append(int(text) / 1000)
     return max(found) if found else None

@@ -22,9 +22,14 @@ class OpenVINO(Engine):
         if self.unit == "CPU":
             self._config["INFERENCE_NUM_THREADS"] = self.threads
         core = openvino.Core()
-        if self.unit.partition(":")[0].partition(".")[0] not in (*core.available_devices, "AUTO", "HETERO", "MULTI"):
+        if self.unit.partition(":")[0].partition(".")[0] not in (
+            *core.available_devices,
+            "AUTO",
+            "HETERO",
+            "MULTI",
+        ):
             known = ", ".join(core.available_devices)
-            raise AgentError("OpenVINO sees no device %r there; it sees %s" % (self.unit, known), "user")
+            raise AgentError(f"OpenVINO sees no device {self.unit!r} there; it sees {known}", "user")
         try:
             model = core.read_model(artifact)
             dynamic = {p: _shape(p) for p in model.inputs if p.partial_shape.is_dynamic}
@@ -88,10 +93,19 @@ class OpenVINO(Engine):
                 row[1] += c.real_time.total_seconds() * 1000 / runs
         ran = [(c, ms) for c, ms in rows.values() if str(c.status).endswith("EXECUTED")]
         ops = [
-            {"name": c.node_name, "type": c.node_type, "ms": ms, "where": c.exec_type, "precision": _precision(c)}
+            {
+                "name": c.node_name,
+                "type": c.node_type,
+                "ms": ms,
+                "where": c.exec_type,
+                "precision": _precision(c),
+            }
             for c, ms in ran
         ]
-        return ops, "the plugin's own counters (PERF_COUNT), mean of %d runs; counting slows a run a little" % runs
+        return (
+            ops,
+            "the plugin's own counters (PERF_COUNT), mean of %d runs; counting slows a run a little" % runs,
+        )
 
     def saturate(self, runs: int, arrays: list) -> tuple:
         """See Engine.saturate."""

@@ -36,12 +36,12 @@ class ONNXRuntime(Engine):
         )
         if self.unit not in available:
             known = ", ".join(available)
-            raise AgentError("ONNX Runtime has no provider %r there; it has %s" % (self.unit, known), "user")
+            raise AgentError(f"ONNX Runtime has no provider {self.unit!r} there; it has {known}", "user")
         self._session = self._open(None)
         self.unit = self._session.get_providers()[0]
         odd = [i.type for i in self._session.get_inputs() if i.type not in TYPES]
         if odd:
-            raise AgentError("inputs of type %s can't be filled" % odd[0], "user")
+            raise AgentError(f"inputs of type {odd[0]} can't be filled", "user")
         self.inputs = [
             (i.name, np.dtype(TYPES[i.type]), tuple(d if isinstance(d, int) else -1 for d in i.shape))
             for i in self._session.get_inputs()

@@ -39,7 +39,7 @@ def _read(spec: dict) -> np.ndarray:
     try:
         return np.fromfile(spec["path"], dtype=np.dtype(spec["dtype"])).reshape(shape)
     except (OSError, ValueError, TypeError) as e:
-        raise AgentError("the input samples can't be read: %s" % e) from e
+        raise AgentError(f"the input samples can't be read: {e}") from e
 
 
 def fit(sample: np.ndarray, shape: tuple, dtype: np.dtype, layout: str) -> np.ndarray:
@@ -56,7 +56,9 @@ def fit(sample: np.ndarray, shape: tuple, dtype: np.dtype, layout: str) -> np.nd
         image = image.astype(np.float32) / 255
     elif image.dtype == np.uint8 and dtype == np.int8:
         image = image.astype(np.int16) - 128
-    batch = np.broadcast_to(image if channels_last else image.transpose(2, 0, 1), shape[:0] + (n, *_tail(shape)))
+    batch = np.broadcast_to(
+        image if channels_last else image.transpose(2, 0, 1), (*shape[:0], n, *_tail(shape))
+    )
     return np.ascontiguousarray(batch.astype(dtype))
 
 
@@ -79,4 +81,4 @@ def check_finite(outputs: list) -> None:
     for name, array in outputs:
         array = np.asarray(array)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise AgentError("output %r has NaN or infinite values, so the times mean nothing" % str(name))
+            raise AgentError(f"output {str(name)!r} has NaN or infinite values, so the times mean nothing")

@@ -75,10 +75,10 @@ class TFLite(Engine):
         plain, inside, count = self._placed()
         names = self._names()
         outside = [op for op in plain if op["index"] not in inside]
-        labels = ["%s %s" % (op["op_name"], names.get(int(op["outputs"][0]), "")) for op in outside]
+        labels = ["{} {}".format(op["op_name"], names.get(int(op["outputs"][0]), "")) for op in outside]
         notes = []
         if count == 0:
-            notes.append("no delegate was applied: the reference kernels of %s ran" % self._package)
+            notes.append(f"no delegate was applied: the reference kernels of {self._package} ran")
         return {
             "partitions": count,
             "outside": [s.strip() for s in labels],
@@ -104,7 +104,7 @@ class TFLite(Engine):
         try:
             times = tflite_ops.alone(self._path, self._package, self.threads, len(rows), runs)
         except AgentError as e:
-            return rows, "no times: %s" % e
+            return rows, f"no times: {e}"
         for row, ms in zip(rows, times):  # noqa: B905
             row["ms"] = ms
         return rows, "each operator measured alone: an estimate, the runtime's Python package has no profiler"

@@ -17,7 +17,7 @@ def alone(path: str, package: str, threads: int, count: int, runs: int) -> list:
         schema = importlib.import_module(package + ".schema_py_generated")
         import flatbuffers
     except ImportError as e:
-        raise AgentError("%s has no schema to cut the file with" % package) from e
+        raise AgentError(f"{package} has no schema to cut the file with") from e
     interpreter = importlib.import_module(package + ".interpreter").Interpreter
     with open(path, "rb") as f:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(f.read(), 0))

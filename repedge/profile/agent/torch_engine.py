@@ -22,7 +22,7 @@ class TorchEager(Engine):
         try:
             make = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as e:
-            raise AgentError("torch modules are measured on 'local' only: %s" % e, "user") from e
+            raise AgentError(f"torch modules are measured on 'local' only: {e}", "user") from e
         self.module, shape = make(**request["factory_args"])
         self.module.eval()
         self.inputs = [("input", np.dtype("float32"), tuple(shape))]

@@ -1,0 +1,270 @@
+"""``repedge profile`` and ``repedge devices``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repedge import __version__
+from repedge.cli.app import Debug, InputSize, Json, RandomWeights, Weights, app, show, source_options, words
+from repedge.errors import CheckFailed, UserError
+
+if TYPE_CHECKING:
+    from repedge.profile.result import Profile
+
+_DEVICE, _GATE, _OUT, _PREDICT = "Device", "Gates (exit code 3)", "Reports", "Without a device"
+
+
+@app.command(
+    epilog="Examples:  repedge profile build/net-tflite-fp32 --threads 1 --per-op   |   "
+    "repedge profile build/net-tflite-fp32 build/net-tflite-w8a8   |   "
+    "repedge profile build/net-tflite-w8a8 --require 'partitions<=1' --baseline last.json"
+)
+def profile(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Bundles, artifact files (.tflite .xml .onnx .mlpackage) or models (torch eager); "
+            "several are compared with the first.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", "-d", help="Where; see `repedge devices`; repeatable.", rich_help_panel=_DEVICE
+        ),
+    ] = None,
+    device_option: Annotated[
+        list[str] | None,
+        typer.Option("--device-option", help="NAME=VALUE for the kind of device.", rich_help_panel=_DEVICE),
+    ] = None,
+    accept_host_key: Annotated[
+        str | None, typer.Option(help="ssh: fingerprint of a new host's key.", rich_help_panel=_DEVICE)
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", help="ssh: a device at the host, such as iphone.", rich_help_panel=_DEVICE),
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Timed runs.")] = 100,
+    warmup: Annotated[
+        int | None, typer.Option(help="Untimed runs before them.", show_default="until stable")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads.", show_default="the usable cores, at most 4")
+    ] = None,
+    hint: Annotated[str, typer.Option(help="OpenVINO: latency or throughput.")] = "latency",
+    unit: Annotated[
+        str,
+        typer.Option(
+            help="OpenVINO device, ONNX Runtime provider or Core ML units.", show_default="the runtime's"
+        ),
+    ] = "",
+    timeout: Annotated[float, typer.Option(help="Give a device up after this silence, seconds.")] = 120,
+    per_op: Annotated[bool, typer.Option("--per-op", help="Time the operators as well.")] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Such as 'partitions<=1', 'ane>=0.95', 'p50_ms<5'; repeatable.", rich_help_panel=_GATE
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="JSON of an earlier profile to compare with.", rich_help_panel=_GATE)
+    ] = None,
+    max_regression: Annotated[
+        str, typer.Option(help="Allowed rise of the median.", rich_help_panel=_GATE)
+    ] = "5%",
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a Chrome/Perfetto trace.", rich_help_panel=_OUT)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts.", rich_help_panel=_OUT)] = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="Estimate for a device from its fit, such as iphone12.", rich_help_panel=_PREDICT),
+    ] = None,
+    save_as_device: Annotated[
+        str | None,
+        typer.Option(help="Fit a new device from these measurements.", rich_help_panel=_PREDICT),
+    ] = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    input_size: InputSize = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Latency of artifacts on a device, compared run by run where there are several."""
+    if not what:
+        raise UserError(
+            "say what to profile: a bundle, an artifact file or a model; `repedge profile --help`"
+        )
+    options = source_options(weights=weights, random_weights=random_weights, input_size=input_size)
+    if predict is not None:
+        return _predict(what, predict, options, as_json)
+    from repedge.profile import gate
+
+    requirements = [gate.parse(r) for r in require or []]
+    limit, stored = gate.parse_limit(max_regression), gate.read_baseline(baseline) if baseline else None
+    if stored is not None and len(what) * len(device or [1]) > 1:
+        raise UserError("--baseline compares one artifact on one device with an earlier measurement of it")
+    _check_folders(trace, html)
+    asked = {
+        "runs": runs, "warmup": warmup, "threads": threads, "per_op": per_op, "unit": unit,
+        "timeout_s": timeout, "hint": words("hint", [hint], ["latency", "throughput"])[0],
+    }  # fmt: skip
+    given = _device_options(device_option, accept_host_key, on)
+    rows, data = _measure(what, device or ["local"], given, asked, options, quiet=as_json)
+    verdict = None
+    if stored is not None:
+        rows, verdict = _regression(rows, stored, limit, what, device, given, asked, options, as_json)
+        data = {**rows[0].model_dump(mode="json"), **_verdict_json(verdict)}
+    _write(rows, trace, html)
+    saved = _save(save_as_device, rows, what, options)
+    from repedge.profile import show as tables
+
+    def table() -> None:
+        tables.profiles(rows)
+        if verdict is not None:
+            tables.regression(verdict)
+        _hint(rows, saved, html, trace)
+
+    show(as_json, data, table)
+    for row in rows:
+        gate.check(row, requirements)
+    if verdict is not None and verdict.failed:
+        r = verdict.ratio
+        raise CheckFailed(
+            f"{rows[0].name} takes {r.value:.3f} times as long as its baseline "
+            f"({r.low:.3f}..{r.high:.3f}), in each of 3 measurements; {1 + limit:.3f} is allowed"
+        )
+    return 0
+
+
+def _measure(
+    what: list[str],
+    on: list[str],
+    given: dict[str, str],
+    asked: dict[str, Any],
+    options: dict[str, Any],
+    quiet: bool,
+) -> tuple[list[Profile], dict[str, Any]]:
+    from repedge import report
+    from repedge.profile.measure import compare, measure
+
+    with report.stages(quiet=quiet) as on_stage:
+        if len(what) * len(on) == 1:
+            one = measure(
+                what[0],
+                device=on[0],
+                device_options=given,
+                on_stage=on_stage,
+                source_options=options,
+                **asked,
+            )
+            return [one], one.model_dump(mode="json")
+        several = compare(
+            what, devices_=on, device_options=given, on_stage=on_stage, source_options=options, **asked
+        )
+        return list(several.profiles), several.as_json()
+
+
+def _regression(
+    rows: list[Profile], stored: Profile, limit: float, what: list[str], on: list[str] | None,
+    given: dict[str, str], asked: dict[str, Any], options: dict[str, Any], quiet: bool,
+) -> tuple[list[Profile], Any]:  # fmt: skip
+    """A regression must show in three fresh processes before it is believed."""
+    from repedge.profile import gate
+
+    gate.comparable(rows[0], stored)
+    verdict = gate.regression(rows[0], stored, limit)
+    for _ in range(2):
+        if not verdict.failed:
+            break
+        rows, _ = _measure(what, on or ["local"], given, asked, options, quiet)
+        verdict = gate.regression(rows[0], stored, limit)
+    return rows, verdict
+
+
+def _verdict_json(verdict: Any) -> dict[str, Any]:
+    r = verdict.ratio
+    return {
+        "ratio_p50": r.value,
+        "ratio_p50_interval": [r.low, r.high],
+        "verdict": r.verdict,
+        "max_regression": verdict.limit,
+        "regression": verdict.failed,
+    }
+
+
+def _device_options(pairs: list[str] | None, accept_host_key: str | None, on: str | None) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--device-option {pair!r}: write NAME=VALUE")
+        given[name.strip()] = value
+    if accept_host_key is not None:
+        given["accept-host-key"] = accept_host_key
+    if on is not None:
+        given["on"] = on
+    return given
+
+
+def _check_folders(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and not file.resolve().parent.is_dir():
+            raise UserError(f"there is no folder {file.parent} to write {file.name} into")
+
+
+def _write(rows: list[Profile], trace: Path | None, html: Path | None) -> None:
+    if trace is not None:
+        from repedge.profile.trace import write
+
+        write(rows, trace)
+    if html is not None:
+        from repedge.profile.html import write as write_page
+
+        write_page(rows, html)
+
+
+def _save(name: str | None, rows: list[Profile], what: list[str], options: dict[str, Any]) -> Path | None:
+    if name is None:
+        return None
+    from repedge.profile.predict import save_device
+
+    return save_device(name, rows, what, options)
+
+
+def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Path | None) -> None:
+    from repedge.report import out
+
+    for file in (html, trace, saved):
+        if file is not None:
+            out.print(f"[dim]written: {file}[/]")
+    if len(rows) == 1 and not rows[0].ops:
+        out.print("[dim]next: --per-op for the operators   |   name a second bundle to compare[/]")
+
+
+def _predict(what: list[str], device: str, options: dict[str, Any], as_json: bool) -> int:
+    from repedge.profile.predict import predict, show_estimates
+
+    rows = [predict(w, device, **options) for w in what]
+    data = {"repedge": __version__, "estimates": [r.as_json() for r in rows]}
+    show(as_json, data, lambda: show_estimates(rows))
+    return 0
+
+
+@app.command()
+def devices(as_json: Json = False, debug: Debug = False) -> int:
+    """The devices that can be seen from here, and how to name the others."""
+    from repedge.devices import load_class, schemes
+    from repedge.profile import show as tables
+
+    rows: list[dict[str, Any]] = []
+    for scheme in schemes():
+        cls = load_class(scheme)
+        found = [{"uri": f.uri, "state": f.state, "note": f.note} for f in cls.found()]
+        rows += found or [{"uri": cls.example, "state": "example", "note": cls.title}]
+    show(as_json, {"repedge": __version__, "devices": rows}, lambda: tables.devices(rows))
+    return 0

@@ -1,0 +1,164 @@
+"""Gates for CI: what ran where (``--require``) and how fast it was before (``--baseline``)."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from repedge.errors import CheckFailed, UserError
+from repedge.profile import stats
+from repedge.profile.result import Profile
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+NUMBERS: dict[str, str] = {
+    "partitions": "parts that run inside the delegate",
+    "outside": "operators outside of the delegate",
+    "p50_ms": "median latency", "p90_ms": "90th percentile", "p99_ms": "99th percentile",
+    "first_ms": "first run", "load_ms": "load time", "peak_rss_mb": "peak memory in MB",
+}  # fmt: skip
+"""What ``--require`` can ask for, beside the share on a unit (``ane``, ``gpu``, ``cpu``, ``xnnpack``)."""
+UNITS = ("ane", "gpu", "cpu", "npu", "xnnpack")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """``NAME OP NUMBER``, such as ``partitions<=1`` or ``ane>=0.95``."""
+
+    name: str
+    op: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.op}{self.limit:g}"
+
+
+def parse(text: str) -> Requirement:
+    """Read a requirement.
+
+    Raises:
+        UserError: Not of the form, or the name is unknown.
+    """
+    match = re.fullmatch(r"\s*([a-z_0-9]+)\s*(<=|>=|==|<|>)\s*([0-9.eE+-]+)\s*(%?)\s*", text)
+    try:
+        limit = float(match[3]) / (100 if match[4] else 1) if match else math.nan
+    except ValueError:
+        limit = math.nan
+    if match is None or math.isnan(limit):
+        raise UserError(f"--require {text!r}: write it as 'partitions<=1' or 'ane>=0.95'")
+    if match[1] not in (*NUMBERS, *UNITS):
+        raise UserError(f"--require {text!r}: {match[1]!r} is unknown; use {', '.join((*NUMBERS, *UNITS))}")
+    return Requirement(match[1], match[2], limit)
+
+
+def check(profile: Profile, requirements: Sequence[Requirement]) -> None:
+    """Hold a profile against requirements.
+
+    Raises:
+        CheckFailed: One or more are missed, or can't be told because the runtime does not say.
+    """
+    missed = [sentence for r in requirements if (sentence := _missed(profile, r))]
+    if missed:
+        raise CheckFailed(f"{profile.name} on {profile.device}: {'; '.join(missed)}")
+
+
+def _missed(profile: Profile, r: Requirement) -> str:
+    value = _value(profile, r.name)
+    if value is None:
+        return f"{r} can't be told, {profile.runtime} does not report it"
+    if _COMPARE[r.op](value, r.limit):
+        return ""
+    places = r.name in ("partitions", "outside", *UNITS) and profile.outside
+    more = ", ..." if len(profile.outside) > 5 else ""
+    outside = f" (outside: {', '.join(profile.outside[:5])}{more})" if places else ""
+    return f"{r} is missed: it is {value:g}{outside}"
+
+
+def _value(profile: Profile, name: str) -> float | None:
+    if name == "outside":
+        return float(len(profile.outside)) if profile.partitions is not None else None
+    if name == "peak_rss_mb":
+        return None if profile.peak_rss_bytes is None else profile.peak_rss_bytes / 1e6
+    if name in NUMBERS:
+        value = getattr(profile, name)
+        return None if value is None else float(value)
+    if not profile.residency:
+        return None
+    return profile.residency.get(name, 0.0)
+
+
+def read_baseline(file: Path) -> Profile:
+    """A stored ``repedge profile --json``.
+
+    Raises:
+        UserError: No such file, or not such an object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "profiles" in data:
+            raise UserError(f"{file} holds a comparison; the baseline must be the JSON of one artifact")
+        return Profile.model_validate(data)
+    except OSError as e:
+        raise UserError(f"the baseline {file} can't be read: {e.strerror}") from e
+    except (ValueError, ValidationError) as e:
+        first = str(e).splitlines()[0]
+        raise UserError(f"{file} is not what `repedge profile --json` prints ({first})") from e
+
+
+def comparable(now: Profile, then: Profile) -> None:
+    """Whether two profiles were taken alike.
+
+    Raises:
+        UserError: Another machine, runtime, thread count or hint: a ratio would mean nothing.
+    """
+    for what, a, b in (
+        ("runtime", now.runtime, then.runtime),
+        ("device", now.device, then.device),
+        ("threads", now.threads, then.threads),
+        ("unit", now.unit, then.unit),
+        ("hint", now.hint, then.hint),
+        ("CPU", now.host.cpu, then.host.cpu),
+    ):
+        if a != b:
+            raise UserError(
+                f"the baseline was measured with another {what} ({b}, now {a}); measure it again here"
+            )
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A profile against a baseline: the ratio, and whether it is a regression beyond the limit."""
+
+    ratio: stats.Ratio
+    limit: float
+    failed: bool
+
+
+def regression(now: Profile, then: Profile, limit: float) -> Regression:
+    """Whether the median rose by more than ``limit`` (0.05 is 5 %), and not by noise.
+
+    It failed if the ratio is over the limit and its 95 % interval leaves out 1. The caller repeats the
+    measurement in a fresh process before it believes that.
+    """
+    ratio = stats.unpaired_ratio(then.samples_ms, now.samples_ms)
+    return Regression(ratio, limit, ratio.value > 1 + limit and ratio.low > 1)
+
+
+def parse_limit(text: str) -> float:
+    """``5%`` or ``0.05`` as a fraction.
+
+    Raises:
+        UserError: Neither.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", text)
+    if match is None:
+        raise UserError(f"--max-regression {text!r}: write a share such as 5% or 0.05")
+    return float(match[1]) / (100 if match[2] else 1)

@@ -1,0 +1,149 @@
+"""What is measured: a bundle, an artifact file, or a torch model as the reference."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repedge.bundle import MANIFEST, Bundle
+from repedge.config import Preprocess
+from repedge.errors import UserError
+from repedge.profile.protocol import Runtime, SampleFile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BY_TARGET: dict[str, Runtime] = {
+    "tflite": "tflite", "openvino": "openvino", "gpu": "onnxruntime", "coreml": "coreml",
+}  # fmt: skip
+BY_SUFFIX: dict[str, tuple[Runtime, str]] = {
+    ".tflite": ("tflite", "tflite"),
+    ".xml": ("openvino", "openvino"),
+    ".onnx": ("onnxruntime", "gpu"),
+    ".mlpackage": ("coreml", "coreml"),
+    ".mlmodelc": ("coreml", "coreml"),
+}
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to measure.
+
+    Attributes:
+        name: For tables: the bundle's folder, the file's name, or the model's.
+        artifact: What the runtime loads (for torch, a stand-in that is not read).
+        runtime, target, precision: As in the JSON; precision is empty where it is not known.
+        bundle: The bundle it came from.
+        factory_args: For torch: which model.
+    """
+
+    name: str
+    artifact: Path
+    runtime: Runtime
+    target: str
+    precision: str = ""
+    bundle: Bundle | None = None
+    factory_args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Digest over the artifact's files; for torch, over what was asked for."""
+        digest = hashlib.sha256(repr(sorted(self.factory_args.items())).encode())
+        for file in files_of(self.artifact):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()
+
+    def write_samples(self, file: Path) -> SampleFile:
+        """Real images in the artifact's input form: the bundle's golden ones, else bundled photos."""
+        import numpy as np
+
+        pre = self.bundle.manifest.preprocess if self.bundle else Preprocess()
+        pixels = np.stack(self._pixels(pre))
+        layout = "NHWC"
+        if self.bundle and self.bundle.manifest.input_kind == "float32":
+            from repedge.images import normalise
+
+            pixels, layout = normalise(pixels, pre), "NCHW"
+            if self.bundle.manifest.inputs[0].layout == "NHWC":
+                pixels, layout = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), "NHWC"
+        file.write_bytes(pixels.tobytes())
+        return SampleFile(
+            path=str(file),
+            dtype=pixels.dtype.name,
+            shape=(1, *pixels.shape[1:]),
+            count=len(pixels),
+            layout=layout,
+        )
+
+    def _pixels(self, pre: Preprocess) -> list[np.ndarray]:
+        from repedge import images
+
+        golden = sorted((self.bundle.path / "golden").glob("*.png")) if self.bundle else []
+        if golden:
+            return [images.pixels(images.decode(p), pre) for p in golden[:SAMPLES]]
+        return [images.pixels(s.load(), pre) for s in images.spread(images.demo_samples(), SAMPLES)]
+
+
+def files_of(artifact: Path) -> list[Path]:
+    """Every file that the runtime reads, in a fixed order: a package's files, an IR's .bin beside it."""
+    if artifact.is_dir():
+        return sorted(p for p in artifact.rglob("*") if p.is_file())
+    companions = [artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else []
+    companions += [artifact.with_name(artifact.name + ".data")] if artifact.suffix == ".onnx" else []
+    return [p for p in (artifact, *companions) if p.is_file()]
+
+
+def find(what: str | Path, **source_options: Any) -> Subject:
+    """The subject that a command line word names.
+
+    Raises:
+        UserError: There is no such thing, or the bundle's hashes are wrong.
+    """
+    path = Path(what)
+    if path.is_dir() and path.suffix not in BY_SUFFIX:
+        return _bundle(path)
+    if path.suffix in BY_SUFFIX:
+        if not path.exists():
+            raise UserError(f"there is no artifact at {path}")
+        runtime, target = BY_SUFFIX[path.suffix]
+        return Subject(path.name, path, runtime, target)
+    if path.exists():
+        known = ", ".join(BY_SUFFIX)
+        raise UserError(f"{path} is no bundle and no artifact ({known}); `repedge compile` makes bundles")
+    if "/" in str(what) or "\\" in str(what):
+        raise UserError(f"there is nothing at {path}; `repedge compile --out DIR` makes bundles")
+    return _model(str(what), source_options)
+
+
+def _bundle(path: Path) -> Subject:
+    if not (path / MANIFEST).is_file():
+        raise UserError(
+            f"{path} is a folder without a {MANIFEST}, not a bundle; `repedge compile` makes bundles"
+        )
+    bundle = Bundle.open(path)
+    m = bundle.manifest
+    if m.target not in BY_TARGET:
+        raise UserError(f"{path} is for the target {m.target!r}, which no runtime here measures")
+    return Subject(path.resolve().name, bundle.artifact, BY_TARGET[m.target], m.target, m.precision, bundle)
+
+
+def _model(name: str, options: dict[str, Any]) -> Subject:
+    from repedge.models.registry import MODELS
+
+    if name != "demo" and name not in MODELS and ":" not in name:
+        raise UserError(f"{name!r} is no bundle, no artifact file and no model; see `repedge models`")
+    args = {"model": None if name == "demo" else name, **options}
+    return Subject(f"{name} (torch eager)", Path("torch"), "torch", "torch", "fp32", factory_args=args)
+
+
+def eager(model: str | None, **options: Any) -> tuple[Any, tuple[int, ...]]:
+    """The module of a model and its input shape; the agent calls this on the machine that measures."""
+    from repedge.models.source import resolve
+
+    source = resolve(model, **options)
+    if source.module is None:
+        raise UserError(f"{model} is an ONNX file; profile it as it is, in ONNX Runtime")
+    return source.module, tuple(source.input_shape)
