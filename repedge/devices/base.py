@@ -300,7 +300,7 @@ class AgentSession(Session):
                 line = self.transport.receive(self.timeout_s)
             except TimeoutError as e:
                 raise DeviceError(
-                    f"{self.place} said nothing for {self.timeout_s:g} s and was given up; --timeout allows more"
+                    f"{self.place} said nothing for {self.timeout_s:g} s and was given up (--timeout)"
                 ) from e
             if line is None:
                 said = self.transport.trouble() or " ".join(self._stray[-3:])

@@ -27,7 +27,9 @@ class IPhone(Device):
     def __init__(self, uri: DeviceURI, options: Mapping[str, str]) -> None:
         super().__init__(uri, options)
         if not re.fullmatch(r"[0-9A-Za-z-]*", uri.rest):
-            raise UserError(f"{uri} is no iPhone; write {self.example}, or 'iphone' for the only one connected")
+            raise UserError(
+                f"{uri} is no iPhone; write {self.example}, or 'iphone' for the only one connected"
+            )
 
     def describe(self) -> str:
         """See `Device.describe`."""
@@ -45,14 +47,18 @@ class IPhone(Device):
 
         if sys.platform != "darwin":
             raise UserError(
-                "an iPhone is measured from the Mac it is cabled to, and this is no Mac: run repedge there, or use "
-                "--device ssh://user@mac --on iphone from here"
+                "an iPhone is measured from the Mac it is cabled to, and this is no Mac: run repedge there, or "
+                "use --device ssh://user@mac --on iphone from here"
             )
         if request.runtime != "coreml":
-            raise UserError(f"an iPhone runs Core ML models only, and {artifact.name} is for {request.runtime}")
+            raise UserError(
+                f"an iPhone runs Core ML models only, and {artifact.name} is for {request.runtime}"
+            )
         arguments = ["--udid", self.uri.rest, "--team", self.given.get("team", "")]
         transport = Subprocess([sys.executable, iphone_agent.__file__, *arguments])
-        return AgentSession(transport, str(self.uri), request.timeout_s).start(str(artifact.resolve()), request)
+        return AgentSession(transport, str(self.uri), request.timeout_s).start(
+            str(artifact.resolve()), request
+        )
 
 
 def _connected() -> list[Any]:

@@ -39,12 +39,12 @@ def pick(devices: list[Any], udid: str) -> Any:
             if device.udid == udid or device.identifier == udid:
                 return device
         seen = ", ".join(d.udid for d in devices) or "none"
-        raise Failed("no iPhone %s is connected to this Mac (connected: %s)" % (udid, seen), "user")
+        raise Failed(f"no iPhone {udid} is connected to this Mac (connected: {seen})", "user")
     if not devices:
         raise Failed("no iPhone is connected to this Mac: cable one, unlock it and trust the Mac", "user")
     if len(devices) > 1:
-        seen = ", ".join("%s (%s)" % (d.udid, d.name) for d in devices)
-        raise Failed("several iPhones are connected; name one: %s" % seen, "user")
+        seen = ", ".join(f"{d.udid} ({d.name})" for d in devices)
+        raise Failed(f"several iPhones are connected; name one: {seen}", "user")
     return devices[0]
 
 
@@ -72,7 +72,9 @@ class Phone:
         found = remote_device.Device.get_connected_devices(remote_device.DeviceType.IPHONE)
         credentials = remote_device.AppSigningCredentials(development_team=team)
         self._device = self._do(
-            pick(found, udid).prepare_for_model_debugging(credentials=credentials, working_directory=self._work.name)
+            pick(found, udid).prepare_for_model_debugging(
+                credentials=credentials, working_directory=self._work.name
+            )
         )
         units = getattr(ct.ComputeUnit, UNITS[request["unit"].lower()])
         model = ct.models.MLModel(artifact, compute_units=units, skip_model_load=True)
@@ -114,16 +116,14 @@ class Phone:
 
     def time(self, runs: int, prime: int) -> list[float]:
         """Timed runs, each after ``prime`` untimed ones."""
-        if prime:
-            times = [self._run(prime + 1)[-1] for _ in range(runs)]
-        else:
-            times = self._run(runs)
+        times = [self._run(prime + 1)[-1] for _ in range(runs)] if prime else self._run(runs)
         self._samples += times
         return times
 
     def finish(self) -> dict[str, Any]:
         """The profile; see RawProfile of repedge.profile.protocol."""
-        ops, residency = [], {}
+        ops: list[dict[str, Any]] = []
+        residency: dict[str, float] = {}
         for info in self._do(self._bench.benchmark_operation_execution(inputs=self._inputs, iterations=5)):
             usage, statistics = info.compute_device_usage, info.measurement.statistics
             where = unit_of(usage.preferred_compute_device) if usage is not None else ""
@@ -131,7 +131,9 @@ class Phone:
             if where and ms is not None:
                 residency[where] = residency.get(where, 0.0) + ms
             names = [str(o.name) for o in info.spec.outputs]
-            ops.append({"name": names[0] if names else "", "type": str(info.spec.type), "ms": ms, "where": where})
+            ops.append(
+                {"name": names[0] if names else "", "type": str(info.spec.type), "ms": ms, "where": where}
+            )
         total = sum(residency.values()) or 1.0
         return {
             "protocol": 1,
@@ -147,7 +149,7 @@ class Phone:
             "outside": [op["name"] for op in ops if op["where"] and op["where"] != "ane"],
             "ops": ops if self._request.get("per_op") else [],
             "ops_note": "coremltools' estimate: time of the run x the operator's share in the compute plan",
-            "host": {"model": str(self._device.name), "os": "iOS %s" % self._device.os_version},
+            "host": {"model": str(self._device.name), "os": f"iOS {self._device.os_version}"},
             "notes": ["measured by coremltools' model runner app on the phone"],
         }
 
@@ -178,9 +180,15 @@ def inputs(descriptions: Any, samples: Any) -> dict[str, Any]:
         else:
             array = d.type.multiArrayType
             # ArrayDataType of Core ML's FeatureTypes.proto
-            kinds = {65568: np.float32, 65600: np.float64, 65552: np.float16, 131104: np.int32, 131080: np.int8}
+            kinds = {
+                65568: np.float32,
+                65600: np.float64,
+                65552: np.float16,
+                131104: np.int32,
+                131080: np.int8,
+            }
             if array.dataType not in kinds:
-                raise Failed("input %s has a type that can't be filled" % d.name, "user")
+                raise Failed(f"input {d.name} has a type that can't be filled", "user")
             values[d.name] = noise.standard_normal(tuple(array.shape)).astype(kinds[array.dataType])
     return values
 
@@ -223,11 +231,11 @@ def main(arguments: list[str]) -> int:
             elif command["do"] == "finish":
                 say({"done": "finish", "profile": phones[0].finish()})
             else:
-                raise Failed("unknown command %r" % command["do"])
+                raise Failed(f"unknown command {command['do']!r}")
         except Failed as e:
             say({"error": str(e), "kind": e.kind})
         except Exception as e:  # the other side must hear of it in any case
-            say({"error": "%s: %s" % (type(e).__name__, e), "kind": "runtime"})
+            say({"error": f"{type(e).__name__}: {e}", "kind": "runtime"})
 
 
 if __name__ == "__main__":

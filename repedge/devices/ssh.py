@@ -81,7 +81,9 @@ class SSH(Device):
         if request.runtime == "torch":
             raise UserError(f"torch modules are measured on 'local' only, not on {self.target}")
         if self.phone is not None and request.runtime != "coreml":
-            raise UserError(f"an iPhone runs Core ML models only, and {artifact.name} is for {request.runtime}")
+            raise UserError(
+                f"an iPhone runs Core ML models only, and {artifact.name} is for {request.runtime}"
+            )
         upload, request = self._upload(artifact, request)
         link = _link(self.target, self.keys)
         answer = link.start({"do": "run", **upload.header}, upload, request.timeout_s)
@@ -111,7 +113,9 @@ class SSH(Device):
             "artifact": f"artifact/{artifact.name}",
             "samples": "samples",
             "agent": "agent.pyz",
-            "arguments": [] if self.phone is None else ["--udid", self.phone, "--team", self.given.get("team", "")],
+            "arguments": []
+            if self.phone is None
+            else ["--udid", self.phone, "--team", self.given.get("team", "")],
         }
         return Upload(files, header), request
 
@@ -171,4 +175,4 @@ def agent_file(phone: bool) -> bytes:
         return Path(iphone_agent.__file__).read_bytes()
     from repedge.profile import pack
 
-    return pack.agent()
+    return pack.agent_bytes()

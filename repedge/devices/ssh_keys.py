@@ -86,8 +86,8 @@ class HostKeys:
         if known.match(name, "", None)[0] or known.match(address, "", None)[0]:
             self.refusal = (
                 f"THE HOST KEY OF {name} HAS CHANGED: it now shows {shown} ({kind}), which is not the key in "
-                f"{self.path}; someone may be listening in, so nothing was sent; if the device was set up anew, "
-                f"remove the old key first: ssh-keygen -f {self.path} -R '{name}'"
+                f"{self.path}; someone may be listening in, so nothing was sent; if the device was set up "
+                f"anew, remove the old key first: ssh-keygen -f {self.path} -R '{name}'"
             )
             return False
         if shown == self.accept:
@@ -108,7 +108,9 @@ class HostKeys:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             old = self.path.read_bytes() if self.path.exists() else b""
             with self.path.open("ab") as f:
-                f.write((b"\n" if old and not old.endswith(b"\n") else b"") + f"{name} {kind} {data}\n".encode())
+                f.write(
+                    (b"\n" if old and not old.endswith(b"\n") else b"") + f"{name} {kind} {data}\n".encode()
+                )
             if not old:
                 self.path.chmod(0o600)
         except OSError as e:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import queue
 import shlex
@@ -137,10 +138,8 @@ class Link:
         """See `Transport.close`; waits until the other side has cleaned up."""
         if not self._loop.is_running():
             return
-        try:
+        with contextlib.suppress(RepedgeError):  # if it is gone, the other side cleans up by itself
             self._run(self._shut(), 15)
-        except RepedgeError:  # the connection is gone; the other side cleans up by itself
-            pass
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         if not self._thread.is_alive():
@@ -159,8 +158,8 @@ class Link:
             raise UserError(self._keys.refusal or f"{self.target}: {e.reason}") from e
         except asyncssh.PermissionDenied as e:
             raise UserError(
-                f"{self.target} refused the login: none of the keys is accepted there; name the right one with "
-                f"--identity FILE, or load it into ssh-agent (passwords are not used)"
+                f"{self.target} refused the login: none of the keys is accepted there; name the right "
+                f"one with --identity FILE, or load it into ssh-agent (passwords are not used)"
             ) from e
         except asyncssh.KeyImportError as e:
             raise UserError(f"the SSH key can't be used: {e}; load a protected key into ssh-agent") from e
@@ -254,7 +253,7 @@ class Link:
         self._run(write(), CONNECT_S)
 
     def _send_files(self, upload: Upload, missing: list[str], silence_s: float) -> None:
-        contents = {sha: what for sha, what in upload.files.values()}
+        contents = dict(upload.files.values())
         for sha in missing:
             what = contents.get(sha)
             if what is None:

@@ -14,6 +14,7 @@ are killed and the run's folder is removed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -58,7 +59,7 @@ def main(stdin: IO[bytes]) -> int:
     try:
         header = json.loads(stdin.readline())
         found = runtimes(header["runtimes"])
-        about = {"python": "%d.%d.%d" % sys.version_info[:3], "runtimes": found}
+        about = {"python": ".".join(map(str, sys.version_info[:3])), "runtimes": found}
         if header["do"] == "probe":
             say(about)
             return 0
@@ -67,7 +68,7 @@ def main(stdin: IO[bytes]) -> int:
         cache = cache_folder()
         folder = run_folder(cache)
         store = cache if header["keep_bytes"] else folder
-        sizes = {sha: size for sha, size in header["files"].values()}
+        sizes = dict(header["files"].values())
         missing = [sha for sha in sizes if not cached(store, sha)]
         say({**about, "missing": missing})
         for sha in missing:
@@ -212,7 +213,12 @@ def prune(store: str, keep_bytes: int) -> None:
 def supervise(stdin: IO[bytes], folder: str, header: dict[str, Any], over: threading.Event) -> int:
     """Run the agent until it ends or the other side is gone."""
     inside = os.path.join(folder, "tmp")
-    say({"artifact": os.path.join(folder, header["artifact"]), "samples": os.path.join(folder, header["samples"])})
+    say(
+        {
+            "artifact": os.path.join(folder, header["artifact"]),
+            "samples": os.path.join(folder, header["samples"]),
+        }
+    )
     agent = subprocess.Popen(
         [sys.executable, "-u", os.path.join(folder, header["agent"]), *header["arguments"]],
         stdin=subprocess.PIPE,
@@ -244,13 +250,11 @@ def supervise(stdin: IO[bytes], folder: str, header: dict[str, Any], over: threa
         if time.monotonic() - heard[0] > SILENCE_S:
             break
     code = agent.poll()
-    try:
+    with contextlib.suppress(OSError):
         os.killpg(agent.pid, signal.SIGKILL)  # its children too, if it left some
-    except OSError:
-        pass
     agent.wait()
     if code is not None and code < 0:
-        sys.stderr.write("killed by %s\n" % signal.Signals(-code).name)
+        sys.stderr.write(f"killed by {signal.Signals(-code).name}\n")
         sys.stderr.flush()
     return 0 if code == 0 else 1
 
