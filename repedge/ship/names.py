@@ -20,29 +20,29 @@ SWIFT = """
     actor as associatedtype async await break case catch class continue convenience default defer deinit do
     dynamic else enum extension fallthrough false fileprivate final for func get guard if import in indirect
     infix init inout internal is lazy let mutating nil nonisolated open operator optional override postfix
-    precedencegroup prefix private protocol public repeat required rethrows return self set some static struct
-    subscript super switch throw throws true try typealias unowned var weak where while any Any Self Type
-    Protocol Swift Foundation CoreML CoreGraphics CoreVideo CoreImage SwiftUI Combine XCTest Package Bundle
-    String Int Float Double Bool Array Data URL Error Result Task
+    precedencegroup prefix private protocol public repeat required rethrows return self set some static
+    struct subscript super switch throw throws true try typealias unowned var weak where while any Any Self
+    Type Protocol Swift Foundation CoreML CoreGraphics CoreVideo CoreImage SwiftUI Combine XCTest Package
+    Bundle String Int Float Double Bool Array Data URL Error Result Task
 """
 KOTLIN = """
     as break class continue do else false for fun if in interface is null object package return super this
     throw true try typealias typeof val var when while by catch constructor delegate dynamic field file
-    finally get import init param property receiver set setparam where abstract enum inner internal open operator
-    out override private protected public sealed suspend Any Array Bitmap Boolean Byte ByteArray ByteBuffer Class
-    Context Double Float FloatArray Int Interpreter List Long Map Nothing Object Pair Result Set String Unit
-    assert boolean byte char const default double extends final float goto implements instanceof int long
-    native new short static strictfp switch synchronized throws transient void volatile
+    finally get import init param property receiver set setparam where abstract enum inner internal open
+    operator out override private protected public sealed suspend Any Array Bitmap Boolean Byte ByteArray
+    ByteBuffer Class Context Double Float FloatArray Int Interpreter List Long Map Nothing Object Pair
+    Result Set String Unit assert boolean byte char const default double extends final float goto implements
+    instanceof int long native new short static strictfp switch synchronized throws transient void volatile
 """
 CPP = """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t
     class compl concept const consteval constexpr constinit const_cast continue co_await co_return co_yield
-    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if
-    inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
-    public register reinterpret_cast requires return short signed sizeof static static_assert static_cast
-    struct switch template this thread_local throw true try typedef typeid typename union unsigned using
-    virtual void volatile wchar_t while xor xor_eq final override import module std ov main linux unix
-    classify golden image test model all clean install help
+    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend
+    goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private
+    protected public register reinterpret_cast requires return short signed sizeof static static_assert
+    static_cast struct switch template this thread_local throw true try typedef typeid typename union
+    unsigned using virtual void volatile wchar_t while xor xor_eq final override import module std ov main
+    linux unix classify golden image test model all clean install help
 """
 PYTHON = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names}
 PYTHON |= {"numpy", "PIL", "openvino", "onnxruntime", "ai_edge_litert", "tflite_runtime", "repedge", "tests"}

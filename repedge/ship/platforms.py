@@ -52,4 +52,28 @@ PYTHON = Platform(
     next_step="pip install -r {out}/requirements.txt && python {out}/test_golden.py",
 )
 
-PLATFORMS: dict[str, Platform] = {p.name: p for p in (PYTHON,)}
+CPP = Platform(
+    name="cpp",
+    title="CMake project",
+    language="C++",
+    targets=("openvino", "tflite"),
+    model_dir="model/{variant}",
+    golden_dir="golden/{variant}",
+    files={
+        "README.md": "README.md",
+        "CMakeLists.txt": "CMakeLists.txt",
+        "model.hpp": "include/{name}.hpp",
+        "model.cpp": "src/model.cpp",
+        "image.cpp": "src/image.cpp",
+        "decode.cpp": "src/decode.cpp",
+        "runtime.hpp": "src/runtime.hpp",
+        "runtime_openvino.cpp@openvino": "src/runtime.cpp",
+        "runtime_litert.cpp@tflite": "src/runtime.cpp",
+        "litert_c.h@tflite": "src/litert_c.h",
+        "sample.cpp": "samples/sample.cpp",
+        "golden.cpp": "tests/golden.cpp",
+    },
+    next_step="see {out}/README.md for the four commands that build and check it",
+)
+
+PLATFORMS: dict[str, Platform] = {p.name: p for p in (CPP, PYTHON)}
