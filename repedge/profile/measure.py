@@ -112,7 +112,7 @@ def compare(
 def _request(subject: Subject, file: Path, given: Mapping[str, Any]) -> ProfileRequest:
     from pydantic import ValidationError
 
-    torch = {"factory": "repedge.profile.subject:eager", "factory_args": subject.factory_args}
+    torch: dict[str, Any] = {"factory": "repedge.profile.subject:eager", "factory_args": subject.factory_args}
     try:
         return ProfileRequest(
             runtime=subject.runtime,

@@ -77,6 +77,7 @@ class Op(_Model):
         ms: Mean time of one run; None where the runtime does not say.
         where: What ran it: ``XNNPACK``, ``CPU``, a primitive such as ``brgemm_avx512_bf16``, ``ane``.
         precision: What it computed in, where the runtime says.
+        shape: Of its first output, where the runtime says.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Op(_Model):
     ms: float | None = None
     where: str = ""
     precision: str = ""
+    shape: tuple[int, ...] = ()
 
 
 class HostInfo(_Model):

@@ -33,7 +33,7 @@ class Bench:
         self._turn = 0
         self._warmup: list = []
         self._samples: list = []
-        self._stable = None
+        self._stable: bool | None = None
         self._first_ms = self._once()
         samples.check_finite(self.engine.outputs())
         self._rate = None
@@ -46,9 +46,7 @@ class Bench:
         engine = self.engine
         engine.feed(self._sets[self._turn % len(self._sets)])
         self._turn += 1
-        began = time.perf_counter_ns()
-        engine.invoke()
-        return max(1e-6, (time.perf_counter_ns() - began) / 1e6)
+        return max(1e-6, engine.timed())
 
     def warm(self) -> list:
         """Untimed runs: a fixed number, or until two windows in a row have the same median."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import time
 
 
 class AgentError(Exception):
@@ -37,6 +38,12 @@ class Engine:
     def invoke(self) -> None:
         """One whole inference; this is what is timed."""
         raise NotImplementedError
+
+    def timed(self) -> float:
+        """`invoke`, and how long it took in milliseconds."""
+        began = time.perf_counter_ns()
+        self.invoke()
+        return (time.perf_counter_ns() - began) / 1e6
 
     def outputs(self) -> list:
         """(name, array) of the last run."""

@@ -8,6 +8,8 @@ import platform
 import subprocess
 import sys
 
+_CPUS = "/sys/devices/system/cpu"
+
 
 def read() -> dict:
     """The fields of HostInfo of repedge.profile.protocol, as they are now."""
@@ -19,8 +21,7 @@ def read() -> dict:
         "affinity": affinity,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "governor": _line("/sys/devices/system/cpu/cpu%d/cpufreq/scaling_governor" % (affinity or [0])[0])
-        or None,
+        "governor": _line(f"{_CPUS}/cpu{(affinity or [0])[0]}/cpufreq/scaling_governor") or None,
         "mhz": _mhz((affinity or [0])[0]),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "temperature_before": _temperature(),
@@ -69,7 +70,7 @@ def _cpu() -> str:
 
 
 def _mhz(core: int) -> float | None:
-    text = _line("/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq" % core)
+    text = _line(f"{_CPUS}/cpu{core}/cpufreq/scaling_cur_freq")
     if text.isdigit():
         return int(text) / 1000
     for line in _text("/proc/cpuinfo").splitlines():

@@ -11,7 +11,7 @@ class OpenVINO(Engine):
     """See Engine."""
 
     def __init__(self, artifact: str, request: dict) -> None:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] - it forks and phones home
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it forks, to phone home
         import openvino
 
         self._ov, self._path = openvino, artifact
@@ -91,6 +91,7 @@ class OpenVINO(Engine):
             for c in request.profiling_info:
                 row = rows.setdefault((c.node_name, c.node_type), [c, 0.0])
                 row[1] += c.real_time.total_seconds() * 1000 / runs
+        shapes = _output_shapes(compiled)
         ran = [(c, ms) for c, ms in rows.values() if str(c.status).endswith("EXECUTED")]
         ops = [
             {
@@ -99,12 +100,13 @@ class OpenVINO(Engine):
                 "ms": ms,
                 "where": c.exec_type,
                 "precision": _precision(c),
+                "shape": shapes.get(c.node_name, []),
             }
             for c, ms in ran
         ]
         return (
             ops,
-            "the plugin's own counters (PERF_COUNT), mean of %d runs; counting slows a run a little" % runs,
+            f"the plugin's own counters (PERF_COUNT), mean of {runs} runs; counting slows a run a little",
         )
 
     def saturate(self, runs: int, arrays: list) -> tuple:
@@ -136,6 +138,15 @@ def _shape(port) -> list:  # type: ignore[no-untyped-def]
     last = len(dims) == 4 and dims[3] in (1, 3)
     defaults = [1, 224, 224, 3] if last else [1, 3, 224, 224]
     return [d or (defaults[i] if i < 4 else 1) for i, d in enumerate(dims)]
+
+
+def _output_shapes(compiled) -> dict:  # type: ignore[no-untyped-def]
+    """Node name -> shape of its first output, of the graph that runs."""
+    found = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        if node.get_output_size() and node.get_output_partial_shape(0).is_static:
+            found[node.get_friendly_name()] = [int(d) for d in node.get_output_shape(0)]
+    return found
 
 
 def _precision(counter) -> str:  # type: ignore[no-untyped-def]

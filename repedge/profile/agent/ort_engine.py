@@ -84,7 +84,7 @@ class ONNXRuntime(Engine):
             with open(session.end_profiling(), encoding="utf-8") as f:
                 events = json.load(f)
         ops = summarise(events, runs)
-        return ops, "ONNX Runtime's own profiler, mean of %d runs; profiling slows a run a little" % runs
+        return ops, f"ONNX Runtime's own profiler, mean of {runs} runs; profiling slows a run a little"
 
 
 def summarise(events: list, runs: int) -> list:
@@ -97,6 +97,8 @@ def summarise(events: list, runs: int) -> list:
         name = e["name"][: -len("_kernel_time")]
         row = rows.setdefault(name, {"name": name, "type": args.get("op_name", ""), "times": []})
         row["where"] = str(args.get("provider", "")).replace("ExecutionProvider", "")
+        shapes = args.get("output_type_shape") or [{}]
+        row["shape"] = next(iter(shapes[0].values()), []) if isinstance(shapes[0], dict) else []
         row["times"].append(e["dur"] / 1000)
     for row in rows.values():
         times = row.pop("times")[1:]

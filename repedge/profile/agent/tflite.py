@@ -90,12 +90,15 @@ class TFLite(Engine):
         """See Engine.operators."""
         plain, inside, _ = self._placed()
         names = self._names()
+        details = self._interpreter.get_tensor_details()
+        shapes = {int(t["index"]): [int(d) for d in t["shape"]] for t in details}
         rows = [
             {
                 "name": names.get(int(op["outputs"][0]), str(op["index"])),
                 "type": op["op_name"],
                 "ms": None,
                 "where": "XNNPACK" if op["index"] in inside else "CPU",
+                "shape": shapes.get(int(op["outputs"][0]), []),
             }
             for op in plain
         ]

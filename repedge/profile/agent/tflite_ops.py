@@ -24,7 +24,7 @@ def alone(path: str, package: str, threads: int, count: int, runs: int) -> list:
     operators = model.subgraphs[0].operators
     if len(operators) != count:
         raise AgentError("the file's operators are not those that run")
-    times = []
+    times: list = []
     for operator in operators:
         try:
             content = _cut(model, operator, schema, flatbuffers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from repedge.profile.agent.engine import AgentError, Engine, default_threads
 
@@ -26,7 +27,7 @@ class TorchEager(Engine):
         self.module, shape = make(**request["factory_args"])
         self.module.eval()
         self.inputs = [("input", np.dtype("float32"), tuple(shape))]
-        self._last = None
+        self._last: Any = None
 
     def feed(self, arrays: list) -> None:
         """See Engine.feed."""
@@ -39,7 +40,7 @@ class TorchEager(Engine):
 
     def outputs(self) -> list:
         """See Engine.outputs."""
-        last = self._last
+        last: Any = self._last
         if isinstance(last, dict):
             last = list(last.values())
         parts = last if isinstance(last, (list, tuple)) else [last]
@@ -58,4 +59,4 @@ class TorchEager(Engine):
             {"name": name, "type": kind, "ms": total / runs, "where": "torch"}
             for name, kind, total in timeline.totals()
         ]
-        return ops, "hooks around the innermost modules, mean of %d runs" % runs
+        return ops, f"hooks around the innermost modules, mean of {runs} runs"
