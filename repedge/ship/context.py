@@ -13,6 +13,9 @@ from repedge.ship.golden import Golden
 from repedge.ship.names import camel, snake
 from repedge.ship.platforms import Platform
 
+LITERT = "1.4.2"
+"""The last LiteRT for Android with both the Interpreter and its GPU delegate; it has 16 KB pages."""
+
 
 def context(
     bundles: Sequence[Bundle], goldens: Sequence[Golden], platform: Platform, identifier: str
@@ -42,6 +45,8 @@ def context(
         "variants": {b.manifest.precision: _variant(b, g) for b, g in zip(bundles, goldens, strict=True)},
         "variant": m.precision,
         "requires": m.requires,
+        "litert": LITERT,
+        "ios": max(_major(b.manifest.requires.get("iOS", "")) for b in bundles),
         "input": {
             "name": m.inputs[0].name,
             "kind": m.input_kind,
@@ -79,6 +84,12 @@ def _variant(b: Bundle, g: Golden) -> dict[str, Any]:
 def _output(t: Any) -> dict[str, Any]:
     shape = [1, *t.shape[1:]]
     return {"name": t.name, "shape": shape, "layout": t.layout, "size": int(np.prod(shape))}
+
+
+def _major(requirement: str) -> int:
+    """``">=17"`` -> 17; Core ML programs need 16."""
+    digits = "".join(c if c.isdigit() else " " for c in requirement).split()
+    return max(16, int(digits[0])) if digits else 16
 
 
 def _is_softmax(scores: np.ndarray) -> bool:

@@ -76,4 +76,53 @@ CPP = Platform(
     next_step="see {out}/README.md for the four commands that build and check it",
 )
 
-PLATFORMS: dict[str, Platform] = {p.name: p for p in (CPP, PYTHON)}
+IOS = Platform(
+    name="ios",
+    title="Swift package",
+    language="Swift",
+    targets=("coreml",),
+    model_dir="Sources/{name}/Models/{variant}",
+    golden_dir="Tests/{name}Tests/Golden/{variant}",
+    files={
+        "README.md": "README.md",
+        "Package.swift": "Package.swift",
+        "Model.swift": "Sources/{name}/{name}Model.swift",
+        "CompiledModel.swift": "Sources/{name}/CompiledModel.swift",
+        "ModelInput.swift": "Sources/{name}/ModelInput.swift",
+        "Bitmap.swift": "Sources/{name}/Bitmap.swift",
+        "Preprocess.swift": "Sources/{name}/Preprocess.swift",
+        "Sample.swift": "Sources/{name}Sample/{name}SampleView.swift",
+        "Tests.swift": "Tests/{name}Tests/{name}Tests.swift",
+    },
+    next_step="open {out}/Package.swift in Xcode and run the tests on a device",
+)
+
+_SOURCES = "{lower}/src/main/kotlin/repedge/{lower}"
+
+ANDROID = Platform(
+    name="android",
+    title="Gradle project",
+    language="Kotlin",
+    targets=("tflite",),
+    model_dir="{lower}/src/main/assets/{lower}/{variant}",
+    golden_dir="{lower}/src/androidTest/assets/golden/{variant}",
+    files={
+        "README.md": "README.md",
+        "settings.gradle.kts": "settings.gradle.kts",
+        "root.gradle.kts": "build.gradle.kts",
+        "gradle.properties": "gradle.properties",
+        "library.gradle.kts": "{lower}/build.gradle.kts",
+        "consumer-rules.pro": "{lower}/consumer-rules.pro",
+        "manifest.xml": "{lower}/src/main/AndroidManifest.xml",
+        "Model.kt": f"{_SOURCES}/{{name}}.kt",
+        "Scores.kt": f"{_SOURCES}/Scores.kt",
+        "Preprocess.kt": f"{_SOURCES}/Preprocess.kt",
+        "Test.kt": "{lower}/src/androidTest/kotlin/repedge/{lower}/{name}Test.kt",
+        "sample.gradle.kts": "sample/build.gradle.kts",
+        "sample.manifest.xml": "sample/src/main/AndroidManifest.xml",
+        "MainActivity.kt": "sample/src/main/kotlin/repedge/{lower}/sample/MainActivity.kt",
+    },
+    next_step="open {out} in Android Studio and run the tests on a device",
+)
+
+PLATFORMS: dict[str, Platform] = {p.name: p for p in (IOS, ANDROID, CPP, PYTHON)}
