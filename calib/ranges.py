@@ -12,7 +12,7 @@ from repedge.calib.plan import QuantPlan
 from repedge.calib.scheme import QuantScheme
 from repedge.calib.structure import Placement, place
 from repedge.errors import UserError
-from repedge.graph.values import const
+from repedge.graph.values import const, shape_of
 
 Range = tuple[float, float]
 
@@ -136,10 +136,18 @@ def _one(
     t = stats.tensors[name]
     if value.is_graph_output() or value.is_graph_input():
         return t.low, t.high, "least and greatest value of all images"
+    if _cells(value) == 1:
+        return t.low, t.high, "least and greatest value of all images (one cell)"
     low, high = RULES[rule](t, levels)
     low = 0.0 if t.low >= 0 else low
     text = f"{rule} of per-image extremes" if rule in ("mean", "median") else rule
     return low * factor, high * factor, text + (f" x {factor:g}" if factor != 1 else "")
+
+
+def _cells(value: ir.Value) -> int:
+    """Numbers per channel and image; where there is one, its extremes are the signal, not outliers."""
+    shape = shape_of(value)
+    return int(np.prod(shape[2:]))
 
 
 Candidate = tuple[str, float]

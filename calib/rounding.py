@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -226,7 +226,7 @@ def descend(q: np.ndarray, exact: np.ndarray, h: np.ndarray, limit: int, steps: 
         sign = np.where(gradient > 0, -1.0, 1.0)
         gain = 2 * np.abs(gradient) - diagonal
         gain[np.abs(q + sign) > limit] = -np.inf
-        best: np.ndarray = np.argmax(gain, axis=2)
+        best: Any = gain.argmax(2)
         helps = gain[groups, rows, best] > 1e-9 * diagonal[groups, 0, best]
         if not helps.any():
             break

@@ -152,6 +152,21 @@ class Simulator:
             step.dead = tuple(sorted(names - seen))
             seen |= names
 
+    def set_rounding(self, rounding: Mapping[str, Rounding]) -> None:
+        """Replace the rounding of tensors that are rounded where they are computed."""
+        for step in self.steps:
+            if any(name in rounding for name in step.writes):
+                own = zip(step.writes, step.rounding, strict=True)
+                step.rounding = tuple(r if r is None else rounding.get(n, r) for n, r in own)
+
+    def round(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """``x`` rounded as the value ``name`` is."""
+        for step in self.steps:
+            if name in step.writes:
+                rounding = step.rounding[step.writes.index(name)]
+                return x if rounding is None else rounding(x)
+        return x
+
     def start(self, x: np.ndarray | torch.Tensor) -> Values:
         """The values that are there before the first step.
 

@@ -1,0 +1,171 @@
+"""From a calibrated graph and its plan to QDQ ONNX: QuantizeLinear and DequantizeLinear say where integers are.
+
+Between a DequantizeLinear and the next QuantizeLinear every operator is still its float self, so that any
+runtime can run the file, and one that knows integers (OpenVINO, TensorRT, ONNX Runtime, repedge's
+own lowerings) puts its integer kernels there. Source: the ONNX specification of both operators.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.calib.plan import QuantPlan, TensorQuant
+from repedge.calib.structure import Layer, layers
+from repedge.errors import UserError
+from repedge.graph.values import add_initializer, const
+
+WIDE = 21
+"""Version of the operator set from which 16-bit integers may be quantized to."""
+
+
+def to_qdq(model: ir.Model, plan: QuantPlan, *, integer_bias: bool | None = None) -> ir.Model:
+    """Write the plan into the graph.
+
+    A value ``v`` keeps its name; ``v/q`` are its integers and ``v/dq`` what its readers get. A graph
+    output keeps its name, too (then ``v/float`` is what the operator gives). Weights become int8
+    initializers ``w/q``, biases int32 ones of scale ``s_x * s_w``. Tied tensors share one scale and one
+    zero point initializer.
+
+    Args:
+        model: The calibrated graph (weights on their grids, biases corrected); not changed.
+        plan: Its plan.
+        integer_bias: Whether biases are int32; None: as the scheme has it (int64 ones stay float, for
+            ONNX has no such DequantizeLinear).
+
+    Returns:
+        A new model of operator set 20, or 21 where there are 16-bit activations.
+
+    Raises:
+        UserError: The plan names tensors or weights that the graph does not have.
+    """
+    model = model.clone()
+    _check(model, plan)
+    if plan.scheme.activations in ("int16", "uint16"):
+        model.graph.opset_imports[""] = WIDE
+    writer = _Writer(model.graph, plan)
+    integers = plan.scheme.bias == "int32" if integer_bias is None else integer_bias
+    for layer in layers(model):
+        writer.layer(layer, integers)
+    values = {str(v.name): v for v in (*model.graph.inputs, *(v for n in model.graph for v in n.outputs))}
+    for name, t in plan.tensors.items():
+        if name in values:
+            writer.activation(values[name], t)
+        else:
+            writer.operand(model.graph.initializers[name], t)
+    for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
+        del model.graph.initializers[name]
+    return model
+
+
+def _check(model: ir.Model, plan: QuantPlan) -> None:
+    known = {str(v.name) for v in (*model.graph.inputs, *(v for n in model.graph for v in n.outputs))}
+    known |= set(model.graph.initializers)
+    for name in (*plan.tensors, *plan.weights):
+        if name not in known:
+            raise UserError(f"the quantization plan is of another graph: this one has no tensor {name!r}")
+
+
+class _Writer:
+    def __init__(self, graph: ir.Graph, plan: QuantPlan) -> None:
+        self.graph = graph
+        self.plan = plan
+        self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
+
+    def params(self, name: str, t: TensorQuant) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point of a tensor, shared by those tied to it."""
+        root = t.tied_to or name
+        if root not in self._params:
+            scale = add_initializer(self.graph, f"{root}/scale", np.array(t.scale, np.float32))
+            zero = add_initializer(self.graph, f"{root}/zero_point", np.array(t.zero_point, t.dtype))
+            self._params[root] = (scale, zero)
+        return self._params[root]
+
+    def activation(self, value: ir.Value, t: TensorQuant) -> None:
+        scale, zero = self.params(str(value.name), t)
+        readers = list(value.uses())
+        name = str(value.name)
+        output = value.is_graph_output()
+        q = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
+        dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{name}/DequantizeLinear")
+        _declare(q.outputs[0], f"{name}/q", value, zero.dtype)
+        _declare(dq.outputs[0], f"{name}/dq", value, ir.DataType.FLOAT)
+        for use in readers:
+            use.node.replace_input_with(use.idx, dq.outputs[0])
+        if output:
+            place = list(self.graph.outputs).index(value)
+            self.graph.outputs[place] = dq.outputs[0]
+            value.name, dq.outputs[0].name = f"{name}/float", name
+        self._insert([q, dq], value.producer())
+
+    def operand(self, value: ir.Value, t: TensorQuant) -> None:
+        """A constant operand of an elementwise operator."""
+        array = const(value)
+        assert array is not None
+        qmin, qmax = self.plan.scheme.limits()
+        integers = np.clip(np.round(array / np.float32(t.scale)) + t.zero_point, qmin, qmax).astype(t.dtype)
+        q = add_initializer(self.graph, f"{value.name}/q", integers)
+        self._replace(value, q, self.params(str(value.name), t), None)
+
+    def layer(self, layer: Layer, integer_bias: bool) -> None:
+        """The weight and the bias of a layer."""
+        found = self.plan.weights.get(str(layer.weight.name))
+        if found is None:
+            return
+        w, scale = layer.array, np.array(found.scale, np.float32)
+        shape = [1] * w.ndim
+        if found.axis is not None:
+            shape[found.axis] = -1
+        integers = np.clip(np.round(w / scale.reshape(shape)), -found.limit, found.limit).astype(np.int8)
+        name = str(layer.weight.name)
+        q = add_initializer(self.graph, f"{name}/q", integers)
+        own = scale if found.axis is not None else scale.reshape(())
+        params = (
+            add_initializer(self.graph, f"{name}/scale", own),
+            add_initializer(self.graph, f"{name}/zero_point", np.zeros(own.shape, np.int8)),
+        )
+        self._replace(layer.weight, q, params, found.axis)
+        x = self.plan.tensors.get(str(layer.x.name))
+        if integer_bias and x is not None and layer.bias is not None:
+            self._bias(layer.bias, scale.astype(np.float64) * x.scale)
+
+    def _bias(self, bias: ir.Value, scale: np.ndarray) -> None:
+        array = const(bias)
+        assert array is not None
+        scale = np.broadcast_to(scale, array.shape).astype(np.float32)
+        exact = np.round(array.astype(np.float64) / scale.astype(np.float64))
+        limits = np.iinfo(np.int32)
+        integers = np.clip(exact, limits.min, limits.max).astype(np.int32)
+        q = add_initializer(self.graph, f"{bias.name}/q", integers)
+        s = add_initializer(self.graph, f"{bias.name}/scale", scale)
+        zero = add_initializer(self.graph, f"{bias.name}/zero_point", np.zeros(scale.shape, np.int32))
+        self._replace(bias, q, (s, zero), 0)
+
+    def _replace(
+        self, value: ir.Value, q: ir.Value, params: tuple[ir.Value, ir.Value], axis: int | None
+    ) -> None:
+        """Let the readers of an initializer read its integers through a DequantizeLinear."""
+        attributes = {} if axis is None else {"axis": axis}
+        dq = ir.node("DequantizeLinear", [q, *params], attributes, name=f"{value.name}/DequantizeLinear")
+        _declare(dq.outputs[0], f"{value.name}/dq", value, ir.DataType.FLOAT)
+        first = None
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, dq.outputs[0])
+            first = first or use.node
+        if first is None:
+            raise UserError(f"nothing reads the weight {value.name!r}")
+        order = {n: i for i, n in enumerate(self.graph)}
+        earliest = min((u.node for u in dq.outputs[0].uses()), key=order.__getitem__)
+        self.graph.insert_before(earliest, dq)
+
+    def _insert(self, nodes: list[ir.Node], after: ir.Node | None) -> None:
+        if after is not None:
+            self.graph.insert_after(after, nodes)
+        else:
+            first = next(iter(self.graph))
+            self.graph.insert_before(first, nodes)
+
+
+def _declare(value: ir.Value, name: str, like: ir.Value, dtype: ir.DataType | None) -> None:
+    value.name, value.shape = name, like.shape
+    value.type = ir.TensorType(dtype or ir.DataType.FLOAT)

@@ -1,0 +1,161 @@
+"""What each tensor's rounding costs at the network's output, and ranges tuned by that.
+
+The network is walked once; where a tensor appears, only what comes after it is run again for each
+trial, so that a whole search costs about half as many runs as there are trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.calib.plan import QuantPlan
+from repedge.calib.ranges import output_distance
+from repedge.calib.simulate import Rounding, Simulator, Step, Values
+from repedge.calib.structure import place
+
+Batches = Callable[[], Iterable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Cost at the output when a group of tied tensors is rounded and nothing else.
+
+    Attributes:
+        tensor: The group's root.
+        cost: `repedge.calib.ranges.output_distance` from the float network.
+    """
+
+    tensor: str
+    cost: float
+
+
+def sensitivity(model: ir.Model, plan: QuantPlan, batches: Batches) -> list[Sensitivity]:
+    """Round one tensor (with those tied to it) at a time; greatest cost first.
+
+    Args:
+        model: The float graph.
+        plan: Ranges to try.
+        batches: Gives the images, float32 [N, C, H, W], anew at each call.
+    """
+    simulator = Simulator(model)
+    reference = simulator.logits(batches())
+    rounding = {n: Rounding.of(t, plan.scheme) for n, t in plan.tensors.items()}
+    states = [simulator.start(x) for x in batches()]
+    found = []
+
+    def trial(index: int, name: str) -> None:
+        changed = [{**s, name: rounding[name](s[name])} for s in states]
+        found.append(Sensitivity(name, output_distance(reference, _rest(simulator, index, changed))))
+
+    if simulator.input in rounding:
+        trial(0, simulator.input)
+    for i, step in enumerate(simulator.steps):
+        for s in states:
+            simulator.advance(step, s)
+        for name in step.writes:
+            if name in rounding and plan.tensors[name].tied_to is None:
+                trial(i + 1, name)
+    return sorted(found, key=lambda f: -f.cost)
+
+
+def tune_ranges(
+    model: ir.Model,
+    reference: ir.Model,
+    plan: QuantPlan,
+    batches: Batches,
+    *,
+    factors: Sequence[float] = (0.75, 1.4),
+    margin: float = 0.01,
+) -> dict[str, float]:
+    """Widen or narrow tensor after tensor, in the graph's order, where that brings the output closer.
+
+    Tensors with parameters laid down, constants and the graph's outputs are left alone.
+
+    Args:
+        model: The graph with rounded weights.
+        reference: The graph whose output is aimed at.
+        plan: Changed in place.
+        batches: Gives the images anew at each call.
+        factors: To try on each range.
+        margin: Share by which the cost must fall for a change to be taken.
+
+    Returns:
+        Tensor -> the factor taken, of those that changed.
+    """
+    wanted = Simulator(reference).logits(batches())
+    simulator = Simulator(model, plan, weights=False)
+    free = _free_groups(model, plan)
+    states = [simulator.start(x) for x in batches()]
+    taken: dict[str, float] = {}
+    best = np.inf
+    for i, step in enumerate(simulator.steps):
+        names = [n for n in step.writes if n in free]
+        if not names or len(step.writes) > 1:
+            for s in states:
+                simulator.advance(step, s)
+            continue
+        name, group = names[0], free[names[0]]
+        raw = [_unrounded(simulator, step, s) for s in states]
+        if not np.isfinite(best):
+            best = _cost(simulator, i + 1, states, name, raw, wanted)
+        old = plan.tensors[name].model_copy()
+        for factor in factors:
+            trial = plan.model_copy(deep=True)
+            trial.set_range(
+                _ties(trial, group), old.low * factor, old.high * factor, f"{old.why} x {factor:g}"
+            )
+            simulator.set_rounding({n: Rounding.of(trial.tensors[n], plan.scheme) for n in group})
+            cost = _cost(simulator, i + 1, states, name, raw, wanted)
+            if cost < best * (1 - margin):
+                best, taken[name] = cost, factor
+                for n in group:
+                    plan.tensors[n] = trial.tensors[n]
+        simulator.set_rounding({n: Rounding.of(plan.tensors[n], plan.scheme) for n in group})
+        for s, y in zip(states, raw, strict=True):
+            s[name] = simulator.round(name, y)
+            for dead in step.dead:
+                s.pop(dead, None)
+    return taken
+
+
+def _free_groups(model: ir.Model, plan: QuantPlan) -> dict[str, list[str]]:
+    """First member that a node writes -> all members, of the groups whose range may be chosen."""
+    placement = place(model, plan.scheme, plan.float_nodes)
+    outputs = {str(v.name) for v in model.graph.outputs}
+    result = {}
+    for root, names in placement.groups().items():
+        if root in placement.fixed or outputs & set(names):
+            continue
+        value = placement.values[root]
+        if value.producer() is not None and root in plan.tensors:
+            result[root] = names
+    return result
+
+
+def _ties(plan: QuantPlan, group: Sequence[str]) -> dict[str, str | None]:
+    return {n: plan.tensors[n].tied_to for n in group}
+
+
+def _unrounded(simulator: Simulator, step: Step, values: Values) -> Any:
+    found = [(values[n] if n in values else simulator.constants[n]) if n else None for n in step.reads]
+    return step.run(*found)
+
+
+def _cost(
+    simulator: Simulator, index: int, states: list[Values], name: str, raw: list, wanted: np.ndarray
+) -> float:
+    changed = [{**s, name: simulator.round(name, y)} for s, y in zip(states, raw, strict=True)]
+    return output_distance(wanted, _rest(simulator, index, changed))
+
+
+def _rest(simulator: Simulator, index: int, states: list[Values]) -> np.ndarray:
+    """The first output after running the steps from ``index`` on; the states are used up."""
+    for step in simulator.steps[index:]:
+        for s in states:
+            simulator.advance(step, s)
+    return np.concatenate([s[simulator.outputs[0]].numpy() for s in states])
