@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -155,10 +156,8 @@ class Server:
     def cut(self) -> None:
         """Kill what serves the connections, as a network that goes away would look to the device."""
         for pid in self.sessions():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def stop(self) -> None:
         """End the daemon and its connections."""

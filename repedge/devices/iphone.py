@@ -47,8 +47,8 @@ class IPhone(Device):
 
         if sys.platform != "darwin":
             raise UserError(
-                "an iPhone is measured from the Mac it is cabled to, and this is no Mac: run repedge there, or "
-                "use --device ssh://user@mac --on iphone from here"
+                "an iPhone is measured from the Mac it is cabled to, and this is no Mac: run repedge there, "
+                "or use --device ssh://user@mac --on iphone from here"
             )
         if request.runtime != "coreml":
             raise UserError(
