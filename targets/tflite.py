@@ -2,8 +2,13 @@
 
 The file is NHWC, has the signature ``serving_default`` with the ONNX graph's names, and carries
 labels and preprocessing as TensorFlow Lite Metadata. Modules: tflite_ops (the table), tflite_emit
-(what lowerings work with), tflite_layout (NCHW to NHWC), tflite_writer (the file), tflite_metadata,
-tflite_runner.
+(what lowerings work with), tflite_layout (NCHW to NHWC), tflite_int_graph (QDQ to integer operators),
+tflite_int_rules (what has integer kernels), tflite_int_ops, tflite_int_limits (what XNNPACK leaves),
+tflite_writer (the file), tflite_versions, tflite_metadata, tflite_runner.
+
+The integer precisions take a QDQ graph (``repedge.calib``). For uint8 input the preprocessing must have
+been folded into it before it was calibrated, which its input name ``image`` says: then the pixels are
+its first integers, exactly.
 """
 
 from __future__ import annotations
@@ -21,15 +26,25 @@ from repedge.targets.tflite_layout import natural, stored
 
 if TYPE_CHECKING:
     from repedge.targets.tflite_emit import Emitter
+    from repedge.targets.tflite_int_graph import IntegerGraph
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "w8a32": {"dynamic": "round the input of dense layers to 8 bits at run time (default: false)"},
+}
+"""Options by precision."""
 
 
 class TFLite(Target):
-    """TensorFlow Lite flatbuffers; float32 arithmetic, weights float32 or float16."""
+    """TensorFlow Lite flatbuffers: float32, float16 weights, or 8-bit weights and 8- or 16-bit integers.
+
+    Options (of precision w8a32): ``dynamic`` true lets XNNPACK round the input of each dense layer to
+    8 bits at run time, image by image: faster, but activations are then not float32 any more.
+    """
 
     name = "tflite"
     title = "TensorFlow Lite / LiteRT (.tflite): Android, Linux, iOS"
     suffix = ".tflite"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "w8a32", "w8a16", "w8a8")
     needs = ("ai_edge_litert", "flatbuffers")
     executor = "LiteRT with XNNPACK"
 
@@ -44,28 +59,29 @@ class TFLite(Target):
 
         Raises:
             UnsupportedModel: Some nodes have no lowering; all are named.
-            UserError: The precision is none of `precisions`, or the labels fit no output.
+            UserError: The precision is none of `precisions`, an integer precision is asked of a graph
+                that is not quantized (or for other integers), or the labels fit no output.
         """
         from repedge.targets import tflite_metadata
         from repedge.targets.tflite_emit import Emitter
-        from repedge.targets.tflite_ops import OUTSIDE
+        from repedge.targets.tflite_int_limits import outside_notes
         from repedge.targets.tflite_writer import Writer
 
         if job.precision not in self.precisions:
             raise UserError(
                 f"tflite has no precision {job.precision}; choose from {', '.join(self.precisions)}"
             )
-        if job.options:
-            raise UserError(f"tflite has no option {', '.join(sorted(job.options))}")
-        if job.input_kind == "uint8":
-            from repedge.passes.preprocess import fold_preprocess
-
-            model = fold_preprocess(model, job.preprocess)
-        self._check(model)
-        c = Emitter(Writer(), half=job.precision == "fp16")
-        inputs = {v.name or "": _input(c, v, job) for v in model.graph.inputs}
-        _lower(c, model.graph)
-        outputs = _outputs(c, model.graph, set(inputs.values()))
+        unknown = sorted(job.options.keys() - OPTIONS.get(job.precision, {}).keys())
+        if unknown:
+            raise UserError(f"tflite has no option {', '.join(unknown)} at {job.precision}")
+        graph = _prepared(model, job)
+        self._check(graph)
+        c = Emitter(
+            Writer(), job.precision == "fp16", graph.quants, dynamic=bool(job.options.get("dynamic", False))
+        )
+        inputs = {v.name or "": _input(c, v, job) for v in graph.model.graph.inputs}
+        _lower(c, graph.model.graph)
+        outputs = _outputs(c, graph.model.graph, set(inputs.values()))
         takes, gives = _specs(c, inputs), _specs(c, outputs)
         runtime = c.writer.min_runtime()
         metadata = {
@@ -76,9 +92,7 @@ class TFLite(Target):
         c.writer.write(path, inputs, outputs, metadata, job.description or job.name)
         if job.labels:
             tflite_metadata.append_labels(path, job.labels)
-        outside = sorted({o.name for o in c.writer.operators} & set(OUTSIDE))
-        if outside:
-            c.notes.append(f"{', '.join(outside)} runs outside the XNNPACK delegate, which splits the graph")
+        c.notes += outside_notes(c.writer)
         requires = {"TensorFlow Lite": f">={runtime}"}
         return Artifact(Path(path.name), takes, gives, requires, tuple(c.notes))
 
@@ -88,8 +102,10 @@ class TFLite(Target):
 
         return TFLiteRunner(path, outputs, job.input_kind == "float32", threads)
 
-    def _check(self, model: ir.Model) -> None:
-        missing = self.unsupported(model)
+    def _check(self, graph: IntegerGraph) -> None:
+        from repedge.targets.tflite_ops import unsupported_nodes
+
+        missing = unsupported_nodes(graph)
         if missing:
             lines = "; ".join(
                 f"{u.op} node {u.node!r}{f' (from {u.source})' if u.source else ''}: {u.why}" for u in missing
@@ -97,18 +113,44 @@ class TFLite(Target):
             raise UnsupportedModel(f"tflite can't take {len(missing)} of the model's operators: {lines}")
 
 
+def _prepared(model: ir.Model, job: Job) -> IntegerGraph:
+    """The graph that is lowered: normalisation folded in, integers found."""
+    from repedge.passes.preprocess import IMAGE, fold_preprocess
+    from repedge.targets.tflite_int_graph import (
+        IntegerGraph,
+        check_integers,
+        integer_graph,
+        is_quantized,
+        round_weights,
+    )
+
+    quantized = is_quantized(model)
+    folded = quantized and [v.name for v in model.graph.inputs] == [IMAGE]
+    if job.input_kind == "uint8" and not folded:
+        model = fold_preprocess(model, job.preprocess)
+    if quantized:
+        graph = integer_graph(model)
+    else:
+        graph = round_weights(model) if job.precision == "w8a32" else IntegerGraph(model)
+    check_integers(graph, job.precision, pixels=job.input_kind == "uint8" and folded)
+    return graph
+
+
 def _input(c: Emitter, value: ir.Value, job: Job) -> int:
     """The tensor that the app writes; 8-bit pixels are quantized numbers of scale 1 to the runtime."""
-    from repedge.targets.tflite_writer import Tensor
+    from repedge.targets.tflite_writer import PIXELS
 
     if job.input_kind == "float32":
         return c.write(value)
     shape = shape_of(value)
-    pixels = Tensor(value.name or "", stored(shape, natural(len(shape))), "uint8", scale=1.0)
-    tensor = c.writer.tensor(pixels)
-    widened = c.scratch(f"{value.name}/float", pixels.shape)
-    c.op("DEQUANTIZE", [tensor], [widened])
-    c.store(value, natural(len(shape)), widened)
+    layout = natural(len(shape))
+    tensor = c.scratch(value.name or "", stored(shape, layout), PIXELS)
+    c.pixels[value] = tensor
+    quants = [c.quants[use.node.outputs[0]] for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+    if len(quants) < len(value.uses()) or any(q.dtype != "int8" for q in quants):
+        widened = c.scratch(f"{value.name}/float", stored(shape, layout))
+        c.op("DEQUANTIZE", [tensor], [widened])
+        c.store(value, layout, widened)
     return tensor
 
 
@@ -117,7 +159,7 @@ def _lower(c: Emitter, graph: ir.Graph) -> None:
 
     for node in graph:
         if node not in c.done:
-            LOWERINGS[node.op_type].lower(c, node)
+            LOWERINGS[node.op_type].emit(c, node)
 
 
 def _outputs(c: Emitter, graph: ir.Graph, taken: set[int]) -> dict[str, int]:

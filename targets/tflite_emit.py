@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.values import const, only_reader, shape_of
 from repedge.targets.tflite_layout import Layout, natural, same_bytes, stored, transposition
-from repedge.targets.tflite_writer import Load, Tensor, Writer, schema
+from repedge.targets.tflite_writer import Load, Quant, Tensor, Writer, schema
 
 ACTIVATIONS = {
     (0.0, np.inf): schema.ActivationFunctionType.RELU,
@@ -50,12 +50,24 @@ class Emitter:
         done: Nodes that an earlier node took along.
         flat: Flattened values whose readers take the unflattened tensor: value -> (tensor, layout,
             ONNX shape before flattening).
+        quants: Values that hold integers (see tflite_int_graph).
+        pixels: The graph input that the app writes as 8-bit pixels -> tensor.
+        dynamic: Whether float layers with 8-bit weights round their input to 8 bits at run time, too.
         notes: Sentences for `Artifact.notes`.
     """
 
-    def __init__(self, writer: Writer, half: bool) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        half: bool,
+        quants: Mapping[ir.Value, Quant] | None = None,
+        dynamic: bool = False,
+    ) -> None:
         self.writer = writer
         self.half = half
+        self.quants = quants or {}
+        self.dynamic = dynamic
+        self.pixels: dict[ir.Value, int] = {}
         self.done: set[ir.Node] = set()
         self.flat: dict[ir.Value, tuple[int, Layout, tuple[int, ...]]] = {}
         self.notes: list[str] = []
@@ -98,7 +110,7 @@ class Emitter:
         """A new tensor for a value that an operator is about to compute."""
         shape = shape_of(value)
         layout = natural(len(shape)) if layout is None else layout
-        tensor = self.scratch(value.name or "", stored(shape, layout))
+        tensor = self.scratch(value.name or "", stored(shape, layout), self.quants.get(value))
         self.store(value, layout, tensor)
         return tensor
 
@@ -110,7 +122,7 @@ class Emitter:
         """Bring a tensor into another layout: free if only axes of length 1 move, else a TRANSPOSE."""
         if before == after:
             return tensor
-        result = self.scratch(name, stored(shape, after))
+        result = self.scratch(name, stored(shape, after), self.quant(tensor))
         if same_bytes(shape, before, after):
             self.reshape(tensor, result)
         else:
@@ -136,9 +148,18 @@ class Emitter:
 
     # Tensors that ONNX does not have
 
-    def scratch(self, name: str, shape: Sequence[int], dtype: str = "float32") -> int:
-        """A tensor that an operator will write."""
-        return self.writer.tensor(Tensor(name, tuple(shape), dtype))
+    def scratch(self, name: str, shape: Sequence[int], quant: Quant | None = None) -> int:
+        """A tensor that an operator will write: float32, or integers."""
+        dtype = quant.dtype if quant is not None else "float32"
+        return self.writer.tensor(Tensor(name, tuple(shape), dtype, None, quant))
+
+    def quant(self, tensor: int) -> Quant | None:
+        """What the integers of a tensor stand for; None if it is float32."""
+        return self.writer.tensors[tensor].quant
+
+    def integer(self, node: ir.Node) -> bool:
+        """Whether a node computes with integers."""
+        return node.inputs[0] in self.quants
 
     def ints(self, values: Sequence[int]) -> int:
         """An int32 vector such as a shape or axes; equal ones are shared."""
@@ -154,12 +175,42 @@ class Emitter:
         array = np.asarray(array, np.float32)
         return self.writer.tensor(Tensor(name, array.shape, "float32", lambda: array))
 
-    def weight(self, name: str, shape: Sequence[int], load: Load) -> int:
-        """A filter or weight matrix: float32, or float16 behind a DEQUANTIZE in an fp16 artifact.
+    def integers(self, name: str, array: np.ndarray, quant: Quant) -> int:
+        """An integer constant."""
+        array = np.asarray(array, quant.dtype)
+        return self.writer.tensor(Tensor(name, array.shape, quant.dtype, lambda: array, quant))
 
-        That is the form of TensorFlow's float16 post-training quantization: XNNPACK and the GPU
-        delegate take the float16 values, other kernels widen them once.
+    def constant(self, name: str, array: np.ndarray, like: int) -> int:
+        """Real numbers in the form that another tensor has."""
+        quant = self.quant(like)
+        return (
+            self.floats(name, array) if quant is None else self.integers(name, quant.integers(array), quant)
+        )
+
+    def weight(
+        self, node: ir.Node, name: str, shape: Sequence[int], load: Load, axis: int = 0, fold: bool = True
+    ) -> int:
+        """A filter or weight matrix: float32, int8, or float16 behind a DEQUANTIZE in an fp16 artifact.
+
+        The last is the form of TensorFlow's float16 post-training quantization: XNNPACK and the GPU
+        delegate take the float16 values, other kernels widen them once. int8 weights of a layer that
+        computes with floats stand behind a DEQUANTIZE in the same way.
+
+        Args:
+            node: The layer; its second input is the weight.
+            name: Name of the tensor.
+            shape: Stored shape.
+            load: Reads the stored weight.
+            axis: Stored axis of the output channels.
+            fold: Whether the kernel can round its float input at run time (`dynamic`).
         """
+        quant = self.quants.get(node.inputs[1])  # type: ignore[arg-type]
+        if quant is not None:
+            quant = quant.along(axis)
+            kept = self.integer(node) or (self.dynamic and fold)
+            own_name = name if kept else f"{name}/int8"
+            small = self.writer.tensor(Tensor(own_name, tuple(shape), quant.dtype, load, quant))
+            return small if kept else self._widened(small, name)
         if not self.half:
             return self.writer.tensor(Tensor(name, tuple(shape), "float32", load))
         values = load()
@@ -167,11 +218,39 @@ class Emitter:
             self.notes.append(f"{name} stays float32: it has values beyond float16's {_HALF_MAX:.0f}")
             return self.writer.tensor(Tensor(name, tuple(shape), "float32", load))
         half = self.writer.tensor(Tensor(f"{name}/fp16", tuple(shape), "float16", load))
-        full = self.scratch(name, shape)
-        self.op("DEQUANTIZE", [half], [full], version=3)
+        return self._widened(half, name)
+
+    def bias(self, node: ir.Node, count: int, real: np.ndarray | None) -> int:
+        """The bias of a layer; XNNPACK wants one even if it is zero.
+
+        Integers of a layer that computes with integers are in the graph already; ``real`` is the bias
+        of any other.
+        """
+        if not self.integer(node):
+            return self.floats(f"{node.name}/bias", np.zeros(count) if real is None else real)
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        array = const(given)
+        if given is not None and array is not None:
+            return self.integers(f"{node.name}/bias", array, self.quants[given].along(0))
+        x, w = (self.quants[v] for v in node.inputs[:2])  # type: ignore[index]
+        scales = tuple(float(np.float32(x.scale[0] * s)) for s in w.scale)
+        dtype = "int64" if x.dtype == "int16" else "int32"
+        return self.integers(f"{node.name}/bias", np.zeros(count), Quant(dtype, scales))
+
+    def _widened(self, small: int, name: str) -> int:
+        full = self.scratch(name, self.writer.tensors[small].shape)
+        version = 3 if self.quant(small) is None else 1
+        self.op("DEQUANTIZE", [small], [full], version)
         return full
 
     def _initializer(self, value: ir.Value, layout: Layout) -> int:
         array = const(value)
         assert array is not None
-        return self.floats(value.name or "", array.transpose(layout))
+        return self.stated(value, array.transpose(layout))
+
+    def stated(self, value: ir.Value, array: np.ndarray) -> int:
+        """A constant of the graph, its array brought into some other shape or order."""
+        quant = self.quants.get(value)
+        if quant is None:
+            return self.floats(value.name or "", array)
+        return self.integers(value.name or "", array, quant)

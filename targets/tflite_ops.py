@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.values import shape_of
+from repedge.targets import tflite_int_ops as i
 from repedge.targets import tflite_ops_math as m
 from repedge.targets import tflite_ops_shape as s
 from repedge.targets import tflite_ops_window as w
 from repedge.targets.base import Unsupported
 from repedge.targets.tflite_emit import Emitter
+from repedge.targets.tflite_int_graph import IntegerGraph, integer_graph, is_quantized
+from repedge.targets.tflite_writer import Quant
 
 
 def _never(node: ir.Node) -> str | None:
@@ -27,11 +30,20 @@ def _never(node: ir.Node) -> str | None:
 class Lowering:
     """``lower`` emits a node; ``refuse`` gives the sentence why it can't, or None.
 
-    ``refuse`` may also raise UserError, whose text is then the reason.
+    ``refuse`` may also raise UserError, whose text is then the reason. ``integer`` emits a node that
+    computes with integers where that is not done as ``lower`` does it.
     """
 
     lower: Callable[[Emitter, ir.Node], None]
     refuse: Callable[[ir.Node], str | None] = _never
+    integer: Callable[[Emitter, ir.Node], None] | None = None
+
+    def emit(self, c: Emitter, node: ir.Node) -> None:
+        """Lower a node of floats or of integers."""
+        if self.integer is not None and c.integer(node):
+            self.integer(c, node)
+        else:
+            self.lower(c, node)
 
 
 LOWERINGS: dict[str, Lowering] = {
@@ -39,7 +51,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Conv": Lowering(w.conv, w.refuse_conv),
     "ConvTranspose": Lowering(w.conv_transpose, w.refuse_conv),
     "MaxPool": Lowering(w.max_pool, w.refuse_pool),
-    "AveragePool": Lowering(w.average_pool, w.refuse_pool),
+    "AveragePool": Lowering(w.average_pool, w.refuse_pool, i.average_pool),
     "GlobalAveragePool": Lowering(w.global_average_pool, w.refuse_global_pool),
     "GlobalMaxPool": Lowering(w.global_max_pool, w.refuse_global_pool),
     "Pad": Lowering(w.pad, w.refuse_pad),
@@ -50,8 +62,8 @@ LOWERINGS: dict[str, Lowering] = {
     "ReduceSum": Lowering(m.reduce("SUM"), m.refuse_computed_parameters),
     "ReduceMax": Lowering(m.reduce("REDUCE_MAX"), m.refuse_computed_parameters),
     # activations
-    "Relu": Lowering(m.clip),
-    "Clip": Lowering(m.clip, m.refuse_clip),
+    "Relu": Lowering(m.clip, integer=i.clip),
+    "Clip": Lowering(m.clip, m.refuse_clip, i.clip),
     "LeakyRelu": Lowering(m.unary("LEAKY_RELU", alpha=("alpha", 0.01))),
     "Gelu": Lowering(m.gelu),
     "Sigmoid": Lowering(m.unary("LOGISTIC")),
@@ -87,25 +99,22 @@ LOWERINGS: dict[str, Lowering] = {
     "DepthToSpace": Lowering(s.depth_to_space),
     "SpaceToDepth": Lowering(s.space_to_depth),
     "Resize": Lowering(s.resize, s.refuse_resize),
+    # between integers and floats
+    "QuantizeLinear": Lowering(i.quantize),
+    "DequantizeLinear": Lowering(i.dequantize),
 }
 
 MAX_RANK = 6
 """XNNPACK's and the kernels' limit."""
 
-OUTSIDE = (
-    "GATHER",
-    "LOG_SOFTMAX",
-    "MIRROR_PAD",
-    "PADV2",
-    "POW",
-    "RESIZE_NEAREST_NEIGHBOR",
-    "STRIDED_SLICE",
-)
-"""Operators emitted here that XNNPACK does not take (measured with LiteRT 2.3)."""
 
+def why_not(node: ir.Node, quants: Mapping[ir.Value, Quant] | None = None) -> str | None:
+    """The sentence why a node has no lowering, or None if it has one.
 
-def why_not(node: ir.Node) -> str | None:
-    """The sentence why a node has no lowering, or None if it has one."""
+    Args:
+        node: A node of a float graph or of an `IntegerGraph`.
+        quants: The values that hold integers.
+    """
     if node.domain not in ("", "ai.onnx") or node.op_type not in LOWERINGS:
         return "TensorFlow Lite has no lowering for this operator"
     try:
@@ -113,7 +122,7 @@ def why_not(node: ir.Node) -> str | None:
             if value is not None and len(shape_of(value)) > MAX_RANK:
                 return f"{value.name!r} has rank {len(shape_of(value))}; the limit is {MAX_RANK}"
         for value in node.outputs:
-            if value.dtype not in (None, ir.DataType.FLOAT):
+            if value.dtype not in (None, ir.DataType.FLOAT) and value not in (quants or {}):
                 return f"its output is {value.dtype}; only float32 is supported"
         return LOWERINGS[node.op_type].refuse(node)
     except UserError as error:
@@ -121,10 +130,20 @@ def why_not(node: ir.Node) -> str | None:
 
 
 def unsupported(model: ir.Model) -> Sequence[Unsupported]:
-    """Every node of a clean graph without a lowering."""
+    """Every node of a clean graph, float or QDQ, without a lowering.
+
+    Raises:
+        UserError: A QDQ graph has scales that TensorFlow Lite lacks (see `integer_graph`).
+    """
+    graph = integer_graph(model) if is_quantized(model) else IntegerGraph(model)
+    return unsupported_nodes(graph)
+
+
+def unsupported_nodes(graph: IntegerGraph) -> Sequence[Unsupported]:
+    """Every node without a lowering."""
     result = []
-    for node in model.graph:
-        why = why_not(node)
+    for node in graph.model.graph:
+        why = why_not(node, graph.quants)
         if why is not None:
             source = node.metadata_props.get("source", "")
             result.append(Unsupported(node.op_type, node.name or "", why, source))

@@ -139,9 +139,9 @@ def _operand(c: Emitter, value: ir.Value | None, rank: int, layout: Layout) -> i
     expanded = (1,) * (rank - len(shape)) + shape
     array = const(value)
     if array is not None:
-        return c.floats(value.name or "", array.reshape(expanded).transpose(layout))
+        return c.stated(value, array.reshape(expanded).transpose(layout))
     raw, plain = c.read(value, tuple(range(len(shape)))), tuple(range(rank))
-    widened = c.scratch(f"{value.name}/rank{rank}", expanded)
+    widened = c.scratch(f"{value.name}/rank{rank}", expanded, c.quant(raw))
     c.reshape(raw, widened)
     return c.relayout(widened, expanded, plain, layout, f"{value.name}/broadcast")
 
@@ -229,14 +229,14 @@ def gemm(c: Emitter, node: ir.Node) -> None:
         array = array if order is None else array[:, order]
         return array if alpha == 1.0 else array * np.float32(alpha)
 
-    w = c.weight(weight.name or f"{node.name}/weight", (outs, ins), load)  # type: ignore[union-attr]
+    w = c.weight(node, weight.name or f"{node.name}/weight", (outs, ins), load)  # type: ignore[union-attr]
     bias = np.zeros(outs, np.float32)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
+    if len(node.inputs) > 2 and node.inputs[2] is not None and not c.integer(node):
         given = const(node.inputs[2])
         assert given is not None
         bias = np.float32(attr(node, "beta", 1.0)) * np.broadcast_to(given.reshape(-1), outs)
     out, activation = c.tail(node)
-    operands = [x, w, c.floats(f"{node.name}/bias", bias)]
+    operands = [x, w, c.bias(node, outs, bias)]
     c.op("FULLY_CONNECTED", operands, [c.write(out)], fusedActivationFunction=activation)
 
 
@@ -270,9 +270,9 @@ def matmul(c: Emitter, node: ir.Node) -> None:
         assert array is not None
         return array.T
 
-    w = c.weight(weight.name or f"{node.name}/weight", (outs, ins), load)
+    w = c.weight(node, weight.name or f"{node.name}/weight", (outs, ins), load)
     final, activation = c.tail(node)
-    operands = [c.read(data, layout), w, c.floats(f"{node.name}/bias", np.zeros(outs))]
+    operands = [c.read(data, layout), w, c.bias(node, outs, None)]
     version = 5 if rank > 2 else 1
     options = {"fusedActivationFunction": activation, "keepNumDims": rank > 2}
     c.op("FULLY_CONNECTED", operands, [c.write(final, layout)], version, **options)

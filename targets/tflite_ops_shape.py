@@ -89,9 +89,9 @@ def depth_to_space(c: Emitter, node: ir.Node) -> None:
         return
     n, height, width, channels = c.writer.tensors[x].shape
     depth = channels // block**2
-    apart = c.scratch(f"{out.name}/apart", (n, height, width, depth, block, block))
+    apart = c.scratch(f"{out.name}/apart", (n, height, width, depth, block, block), c.quant(x))
     c.reshape(x, apart)
-    woven = c.scratch(f"{out.name}/woven", (n, height, block, width, block, depth))
+    woven = c.scratch(f"{out.name}/woven", (n, height, block, width, block, depth), c.quant(x))
     c.op("TRANSPOSE", [apart, c.ints((0, 1, 4, 2, 5, 3))], [woven])
     c.reshape(woven, c.write(out))
 
@@ -290,7 +290,7 @@ def resize(c: Emitter, node: ir.Node) -> None:
         c.op("RESIZE_NEAREST_NEIGHBOR", [x, c.ints(size)], [c.write(out)], version, **lite)
         return
     n, channels = shape_of(out)[:2]
-    rows = c.scratch(f"{out.name}/rows", (n, size[0], before[1], channels))
+    rows = c.scratch(f"{out.name}/rows", (n, size[0], before[1], channels), c.quant(x))
     c.op("GATHER", [x, c.ints(sources[0].astype(int).tolist())], [rows], axis=1)
     c.op("GATHER", [rows, c.ints(sources[1].astype(int).tolist())], [c.write(out)], axis=2)
 
@@ -304,12 +304,12 @@ def _repeat(c: Emitter, x: int, out: ir.Value, factors: list[int]) -> None:
     n, height, width, channels = c.writer.tensors[x].shape
     high, wide = factors
     if wide > 1:
-        beside = c.scratch(f"{out.name}/columns", (n, height, width, channels * wide))
+        beside = c.scratch(f"{out.name}/columns", (n, height, width, channels * wide), c.quant(x))
         c.op("CONCATENATION", [x] * wide, [beside], axis=3)
         x = beside
     if high > 1:
-        rows = c.scratch(f"{out.name}/rows", (n, height, 1, width * channels * wide))
+        rows = c.scratch(f"{out.name}/rows", (n, height, 1, width * channels * wide), c.quant(x))
         c.reshape(x, rows)
-        x = c.scratch(f"{out.name}/doubled", (n, height, high, width * channels * wide))
+        x = c.scratch(f"{out.name}/doubled", (n, height, high, width * channels * wide), c.quant(x))
         c.op("CONCATENATION", [rows] * high, [x], axis=2)
     c.reshape(x, c.write(out))

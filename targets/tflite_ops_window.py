@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from repedge.graph.attrs import Window, attr, conv_attrs, pool_attrs
+from repedge.graph.attrs import PoolAttrs, Window, attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
 from repedge.targets.tflite_emit import Emitter, bounds
 from repedge.targets.tflite_layout import NHWC, stored
@@ -53,11 +53,12 @@ def pad_spatial(c: Emitter, tensor: int, pads: Pads, value: float = 0.0) -> int:
     n, h, w, ch = source.shape
     rows = np.array([[0, 0], *pads, [0, 0]], np.int32)
     amounts = c.writer.tensor(Tensor(f"{source.name}/pads", rows.shape, "int32", lambda: rows))
-    result = c.scratch(f"{source.name}/padded", (n, h + sum(pads[0]), w + sum(pads[1]), ch))
+    result = c.scratch(f"{source.name}/padded", (n, h + sum(pads[0]), w + sum(pads[1]), ch), source.quant)
     if value == 0.0:
         c.op("PAD", [tensor, amounts], [result])
     else:
-        c.op("PADV2", [tensor, amounts, c.floats(f"{source.name}/pad_value", np.array([value]))], [result])
+        fill = c.constant(f"{source.name}/pad_value", np.array([value]), tensor)
+        c.op("PADV2", [tensor, amounts, fill], [result])
     return result
 
 
@@ -83,9 +84,7 @@ def _transposed(value: ir.Value | None, *axes: int) -> Load:
 
 
 def _bias(c: Emitter, node: ir.Node, channels: int) -> int:
-    """The bias; XNNPACK wants one even if it is zero."""
-    bias = const(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    return c.floats(f"{node.name}/bias", np.zeros(channels) if bias is None else bias)
+    return c.bias(node, channels, const(node.inputs[2]) if len(node.inputs) > 2 else None)
 
 
 def refuse_conv(node: ir.Node) -> str | None:
@@ -114,13 +113,15 @@ def conv(c: Emitter, node: ir.Node) -> None:
     }
     name = weight.name or node.name  # type: ignore[union-attr]
     if a.group > 1 and in_ch == 1:  # [C*m, 1, kh, kw] -> [1, kh, kw, C*m]
-        w = c.weight(f"{name}", (1, kh, kw, out_ch), _transposed(weight, 1, 2, 3, 0))
+        load, shape = _transposed(weight, 1, 2, 3, 0), (1, kh, kw, out_ch)
+        w = c.weight(node, f"{name}", shape, load, axis=3, fold=False)  # XNNPACK: no dynamic depthwise
         version = 2 if a.dilations != (1, 1) else 1
         operands = [x, w, _bias(c, node, out_ch)]
         multiplier = out_ch // a.group
         c.op("DEPTHWISE_CONV_2D", operands, [c.write(out)], version, depthMultiplier=multiplier, **window)
     else:  # [O, I/g, kh, kw] -> [O, kh, kw, I/g]
-        w = c.weight(f"{name}", (out_ch, kh, kw, in_ch), _transposed(weight, 0, 2, 3, 1))
+        load, shape = _transposed(weight, 0, 2, 3, 1), (out_ch, kh, kw, in_ch)
+        w = c.weight(node, f"{name}", shape, load, fold=a.group == 1)
         version = 6 if a.group > 1 else 1
         c.op("CONV_2D", [x, w, _bias(c, node, out_ch)], [c.write(out)], version, **window)
 
@@ -139,9 +140,10 @@ def conv_transpose(c: Emitter, node: ir.Node) -> None:
     if full != size and _crops_like_same(node, a, kernel):
         padding, full = SAME, size
     bias = _bias(c, node, channels)
-    w = c.weight(f"{node.name}/weight", (channels, *kernel, shape_of(node.inputs[0])[1]), load)
+    filters = (channels, *kernel, shape_of(node.inputs[0])[1])
+    w = c.weight(node, f"{node.name}/weight", filters, load, fold=False)
     x, shape = c.read(node.inputs[0], NHWC), (n, *full, channels)
-    target = c.write(out) if full == size else c.scratch(f"{out.name}/full", shape)
+    target = c.write(out) if full == size else c.scratch(f"{out.name}/full", shape, c.quants.get(out))
     options = {"padding": padding, "strideH": a.strides[0], "strideW": a.strides[1]}
     c.op("TRANSPOSE_CONV", [c.ints(shape), w, x, bias], [target], 3, **options)
     if full != size:
@@ -167,7 +169,7 @@ def _dense_filter(node: ir.Node, group: int, dilations: tuple[int, int]) -> Load
         assert weight is not None
         i, o, kh, kw = weight.shape
         shape = (o * group, (kh - 1) * dilations[0] + 1, (kw - 1) * dilations[1] + 1, i)
-        dense = np.zeros(shape, np.float32)
+        dense = np.zeros(shape, weight.dtype)
         for g in range(group):
             rows = slice(g * i // group, (g + 1) * i // group)
             block = weight[rows].transpose(1, 2, 3, 0)
@@ -203,7 +205,9 @@ def max_pool(c: Emitter, node: ir.Node) -> None:
             padding = SAME
         else:
             # PAD is delegated, PADV2 is not; after a Relu zero never beats a window's maximum.
-            x = pad_spatial(c, x, pads, 0.0 if _nonnegative(node.inputs[0]) else _LOWEST)
+            quant = c.quant(x)
+            lowest = _LOWEST if quant is None else quant.reals[0]
+            x = pad_spatial(c, x, pads, 0.0 if _nonnegative(node.inputs[0]) else lowest)
     _pool(c, "MAX_POOL_2D", node, x, a, padding)
 
 
@@ -263,6 +267,11 @@ def average_pool(c: Emitter, node: ir.Node) -> None:
     c.op("MUL", [mean, factor], [c.write(final)], fusedActivationFunction=activation)
 
 
+def averages_whole_windows(node: ir.Node, a: PoolAttrs) -> bool:
+    """Whether every mean is over as many cells as the kernel has, zeros of the padding included."""
+    return all((_counted(node, a, axis) == a.kernel[axis]).all() for axis in range(2))
+
+
 def _counted(node: ir.Node, a: Window, axis: int) -> np.ndarray:
     """Cells along one axis that ONNX counts in each window's mean."""
     size, out = shape_of(node.inputs[0])[2 + axis], shape_of(node.outputs[0])[2 + axis]
@@ -315,7 +324,7 @@ def _constant_pad(c: Emitter, node: ir.Node, x: int, p: int) -> tuple[str, list[
     value = const(given) if given is not None else None
     if value is None or float(value.reshape(-1)[0]) == 0.0:
         return "PAD", [x, p], {}
-    return "PADV2", [x, p, c.floats(f"{node.name}/value", value.reshape(1))], {}
+    return "PADV2", [x, p, c.constant(f"{node.name}/value", value.reshape(1), x)], {}
 
 
 def _pad_amounts(node: ir.Node) -> np.ndarray:

@@ -7,14 +7,14 @@ patched. A flatbuffer offset may point forward to anywhere in the file, so the r
 file that every runtime reads, and writing needs no second copy of the weights.
 
 Sources: tensorflow/lite/schema/schema.fbs (version 3, identifier TFL3), the flatbuffers internals
-document, and tensorflow/lite/tools/versioning/runtime_version.cc for `OPS`.
+document.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,85 +24,68 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from repedge.errors import UserError
+from repedge.targets.tflite_versions import CHANNELWISE_DENSE, OPS
 
 Load = Callable[[], np.ndarray]
 """Returns a constant's array when it is written, so that it need not be held until then."""
 
-
-@dataclass(frozen=True)
-class Op:
-    """An operator's options table and the TensorFlow Lite release that first ran each version."""
-
-    options: str
-    since: Mapping[int, str]
-
-
-OPS = {
-    "ABS": Op("AbsOptions", {1: "1.13.0"}),
-    "ADD": Op("AddOptions", {1: "1.5.0"}),
-    "AVERAGE_POOL_2D": Op("Pool2DOptions", {1: "1.5.0"}),
-    "BATCH_MATMUL": Op("BatchMatMulOptions", {1: "2.3.0"}),
-    "CONCATENATION": Op("ConcatenationOptions", {1: "1.5.0"}),
-    "CONV_2D": Op("Conv2DOptions", {1: "1.5.0", 6: "2.9.0"}),
-    "DEPTHWISE_CONV_2D": Op("DepthwiseConv2DOptions", {1: "1.5.0", 2: "1.12.0"}),
-    "DEPTH_TO_SPACE": Op("DepthToSpaceOptions", {1: "2.1.0"}),
-    "DEQUANTIZE": Op("DequantizeOptions", {1: "1.13.1", 3: "1.15.0"}),
-    "DIV": Op("DivOptions", {1: "1.6.0"}),
-    "ELU": Op("", {1: "1.14.0"}),
-    "EXP": Op("ExpOptions", {1: "1.7.0"}),
-    "FULLY_CONNECTED": Op("FullyConnectedOptions", {1: "1.5.0", 5: "2.0.0"}),
-    "GATHER": Op("GatherOptions", {1: "1.6.0"}),
-    "GELU": Op("GeluOptions", {1: "2.9.0"}),
-    "HARD_SWISH": Op("HardSwishOptions", {1: "1.15.0"}),
-    "LEAKY_RELU": Op("LeakyReluOptions", {1: "1.13.1"}),
-    "LOGISTIC": Op("", {1: "1.14.0"}),
-    "LOG_SOFTMAX": Op("LogSoftmaxOptions", {1: "1.14.0"}),
-    "MAXIMUM": Op("MaximumMinimumOptions", {1: "1.14.0"}),
-    "MAX_POOL_2D": Op("Pool2DOptions", {1: "1.5.0"}),
-    "MEAN": Op("ReducerOptions", {1: "1.6.0"}),
-    "MINIMUM": Op("MaximumMinimumOptions", {1: "1.14.0"}),
-    "MIRROR_PAD": Op("MirrorPadOptions", {1: "1.13.1"}),
-    "MUL": Op("MulOptions", {1: "1.5.0"}),
-    "NEG": Op("NegOptions", {1: "1.9.0"}),
-    "PAD": Op("PadOptions", {1: "1.5.0"}),
-    "PADV2": Op("PadV2Options", {1: "1.9.0"}),
-    "POW": Op("PowOptions", {1: "1.10.0"}),
-    "PRELU": Op("", {1: "1.8.0"}),
-    "REDUCE_MAX": Op("ReducerOptions", {1: "1.11.0"}),
-    "RELU": Op("", {1: "1.5.0"}),
-    "RELU6": Op("", {1: "1.5.0"}),
-    "RELU_N1_TO_1": Op("", {1: "1.5.0"}),
-    "RESHAPE": Op("ReshapeOptions", {1: "1.5.0"}),
-    "RESIZE_BILINEAR": Op("ResizeBilinearOptions", {1: "1.7.0", 3: "2.2.0"}),
-    "RESIZE_NEAREST_NEIGHBOR": Op("ResizeNearestNeighborOptions", {1: "1.13.1", 3: "2.3.0"}),
-    "SLICE": Op("SliceOptions", {1: "1.14.0"}),
-    "SOFTMAX": Op("SoftmaxOptions", {1: "1.5.0"}),
-    "SPACE_TO_DEPTH": Op("SpaceToDepthOptions", {1: "1.5.0"}),
-    "SPLIT": Op("SplitOptions", {1: "1.5.0"}),
-    "SQRT": Op("", {1: "1.10.0"}),
-    "SQUARE": Op("SquareOptions", {1: "1.12.0"}),
-    "STRIDED_SLICE": Op("StridedSliceOptions", {1: "1.6.0"}),
-    "SUB": Op("SubOptions", {1: "1.6.0"}),
-    "SUM": Op("ReducerOptions", {1: "1.10.0"}),
-    "TANH": Op("", {1: "1.14.0"}),
-    "TRANSPOSE": Op("TransposeOptions", {1: "1.6.0"}),
-    "TRANSPOSE_CONV": Op("TransposeConvOptions", {1: "1.9.0", 3: "2.3.0"}),
-}
 
 _ALIGN = 16  # force_align of Buffer.data in the schema
 _BLOCK = 4 << 20  # bytes of one streamed block
 _LIMIT = 2**31 - 1  # offsets of a flatbuffer are signed where they are read
 
 
+@dataclass(frozen=True)
+class Quant:
+    """What the integers of a tensor stand for: ``real = scale * (q - zero_point)``.
+
+    Attributes:
+        dtype: ``int8``, ``uint8``, ``int16``, ``int32`` or ``int64``.
+        scale: One number, or one for each entry of an axis.
+        zero_point: 0 where there are several scales.
+        axis: The stored axis that the scales belong to, if there are several.
+    """
+
+    dtype: str
+    scale: tuple[float, ...]
+    zero_point: int = 0
+    axis: int = 0
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Least and greatest integer."""
+        info = np.iinfo(self.dtype)
+        return int(info.min), int(info.max)
+
+    @property
+    def reals(self) -> tuple[float, float]:
+        """The real values of the least and the greatest integer (of a tensor with one scale)."""
+        low, high = self.limits
+        return (low - self.zero_point) * self.scale[0], (high - self.zero_point) * self.scale[0]
+
+    def along(self, axis: int) -> Quant:
+        """The same scales, belonging to another axis."""
+        return replace(self, axis=axis if len(self.scale) > 1 else 0)
+
+    def integers(self, real: np.ndarray) -> np.ndarray:
+        """Real values as integers: rounded half to even, saturated (one scale)."""
+        q = np.rint(np.asarray(real, np.float64) / self.scale[0]) + self.zero_point
+        return np.clip(q, *self.limits).astype(self.dtype)
+
+
+PIXELS = Quant("uint8", (1.0,))
+"""8-bit pixels are integers that stand for themselves."""
+
+
 @dataclass
 class Tensor:
-    """A tensor of the graph: `load` gives the values of a constant, `scale` makes it quantized."""
+    """A tensor of the graph: `load` gives the values of a constant, `quant` the meaning of integers."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     load: Load | None = None
-    scale: float | None = None
+    quant: Quant | None = None
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +94,7 @@ class Tensor:
 
 
 @dataclass
-class _Operator:
+class Operator:
     name: str
     version: int
     inputs: Sequence[int]
@@ -124,7 +107,7 @@ class Writer:
     """Collects one graph and writes it. Tensors and operators are numbered in the order they come."""
 
     tensors: list[Tensor] = field(default_factory=list)
-    operators: list[_Operator] = field(default_factory=list)
+    operators: list[Operator] = field(default_factory=list)
 
     def tensor(self, tensor: Tensor) -> int:
         """Add a tensor and return its index."""
@@ -134,14 +117,42 @@ class Writer:
     def op(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1, **options: Any
     ) -> None:
-        """Add an operator of `OPS`; ``options`` are fields of its options table, in camelCase."""
+        """Add an operator of `OPS`; ``options`` are fields of its options table, in camelCase.
+
+        ``version`` is the one that its options ask for; integer data may raise it.
+        """
+        version = max(version, self._integer_version(name, inputs, outputs))
         if version not in OPS[name].since:
             raise KeyError(f"OPS does not say which release first ran {name} version {version}")
-        self.operators.append(_Operator(name, version, inputs, outputs, options))
+        self.operators.append(Operator(name, version, inputs, outputs, options))
+
+    def _channelwise(self, tensor: int) -> bool:
+        quant = self.tensors[tensor].quant
+        return quant is not None and len(quant.scale) > 1
+
+    def _integer_version(self, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        row = OPS[name]
+        if row.data >= len(inputs):
+            return 1
+        if row.dynamic and self.tensors[inputs[0]].quant is None:  # float data, perhaps integer weights
+            weight = self.tensors[inputs[1]].quant
+            return 1 if weight is None else row.dynamic[len(weight.scale) > 1]
+        typed = outputs[0] if name == "QUANTIZE" else inputs[row.data]
+        quant = self.tensors[typed].quant
+        if quant is None or quant.dtype not in ("int8", "int16"):
+            return 1
+        if name == "DEQUANTIZE" and len(quant.scale) > 1:
+            return 5
+        version = row.int8 if quant.dtype == "int8" else row.int16
+        if not version:
+            raise KeyError(f"OPS has no {quant.dtype} version of {name}")
+        return version
 
     def min_runtime(self) -> str:
         """The first TensorFlow Lite release that runs every operator in its version."""
         releases = [OPS[o.name].since[o.version] for o in self.operators] or ["1.5.0"]
+        if any(o.name == "FULLY_CONNECTED" and self._channelwise(o.inputs[1]) for o in self.operators):
+            releases.append(CHANNELWISE_DENSE)
         return max(releases, key=lambda release: tuple(map(int, release.split("."))))
 
     def write(
@@ -282,12 +293,14 @@ class _Tables:
         b = self.builder
         name, shape = b.CreateString(tensor.name), self._ints(tensor.shape)
         quantization = None
-        if tensor.scale is not None:
-            scale = b.CreateNumpyVector(np.array([tensor.scale], np.float32))
-            zero_point = b.CreateNumpyVector(np.array([0], np.int64))
+        if tensor.quant is not None:
+            q = tensor.quant
+            scale = b.CreateNumpyVector(np.array(q.scale, np.float32))
+            zero_point = b.CreateNumpyVector(np.full(len(q.scale), q.zero_point, np.int64))
             schema.QuantizationParametersStart(b)
             schema.QuantizationParametersAddScale(b, scale)
             schema.QuantizationParametersAddZeroPoint(b, zero_point)
+            schema.QuantizationParametersAddQuantizedDimension(b, q.axis)
             quantization = schema.QuantizationParametersEnd(b)
         schema.TensorStart(b)
         schema.TensorAddShape(b, shape)
@@ -299,7 +312,7 @@ class _Tables:
         schema.TensorAddHasRank(b, True)
         return schema.TensorEnd(b)
 
-    def _operator(self, op: _Operator, code: int) -> int:
+    def _operator(self, op: Operator, code: int) -> int:
         b, kind = self.builder, OPS[op.name].options
         inputs, outputs = self._ints(op.inputs), self._ints(op.outputs)
         options = getattr(schema, f"{kind}T")(**op.options).Pack(b) if kind else None
