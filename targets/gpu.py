@@ -2,8 +2,9 @@
 
 The file is strictly typed, as TensorRT 10 (``--stronglyTyped``) and 11 want it: in ``fp16`` every weight
 and activation is float16, with a Cast after the input and one before each output, and outputs are
-float32. TensorRT and ONNX Runtime take it as it is. Operator limits: TensorRT's ONNX parser,
-``docs/operators.md`` of onnx/onnx-tensorrt (10.x).
+float32. ``w8a8`` is the same around explicit QuantizeLinear and DequantizeLinear nodes: int8, zero point
+0, float16 scales. TensorRT and ONNX Runtime take it as it is. Operator limits: TensorRT's ONNX parser,
+``docs/operators.md`` of onnx/onnx-tensorrt (10.x); quantization: TensorRT's "Explicit Quantization".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from repedge.config import Precision
 from repedge.errors import UnsupportedModel
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
-from repedge.targets import triton
+from repedge.targets import qdq, triton
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.gpu_file import save
 from repedge.targets.gpu_runner import ONNXRuntimeRunner
@@ -38,7 +39,7 @@ def constant(*indices: int) -> Refusal:
     def refuse(node: ir.Node) -> str | None:
         for i in indices:
             value = node.inputs[i] if i < len(node.inputs) else None
-            if value is not None and const(value) is None:
+            if value is not None and const(value) is None and qdq.weight(value) is None:
                 return f"its input {i} ({value.name!r}) is not a constant"
         return None
 
@@ -74,6 +75,21 @@ def resize(node: ir.Node) -> str | None:
         if value not in values:
             return f"TensorRT has no Resize with {name} {value!r}"
     return constant(1, 2, 3)(node)
+
+
+def symmetric(refuse: Refusal) -> Refusal:
+    """Refuses, beside what ``refuse`` does, activations that are not int8 around 0."""
+
+    def check(node: ir.Node) -> str | None:
+        why = refuse(node)
+        if why is not None or const(node.inputs[0]) is not None:
+            return why
+        p = qdq.params(node)
+        if (p.dtype, p.zero_point) != ("int8", 0):
+            return f"TensorRT has int8 with zero point 0 only, and this is {p.dtype} with {p.zero_point}"
+        return None
+
+    return check
 
 
 def inference_only(node: ir.Node) -> str | None:
@@ -127,6 +143,9 @@ TABLE: dict[str, Refusal] = {
     "Resize": resize,
     "DepthToSpace": anything,
     "SpaceToDepth": anything,
+    # quantization
+    "QuantizeLinear": symmetric(qdq.refuse_quantize),
+    "DequantizeLinear": symmetric(qdq.refuse_dequantize),
 }
 """ONNX operators that go through as they are, each with what TensorRT refuses of it."""
 
@@ -137,7 +156,7 @@ class GPU(Target):
     name: ClassVar[str] = "gpu"
     title: ClassVar[str] = "ONNX for TensorRT, ONNX Runtime and Triton on GPU servers"
     suffix: ClassVar[str] = ".onnx"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32", "w8a8")
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     executor: ClassVar[str] = "ONNX Runtime"
 
@@ -145,26 +164,31 @@ class GPU(Target):
         """Every node that isn't in ``TABLE``, or that its entry refuses."""
         return [
             Unsupported(node.op_type, node.name or "", why, node.metadata_props.get("source", ""))
-            for node in model.graph
+            for node in qdq.prepare(model).graph
             if (why := _refusal(node))
         ]
 
     def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
         """Write ``model_repository/NAME/`` with ``1/model.onnx`` as the artifact's main file.
 
+        For ``w8a8`` the graph is a QDQ graph; what has no QuantizeLinear around it runs in float16.
+
         ``job.options``: ``max_batch_size``, the largest batch that Triton forms (default 32).
 
         Raises:
             UnsupportedModel: The graph has nodes that can't go through; all are named.
-            UserError: A weight doesn't fit into float16, or all of them into one file.
+            UserError: A weight doesn't fit into float16, or all of them into one file; ``w8a8`` of a
+                graph that nobody quantized.
             CheckFailed: onnx.checker refuses the file.
         """
         from repedge.passes.batch import dynamic_batch
 
-        if job.input_kind == "uint8":
+        qdq.check_precision(model, job.precision)
+        if job.input_kind == "uint8" and not qdq.takes_pixels(model):
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)
+        model = qdq.prepare(model)
         refused = self.unsupported(model)
         if refused:
             listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
@@ -176,7 +200,7 @@ class GPU(Target):
             outputs,
             job.labels,
             job.options.get("max_batch_size", 32),
-            job.precision == "fp16",
+            job.precision != "fp32",
         )
         model = dynamic_batch(model)
         scale_resizes(model.graph)

@@ -26,6 +26,9 @@ MOVES = {"Concat", "DepthToSpace", "Flatten", "MaxPool", "Relu", "Reshape", "Sli
 MOVES |= {"GlobalMaxPool", "Max", "Min", "Pad", "Transpose"}
 """Operators that only pick among float16 numbers, so that rounding changes nothing."""
 
+MOVES |= {"QuantizeLinear", "DequantizeLinear"}
+"""Nor are dequantized numbers rounded: integer layers multiply the integers and apply the scale last."""
+
 
 class ONNXRuntimeRunner(Runner):
     """An ONNX Runtime session with dynamic batch: on CUDA without TF32, else on the CPU."""
@@ -74,7 +77,8 @@ def rounding(path: Path) -> ir.Model | None:
                 _follow(graph, node, node.outputs[0], (ir.DataType.FLOAT,))
             continue
         for value in node.outputs:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+            if node.op_type != "QuantizeLinear":
+                value.type = ir.TensorType(ir.DataType.FLOAT)
             if node.op_type not in MOVES:
                 _follow(graph, node, value, (ir.DataType.FLOAT16, ir.DataType.FLOAT))
     return model

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
+from repedge.targets import qdq
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -26,7 +27,8 @@ STAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
 def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     """Make all weights and activations float16, and cast the outputs back to float32.
 
-    The input's type is left to `enter`.
+    The input's type is left to `enter`. Quantized weights and activations stay int8; their scales become
+    float16 as well, which strict types demand.
 
     Returns:
         A sentence for each weight that float16 holds badly.
@@ -34,6 +36,10 @@ def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     Raises:
         UserError: A weight is beyond float16's range.
     """
+    for node in graph:
+        if node.op_type in qdq.NAMES:
+            _halve_scale(graph, node)
+    qdq.drop_unread(graph)
     notes = [note for value in list(graph.initializers.values()) if (note := _halve(graph, value))]
     for node in graph:
         for value in node.outputs:
@@ -118,6 +124,22 @@ def _halve(graph: ir.Graph, value: ir.Value) -> str | None:
         value.const_value = ir.tensor(half, name=value.name)
         value.type = ir.TensorType(ir.DataType.FLOAT16)
     return note
+
+
+def _halve_scale(graph: ir.Graph, node: ir.Node) -> None:
+    """Give a QuantizeLinear or DequantizeLinear a float16 scale that isn't 0."""
+    found = qdq.weight(node.outputs[0])
+    if found is not None:
+        half = found.half()
+        if not np.array_equal(half.values, found.values):
+            node.replace_input_with(0, add_initializer(graph, f"{node.inputs[0].name}_fp16", half.values))  # type: ignore[union-attr]
+        scale = half.scale.astype(np.float16)
+    else:
+        array = np.asarray(const(node.inputs[1]), np.float32)
+        half_scale, _ = _rounded(array, str(node.inputs[1].name), saturate=False)  # type: ignore[union-attr]
+        scale = np.maximum(half_scale, qdq.HALF_TINY)
+    name = str(node.inputs[1].name)  # type: ignore[union-attr]
+    node.replace_input_with(1, add_initializer(graph, f"{name}_fp16", scale))
 
 
 def _rounded(array: np.ndarray, name: str, saturate: bool) -> tuple[np.ndarray, str | None]:
