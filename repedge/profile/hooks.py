@@ -243,7 +243,8 @@ class stopwatch:
         s = self.summary()
         if not s["n"]:
             return f"{self.name}: no laps"
-        return f"{self.name}: {s['n']} laps, p50 {s['p50_ms']:.3f} ms, p90 {s['p90_ms']:.3f}, p99 {s['p99_ms']:.3f}"
+        times = ", ".join(f"{q} {s[q + '_ms']:.3f}" for q in ("p50", "p90", "p99"))
+        return f"{self.name}: {s['n']} laps, {times} ms"
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:

@@ -47,46 +47,39 @@ def page(profiles: Sequence[Profile]) -> str:
 
 def _table(profiles: Sequence[Profile]) -> str:
     compared = any(p.verdict for p in profiles)
-    heads = [
-        "artifact",
-        "p50 ms",
-        "95 % of p50",
-        "min",
-        "p90",
-        "p99",
-        "mean",
-        "std",
-        "load ms",
-        "first ms",
-        "MB",
-    ]
-    heads += ["ratio", "95 % of ratio", ""] if compared else []
+    heads = ["artifact", "p50 ms", "95 % of p50", *(["ratio", "95 % of ratio", ""] if compared else [])]
+    heads += ["min", "p90", "p99", "load ms", "MB"]
     rows = []
     for p in profiles:
-        cells = [
-            p.name,
-            _ms(p.p50_ms),
-            f"{_ms(p.p50_low)} to {_ms(p.p50_high)}",
-            _ms(p.min_ms),
-            _ms(p.p90_ms),
-        ]
-        cells += [_ms(p.p99_ms), _ms(p.mean_ms), _ms(p.std_ms), _ms(p.load_ms), _ms(p.first_ms)]
-        cells += ["" if p.peak_rss_bytes is None else f"{p.peak_rss_bytes / 1e6:.0f}"]
-        row = "".join(f"<td>{escape(c)}</td>" for c in cells)
+        row = _cells(p.name, _ms(p.p50_ms), f"{_ms(p.p50_low)} to {_ms(p.p50_high)}")
         if compared and p.ratio_p50 is not None and p.ratio_p50_interval is not None:
             low, high = p.ratio_p50_interval
             word = escape(p.verdict or "")
-            row += f"<td>{p.ratio_p50:.3f}</td><td>{low:.3f} to {high:.3f}</td><td class='{word}'>{word}</td>"
+            row += _cells(f"{p.ratio_p50:.3f}", f"{low:.3f} to {high:.3f}")
+            row += f"<td class='{word}'>{word}</td>"
         elif compared:
             row += "<td>1</td><td></td><td class='soft'>reference</td>"
+        memory = "" if p.peak_rss_bytes is None else f"{p.peak_rss_bytes / 1e6:.0f}"
+        row += _cells(_ms(p.min_ms), _ms(p.p90_ms), _ms(p.p99_ms), _ms(p.load_ms), memory)
         rows.append(f"<tr>{row}</tr>")
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)
     return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
+def _cells(*texts: str) -> str:
+    return "".join(f"<td>{escape(t)}</td>" for t in texts)
+
+
 def _section(p: Profile) -> str:
-    facts = [f"{p.runtime} {p.runtime_version}", p.unit, f"{p.threads} threads" if p.threads else ""]
-    facts += [f"computes in {p.precision_used}" if p.precision_used else "", f"hint {p.hint}"]
+    facts = [f"{p.runtime} {p.runtime_version}", p.unit, f"threads: {p.threads}" if p.threads else ""]
+    facts += [
+        f"computes in {p.precision_used}" if p.precision_used else "",
+        f"hint {p.hint}" if p.runtime == "openvino" else "",
+    ]
+    facts += [
+        f"mean {_ms(p.mean_ms)} ms, standard deviation {_ms(p.std_ms)}",
+        f"first run {_ms(p.first_ms)} ms",
+    ]
     facts += [
         f"{p.runs} runs after {p.warmup} of warm-up",
         f"governor {p.host.governor}" if p.host.governor else "",
@@ -172,7 +165,7 @@ def _operators(p: Profile) -> str:
     marks = []
     for i, (name, ms, where, kind) in enumerate(rows):
         y = i * row + 4
-        length = ms / longest * (width - names - 250)
+        length = ms / longest * (width - names - 330)
         tip = f"<title>{escape(name)}: {_ms(ms)} ms</title>"
         marks.append(
             f"<text class='name' x='{names - 8}' y='{y + 11}' text-anchor='end'>{escape(name)}</text>"
@@ -185,7 +178,8 @@ def _operators(p: Profile) -> str:
 
 
 def _label(o: Op) -> str:
-    name = o.name if len(o.name) <= 36 else "..." + o.name[-33:]
+    name = o.name if len(o.name) <= 36 else o.name.partition("/")[0]
+    name = name if len(name) <= 36 else "..." + name[-33:]
     return f"{name} ({o.type})" if o.type and o.type != o.name else name
 
 
@@ -213,7 +207,8 @@ def _axis_x(least: float, most: float, across, unit: str, whole: bool = False) -
 
 
 def _figure(kind: str, caption: str, marks: Sequence[str], height: int, width: int = WIDTH) -> str:
-    svg = f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(caption)}'>{''.join(marks)}</svg>"
+    head = f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(caption)}'>"
+    svg = f"{head}{''.join(marks)}</svg>"
     return f"<figure class='{kind}'><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
 
 

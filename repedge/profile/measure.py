@@ -95,7 +95,7 @@ def compare(
         UserError: Wrong input, fewer than two things to compare.
         DeviceError: A device or runtime failed.
     """
-    targets = [devices.get(d, device_options) for d in devices_]
+    targets = devices.get_all(devices_, device_options)
     subjects = [find(w, **dict(source_options or {})) for w in whats]
     pairs = [(s, d) for d in targets for s in subjects]
     if len(pairs) < 2:

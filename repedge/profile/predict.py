@@ -159,7 +159,8 @@ def predict(what: str | Path, device: str, **source_options: Any) -> Estimate:
 def refusal(network: Network, fit: Fit) -> str | None:
     """Why a fit does not hold for a network; None: it does."""
     if network.family != fit.family:
-        return f"the fit holds for {fit.family} networks only, and this is {network.family or 'of no known family'}"
+        family = network.family or "of no known family"
+        return f"the fit holds for {fit.family} networks only, and this is {family}"
     if network.target not in (None, fit.target):
         return f"the fit is for {fit.target} artifacts, and this is for {network.target}"
     if network.precision not in (None, fit.precision):

@@ -52,7 +52,7 @@ def profiles(rows: Sequence[Profile]) -> None:
 
 def details(p: Profile, many: bool) -> None:
     """Where it ran, what is outside of the delegate, warnings, operators."""
-    parts = [f"{p.runtime} {p.runtime_version}", p.unit, f"{p.threads} threads" if p.threads else ""]
+    parts = [f"{p.runtime} {p.runtime_version}", p.unit, f"threads: {p.threads}" if p.threads else ""]
     parts += [
         f"computes in {p.precision_used}" if p.precision_used else "",
         f"{p.runs} runs after {p.warmup}",
@@ -82,7 +82,7 @@ def operators(p: Profile) -> None:
     total = sum(o.ms or 0 for o in timed)
     for o in timed[:SHOWN_OPS]:
         where = f"{o.where} {o.precision}" if o.precision and o.precision not in o.where else o.where
-        table.add_row(o.name[-50:], o.type, _ms(o.ms), f"{(o.ms or 0) / total:.1%}" if total else "", where)
+        table.add_row(_short(o.name), o.type, _ms(o.ms), f"{(o.ms or 0) / total:.1%}" if total else "", where)
     if len(timed) > SHOWN_OPS:
         rest = sum(o.ms or 0 for o in timed[SHOWN_OPS:])
         table.add_row(
@@ -113,6 +113,11 @@ def _ms(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _short(name: str) -> str:
+    name = name if len(name) <= 40 else name.partition("/")[0]
+    return name if len(name) <= 40 else "..." + name[-37:]
 
 
 def _verdict(word: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 from repedge.profile.agent.engine import AgentError, Engine, refused
 
@@ -27,15 +28,15 @@ class CoreML(Engine):
             raise AgentError("the compute unit is one of all, ane, gpu, cpu", "user")
         self.unit = wanted or "all"
         self.threads = None  # type: ignore[assignment]
-        self._loop = asyncio.new_event_loop()
+        self._loop: Any = asyncio.new_event_loop()
         try:
             units = getattr(ct.ComputeUnit, UNITS[wanted])
-            self._model = ct.models.MLModel(artifact, compute_units=units)
+            self._model: Any = ct.models.MLModel(artifact, compute_units=units)
         except Exception as e:  # coremltools wraps Core ML's errors in several classes
             raise refused("Core ML", e, self.version) from e
-        self._bench = perf_utils.MLModelBenchmarker(self._model)
+        self._bench: Any = perf_utils.MLModelBenchmarker(self._model)
         self._plan: list = []
-        self._described = list(self._model.get_spec().description.input)
+        self._described: list = list(self._model.get_spec().description.input)
         self.inputs = [_input(d) for d in self._described]
         self._values: dict = {}
 

@@ -89,15 +89,15 @@ class OpenVINO(Engine):
             request.start_async()
             request.wait()
             for c in request.profiling_info:
-                row = rows.setdefault((c.node_name, c.node_type), [c, 0.0])
-                row[1] += c.real_time.total_seconds() * 1000 / runs
+                row = rows.setdefault((c.node_name, c.node_type), [c, []])
+                row[1].append(c.real_time.total_seconds() * 1000)
         shapes = _output_shapes(compiled)
         ran = [(c, ms) for c, ms in rows.values() if str(c.status).endswith("EXECUTED")]
         ops = [
             {
                 "name": c.node_name,
                 "type": c.node_type,
-                "ms": ms,
+                "ms": sorted(ms)[len(ms) // 2],
                 "where": c.exec_type,
                 "precision": _precision(c),
                 "shape": shapes.get(c.node_name, []),
@@ -106,7 +106,7 @@ class OpenVINO(Engine):
         ]
         return (
             ops,
-            f"the plugin's own counters (PERF_COUNT), mean of {runs} runs; counting slows a run a little",
+            f"the plugin's own counters (PERF_COUNT), median of {runs} runs; counting slows a run a little",
         )
 
     def saturate(self, runs: int, arrays: list) -> tuple:

@@ -84,7 +84,7 @@ class ONNXRuntime(Engine):
             with open(session.end_profiling(), encoding="utf-8") as f:
                 events = json.load(f)
         ops = summarise(events, runs)
-        return ops, f"ONNX Runtime's own profiler, mean of {runs} runs; profiling slows a run a little"
+        return ops, f"ONNX Runtime's own profiler, median of {runs} runs; profiling slows a run a little"
 
 
 def summarise(events: list, runs: int) -> list:
@@ -102,5 +102,5 @@ def summarise(events: list, runs: int) -> list:
         row["times"].append(e["dur"] / 1000)
     for row in rows.values():
         times = row.pop("times")[1:]
-        row["ms"] = sum(times) / max(1, len(times))
+        row["ms"] = sorted(times)[len(times) // 2] if times else None
     return list(rows.values())
