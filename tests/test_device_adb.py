@@ -226,7 +226,7 @@ def test_listing(serve, monkeypatch):
 
 
 def test_options_and_the_tool_are_checked(artifact, tool, tmp_path):
-    with pytest.raises(UserError, match="name it with --benchmark-model PATH or URL"):
+    with pytest.raises(UserError, match="name it with --device-option benchmark-model=PATH or URL"):
         devices.get("adb://A1").profile(artifact, request())
     with pytest.raises(UserError, match="no ELF file"):
         profile(artifact, artifact)

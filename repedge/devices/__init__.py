@@ -6,6 +6,28 @@ entry-point group ``repedge.devices`` of another package.
 
 from __future__ import annotations
 
-from repedge.devices.base import DEVICES, Device, DeviceURI, Found, Session, get, load_class, parse, schemes
+from repedge.devices.base import (
+    DEVICES,
+    Device,
+    DeviceURI,
+    Found,
+    Session,
+    get,
+    get_all,
+    load_class,
+    parse,
+    schemes,
+)
 
-__all__ = ["DEVICES", "Device", "DeviceURI", "Found", "Session", "get", "load_class", "parse", "schemes"]
+__all__ = [
+    "DEVICES",
+    "Device",
+    "DeviceURI",
+    "Found",
+    "Session",
+    "get",
+    "get_all",
+    "load_class",
+    "parse",
+    "schemes",
+]

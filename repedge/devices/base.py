@@ -178,16 +178,29 @@ def get(text: str, options: Mapping[str, str] | None = None) -> Device:
     Raises:
         UserError: The URI or an option is wrong.
     """
-    uri = parse(text)
-    cls = load_class(uri.scheme)
+    return get_all([text], options)[0]
+
+
+def get_all(texts: Sequence[str], options: Mapping[str, str] | None = None) -> list[Device]:
+    """The devices that several URIs name; each is given the options that its kind takes.
+
+    Raises:
+        UserError: A URI is wrong, or none of the devices takes an option.
+    """
+    uris = [parse(text) for text in texts]
+    classes = [load_class(uri.scheme) for uri in uris]
+    known = list(dict.fromkeys(name for cls in classes for name in cls.options))
     options = dict(options or {})
     for name in options:
-        if name not in cls.options:
-            close = difflib.get_close_matches(name, cls.options, n=1)
-            known = ", ".join(cls.options) or "none"
-            hint = f"did you mean {close[0]}?" if close else f"it takes: {known}"
-            raise UserError(f"{uri.scheme} devices have no option {name!r}; {hint}")
-    return cls(uri, options)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
+            schemes_ = " and ".join(dict.fromkeys(uri.scheme for uri in uris))
+            raise UserError(f"{schemes_} devices have no option {name!r}; {hint}")
+    return [
+        cls(uri, {k: v for k, v in options.items() if k in cls.options})
+        for cls, uri in zip(classes, uris, strict=True)
+    ]
 
 
 def _unknown(scheme: str) -> UserError:

@@ -16,7 +16,7 @@ from repedge.errors import DeviceError, UserError
 MAX_BYTES = 512 << 20
 HINT = (
     "measuring on a phone needs TFLite's benchmark_model for Android: name it with "
-    "--benchmark-model PATH or URL (builds: https://ai.google.dev/edge/litert/models/measurement)"
+    "--device-option benchmark-model=PATH or URL (builds: https://ai.google.dev/edge/litert/models/measurement)"
 )
 
 

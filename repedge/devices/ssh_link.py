@@ -159,7 +159,7 @@ class Link:
         except asyncssh.PermissionDenied as e:
             raise UserError(
                 f"{self.target} refused the login: none of the keys is accepted there; name the right "
-                f"one with --identity FILE, or load it into ssh-agent (passwords are not used)"
+                f"one with --device-option identity=FILE, or load it into ssh-agent (passwords are not used)"
             ) from e
         except asyncssh.KeyImportError as e:
             raise UserError(f"the SSH key can't be used: {e}; load a protected key into ssh-agent") from e
