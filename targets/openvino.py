@@ -2,7 +2,9 @@
 
 The batch size is written as 1, the fastest form; ``model.reshape({"image": [8, 224, 224, 3]})`` gives
 another one. ``fp16`` stores float16 weights (half the size); the device decides in which precision it
-computes: f32 or bf16 on CPUs, f16 on GPUs and NPUs.
+computes: f32 or bf16 on CPUs, f16 on GPUs and NPUs. ``w8a8`` is a QDQ graph as FakeQuantize nodes with
+int8 weights, which the low-precision passes of every device turn into u8 x i8 kernels; what has no
+FakeQuantize around it stays float. ``w8a32`` stores int8 weights, which are widened when the IR is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import onnx_ir as ir
 from repedge.config import Precision
 from repedge.errors import DeviceError, UnsupportedModel, UserError
 from repedge.graph.values import const, only_reader, shape_of
-from repedge.targets import openvino_ops
+from repedge.targets import openvino_ops, qdq
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.openvino_build import Builder, needed
 
@@ -35,7 +37,7 @@ class OpenVINO(Target):
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO IR for Intel and Arm CPUs, Intel GPUs and NPUs"
     suffix: ClassVar[str] = ".xml"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32", "w8a8", "w8a32")
     needs: ClassVar[tuple[str, ...]] = ("openvino",)
     executor: ClassVar[str] = "OpenVINO on the CPU, computing in f32"
 
@@ -43,7 +45,7 @@ class OpenVINO(Target):
         """Every node that ``openvino_ops.TABLE`` has no row for, or whose row refuses it."""
         return [
             Unsupported(node.op_type, node.name or "", why, node.metadata_props.get("source", ""))
-            for node in model.graph
+            for node in qdq.prepare(model).graph
             if (why := _refusal(node))
         ]
 
@@ -52,14 +54,16 @@ class OpenVINO(Target):
 
         Raises:
             UnsupportedModel: The graph has nodes without a lowering; all are named.
-            UserError: A weight doesn't fit into float16.
+            UserError: A weight doesn't fit into float16; ``w8a8`` of a graph that nobody quantized.
         """
         import openvino
 
-        if job.input_kind == "uint8":
+        qdq.check_precision(model, job.precision)
+        if job.input_kind == "uint8" and not qdq.takes_pixels(model):
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)
+        model = qdq.prepare(qdq.quantize_weights(model) if job.precision == "w8a32" else model)
         refused = self.unsupported(model)
         if refused:
             listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
@@ -124,10 +128,11 @@ def _lower(model: ir.Model, job: Job) -> Any:
     b = Builder()
     parameter, done = _lower_input(b, model.graph.inputs[0], job)
     for node in model.graph:
-        if node in done:
-            continue
+        if node in done or qdq.weight(node.outputs[0]) is not None:
+            continue  # a weight is made where it is read
         lowered = openvino_ops.TABLE[node.op_type].lower(b, node)
-        lowered.set_friendly_name(node.name)
+        if node.op_type != "DequantizeLinear":  # that one is its FakeQuantize
+            lowered.set_friendly_name(node.name)
         for value, port in zip(node.outputs, lowered.outputs(), strict=False):
             b.values[str(value.name)] = port
     results = []

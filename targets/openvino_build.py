@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.values import const
+from repedge.targets import qdq
 
 Refusal = Callable[[ir.Node], str | None]
 """Says in a sentence why a node can't be lowered, or None if it can."""
@@ -29,7 +30,13 @@ class Builder:
         """The OpenVINO output for a node's input; a constant is made on its first use."""
         name = str(node.inputs[index].name)  # type: ignore[union-attr]
         if name not in self.values:  # the graph is sorted: what no node made is a constant
-            self.values[name] = self.const(needed(node, index), name).output(0)
+            quantized = qdq.weight(node.inputs[index])
+            made = (
+                self.const(needed(node, index), name)
+                if quantized is None
+                else self.quantized(quantized, name)
+            )
+            self.values[name] = made.output(0)
         return self.values[name]
 
     def const(self, array: np.ndarray, name: str | None = None) -> Any:
@@ -39,6 +46,28 @@ class Builder:
         if name:
             node.set_friendly_name(name)
         return node
+
+    def quantized(self, weight: qdq.Quantized, name: str, shape: Sequence[int] | None = None) -> Any:
+        """int8 -> Convert -> Multiply: the form that the low-precision passes and compressed files have.
+
+        Args:
+            weight: The integers and their scale.
+            name: Of the nodes.
+            shape: What the integers are reshaped to, by splitting their first axis.
+        """
+        values, scale = weight.values, weight.along()
+        if shape is not None:
+            parts = tuple(shape[: len(shape) - values.ndim + 1])
+            front = parts if scale.ndim and scale.shape[0] > 1 else (1,) * len(parts)
+            values, scale = (
+                values.reshape(shape),
+                scale.reshape(*front, *scale.shape[1:]) if scale.ndim else scale,
+            )
+        wide = self.ops.convert(self.const(values, name), np.float32)
+        wide.set_friendly_name(f"{name}/f32")
+        scaled = self.ops.multiply(wide, self.const(scale.astype(np.float32), f"{name}/scale"))
+        scaled.set_friendly_name(f"{name}/scaled")
+        return scaled
 
     def ints(self, *numbers: int) -> Any:
         """An int64 vector."""
@@ -88,7 +117,7 @@ def require_const(*indices: int) -> Refusal:
 
     def refuse(node: ir.Node) -> str | None:
         for i in indices:
-            if given(node, i) and const(node.inputs[i]) is None:
+            if given(node, i) and const(node.inputs[i]) is None and qdq.weight(node.inputs[i]) is None:
                 return f"its input {i} ({node.inputs[i].name!r}) is not a constant"  # type: ignore[union-attr]
         return None
 

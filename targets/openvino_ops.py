@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
+from repedge.targets import qdq
 from repedge.targets.openvino_build import Builder, Lowering, Row, arg, first, given, needed, require_const
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -22,12 +23,11 @@ FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 def two_dimensional(node: ir.Node) -> str | None:
-    weight = const(node.inputs[1])
-    if weight is None:
+    weight = node.inputs[1]
+    if const(weight) is None and qdq.weight(weight) is None:
         return "its weight is not a constant"
-    if weight.ndim != 4:
-        return f"it has {weight.ndim - 2} spatial axes; only 2-D is supported"
-    return None
+    rank = len(shape_of(weight))
+    return None if rank == 4 else f"it has {rank - 2} spatial axes; only 2-D is supported"
 
 
 def plain_transpose(node: ir.Node) -> str | None:
@@ -36,9 +36,16 @@ def plain_transpose(node: ir.Node) -> str | None:
     return None
 
 
-def grouped(weight: np.ndarray, group: int) -> np.ndarray:
-    """[G * A, B, h, w] -> [G, A, B, h, w], the form of OpenVINO's group convolutions."""
-    return weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
+def kernel(b: Builder, node: ir.Node, group: int) -> Any:
+    """The weight; [G * A, B, h, w] becomes [G, A, B, h, w], the form of OpenVINO's group convolutions."""
+    if group == 1:
+        return b.x(node, 1)
+    first, *rest = shape_of(node.inputs[1])
+    shape = (group, first // group, *rest)
+    quantized = qdq.weight(node.inputs[1])
+    if quantized is not None:
+        return b.quantized(quantized, f"{node.inputs[1].name}/{node.name}", shape)  # type: ignore[union-attr]
+    return b.const(needed(node, 1).reshape(shape))
 
 
 def add_channels(b: Builder, node: ir.Node, y: Any) -> Any:
@@ -48,17 +55,17 @@ def add_channels(b: Builder, node: ir.Node, y: Any) -> Any:
 
 
 def conv(b: Builder, node: ir.Node) -> Any:
-    a, weight = conv_attrs(node), needed(node, 1)
+    a = conv_attrs(node)
     window = (list(a.strides), list(a.pads[:2]), list(a.pads[2:]), list(a.dilations))
     if a.group == 1:
-        y = b.ops.convolution(b.x(node, 0), b.const(weight), *window)
+        y = b.ops.convolution(b.x(node, 0), kernel(b, node, 1), *window)
     else:
-        y = b.ops.group_convolution(b.x(node, 0), b.const(grouped(weight, a.group)), *window)
+        y = b.ops.group_convolution(b.x(node, 0), kernel(b, node, a.group), *window)
     return add_channels(b, node, y)
 
 
 def conv_transpose(b: Builder, node: ir.Node) -> Any:
-    a, weight = conv_attrs(node), needed(node, 1)
+    a = conv_attrs(node)
     window: dict[str, Any] = {
         "strides": list(a.strides),
         "pads_begin": list(a.pads[:2]),
@@ -68,10 +75,9 @@ def conv_transpose(b: Builder, node: ir.Node) -> Any:
         "auto_pad": "explicit",
     }
     if a.group == 1:
-        y = b.ops.convolution_backprop_data(b.x(node, 0), b.const(weight), **window)
+        y = b.ops.convolution_backprop_data(b.x(node, 0), kernel(b, node, 1), **window)
     else:
-        filters = b.const(grouped(weight, a.group))
-        y = b.ops.group_convolution_backprop_data(b.x(node, 0), filters, **window)
+        y = b.ops.group_convolution_backprop_data(b.x(node, 0), kernel(b, node, a.group), **window)
     return add_channels(b, node, y)
 
 
@@ -348,6 +354,16 @@ def block(name: str) -> Lowering:
     return lower
 
 
+# --- quantization ----------------------------------------------------------------------------------------
+
+
+def fake_quantize(b: Builder, node: ir.Node) -> Any:
+    """QuantizeLinear with the DequantizeLinear behind it, which has the same parameters."""
+    p = qdq.params(node)
+    low, high = (b.number(v) for v in p.range())
+    return b.ops.fake_quantize(b.x(node, 0), low, high, low, high, 256)
+
+
 TABLE: dict[str, Row] = {
     # convolutions and products
     "Conv": Row(conv, first(two_dimensional, require_const(2))),
@@ -397,4 +413,7 @@ TABLE: dict[str, Row] = {
     "Resize": Row(resize, first(plain_resize, require_const(1, 2, 3))),
     "DepthToSpace": Row(block("depth_to_space")),
     "SpaceToDepth": Row(block("space_to_depth")),
+    # quantization
+    "QuantizeLinear": Row(fake_quantize, qdq.refuse_quantize),
+    "DequantizeLinear": Row(lambda b, n: b.x(n, 0).get_node(), qdq.refuse_dequantize),
 }

@@ -181,6 +181,46 @@ def prepare(model: ir.Model) -> ir.Model:
     return copy
 
 
+MIN_SIZE = 2048
+"""Weights of fewer elements stay float where only the weights are quantized: it buys nothing."""
+
+
+def quantize_weights(model: ir.Model) -> ir.Model:
+    """The graph with float32 weights of layers as int8, nearest, one scale per output channel.
+
+    Weights that are quantized already stay as they are.
+
+    Returns:
+        A copy.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    for node in list(graph):
+        array = const(node.inputs[1]) if node.op_type in LAYERS else None
+        if array is None or array.dtype != np.float32 or array.ndim < 2 or array.size < MIN_SIZE:
+            continue
+        axis = 0 if node.op_type == "Conv" or attr(node, "transB", 0) else 1
+        if node.op_type == "MatMul":
+            axis = array.ndim - 1
+        others = tuple(i for i in range(array.ndim) if i != axis)
+        scale = np.abs(array).max(axis=others).astype(np.float32) / np.float32(127)
+        scale[scale == 0] = 1
+        along = scale.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        values = np.clip(np.rint(array / along), -127, 127).astype(np.int8)
+        name = str(node.inputs[1].name)  # type: ignore[union-attr]
+        inputs = [
+            add_initializer(graph, f"{name}/q", values),
+            add_initializer(graph, f"{name}/scale", scale),
+        ]
+        out = ir.Value(name=f"{name}/{node.name}/dq", shape=ir.Shape(array.shape))
+        out.type = ir.TensorType(ir.DataType.FLOAT)
+        dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, outputs=[out], name=f"{out.name}")
+        node.replace_input_with(1, out)
+        graph.insert_before(node, dequantize)
+    drop_unread(graph)
+    return copy
+
+
 def refuse_quantize(node: ir.Node) -> str | None:
     """Why no target takes this QuantizeLinear, or None."""
     try:
