@@ -1,4 +1,4 @@
-"""From a calibrated graph and its plan to QDQ ONNX: QuantizeLinear and DequantizeLinear say where integers are.
+"""From a calibrated graph and its plan to QDQ ONNX: Quantize- and DequantizeLinear say where integers are.
 
 Between a DequantizeLinear and the next QuantizeLinear every operator is still its float self, so that any
 runtime can run the file, and one that knows integers (OpenVINO, TensorRT, ONNX Runtime, repedge's

@@ -77,9 +77,8 @@ class Recipe(BaseModel):
         """Raise UserError where a step is not known."""
         for spec in self.steps:
             if spec.step not in STEPS:
-                raise UserError(
-                    f"the recipe {self.name!r} has an unknown step {spec.step!r}; there are {', '.join(STEPS)}"
-                )
+                known = ", ".join(STEPS)
+                raise UserError(f"recipe {self.name!r} has an unknown step {spec.step!r}; known are {known}")
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -221,12 +221,12 @@ def descend(q: np.ndarray, exact: np.ndarray, h: np.ndarray, limit: int, steps: 
     q = q.astype(np.float64).copy()
     diagonal = np.einsum("gkk->gk", h)[:, None]
     gradient = (q - exact) @ h
-    groups, rows = np.indices(q.shape[:2])
+    groups, rows = (np.array(i) for i in np.indices(q.shape[:2]))
     for _ in range(steps):
         sign = np.where(gradient > 0, -1.0, 1.0)
         gain = 2 * np.abs(gradient) - diagonal
         gain[np.abs(q + sign) > limit] = -np.inf
-        best: Any = gain.argmax(2)
+        best = gain.argmax(2)
         helps = gain[groups, rows, best] > 1e-9 * diagonal[groups, 0, best]
         if not helps.any():
             break
