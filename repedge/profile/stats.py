@@ -18,7 +18,7 @@ import numpy as np
 
 from repedge.profile.protocol import RawProfile
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 MIN_EFFECT = 0.01
 """Ratios nearer to 1 than this are never called a difference: nobody acts on them."""
 
@@ -83,7 +83,7 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 
 def block_length(x: np.ndarray) -> int:
-    """Runs that belong together: up to the first lag without autocorrelation, at least n ** (1/3)."""
+    """Runs that belong together: twice the first lag without autocorrelation, at least n ** (1/3)."""
     n = len(x)
     centred = np.argsort(np.argsort(x)) - (n - 1) / 2  # ranks: one slow run must not hide the rest
     power = float(centred @ centred)
@@ -93,7 +93,7 @@ def block_length(x: np.ndarray) -> int:
     lag = 1
     while lag < most and float(centred[:-lag] @ centred[lag:]) / power > 2 / math.sqrt(n):
         lag += 1
-    return min(max(least, lag), most)
+    return min(max(least, 2 * lag if lag > 1 else 1), most)
 
 
 def median_interval(x: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,66 @@
+"""Small artifacts and scripted agents for the profile tests."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import onnx
+import onnx.parser
+
+NET = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (uint8[1, 16, 16, 3] image) => (float[1, 4] logits) {
+  x = Cast<to = 1>(image)
+  y = Transpose<perm = [0, 3, 1, 2]>(x)
+  z = GlobalAveragePool(y)
+  f = Flatten(z)
+  w = Constant<value = float[3, 4] {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}>()
+  logits = MatMul(f, w)
+}
+"""
+NAN = NET.replace("logits = MatMul(f, w)", "m = MatMul(f, w)\n n = Neg(m)\n logits = Log(n)")
+
+
+def save_onnx(path: Path, text: str = NET) -> Path:
+    model = onnx.parser.parse_model(text)
+    onnx.save(model, path)
+    return path
+
+
+@cache
+def module():
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+
+
+class ScriptedTransport:
+    """A `repedge.devices.base.Transport` that plays back lines; None is the end, an exception is raised."""
+
+    def __init__(self, *lines, trouble=""):
+        self.lines, self.sent, self.closed, self._trouble = list(lines), [], 0, trouble
+
+    def send(self, line):
+        self.sent.append(json.loads(line))
+
+    def receive(self, timeout):
+        line = self.lines.pop(0) if self.lines else None
+        if isinstance(line, type):
+            raise line
+        return line
+
+    def trouble(self):
+        return self._trouble
+
+    def close(self):
+        self.closed += 1
+
+
+def answer(**message):
+    return "@repedge " + json.dumps(message)
