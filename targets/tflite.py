@@ -137,7 +137,11 @@ def _prepared(model: ir.Model, job: Job) -> IntegerGraph:
 
 
 def _input(c: Emitter, value: ir.Value, job: Job) -> int:
-    """The tensor that the app writes; 8-bit pixels are quantized numbers of scale 1 to the runtime."""
+    """The tensor that the app writes; 8-bit pixels are quantized numbers of scale 1 to the runtime.
+
+    They are widened even where the next operator is QUANTIZE: XNNPACK takes both of these but not a
+    QUANTIZE from uint8 to int8, and is faster (0.54 to 0.65 ms with a stem behind it, 224 x 224).
+    """
     from repedge.targets.tflite_writer import PIXELS
 
     if job.input_kind == "float32":
@@ -145,12 +149,9 @@ def _input(c: Emitter, value: ir.Value, job: Job) -> int:
     shape = shape_of(value)
     layout = natural(len(shape))
     tensor = c.scratch(value.name or "", stored(shape, layout), PIXELS)
-    c.pixels[value] = tensor
-    quants = [c.quants[use.node.outputs[0]] for use in value.uses() if use.node.op_type == "QuantizeLinear"]
-    if len(quants) < len(value.uses()) or any(q.dtype != "int8" for q in quants):
-        widened = c.scratch(f"{value.name}/float", stored(shape, layout))
-        c.op("DEQUANTIZE", [tensor], [widened])
-        c.store(value, layout, widened)
+    widened = c.scratch(f"{value.name}/float", stored(shape, layout))
+    c.op("DEQUANTIZE", [tensor], [widened])
+    c.store(value, layout, widened)
     return tensor
 
 

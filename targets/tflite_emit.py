@@ -51,7 +51,6 @@ class Emitter:
         flat: Flattened values whose readers take the unflattened tensor: value -> (tensor, layout,
             ONNX shape before flattening).
         quants: Values that hold integers (see tflite_int_graph).
-        pixels: The graph input that the app writes as 8-bit pixels -> tensor.
         dynamic: Whether float layers with 8-bit weights round their input to 8 bits at run time, too.
         notes: Sentences for `Artifact.notes`.
     """
@@ -67,7 +66,6 @@ class Emitter:
         self.half = half
         self.quants = quants or {}
         self.dynamic = dynamic
-        self.pixels: dict[ir.Value, int] = {}
         self.done: set[ir.Node] = set()
         self.flat: dict[ir.Value, tuple[int, Layout, tuple[int, ...]]] = {}
         self.notes: list[str] = []

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from repedge.graph.attrs import pool_attrs
 from repedge.graph.values import shape_of
 from repedge.targets.tflite_emit import ACTIVATIONS, Emitter, bounds
-from repedge.targets.tflite_layout import NHWC, natural
+from repedge.targets.tflite_layout import NHWC
 from repedge.targets.tflite_ops_window import VALID, pad_spatial, reached_pads
 from repedge.targets.tflite_writer import Quant
 
@@ -19,16 +19,13 @@ _CLAMPS_16 = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6"}
 
 
 def quantize(c: Emitter, node: ir.Node) -> None:
-    """QuantizeLinear -> QUANTIZE, from pixels, floats or integers of another type.
+    """QuantizeLinear -> QUANTIZE, from floats or integers of another type.
 
     Another scale of 8-bit integers -> MUL by 1: XNNPACK's QUANTIZE has a multiplier of 8 fractional
     bits, which puts up to a seventh of the results one unit off (measured); its MUL is exact.
     """
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
-    if value in c.pixels and c.quants[out].dtype == "int8":
-        c.op("QUANTIZE", [c.pixels[value]], [c.write(out, natural(len(shape_of(value))))])
-        return
     layout, x = c.layout(value), c.read(value)
     before = c.quant(x)
     if before is not None and before.dtype == c.quants[out].dtype == "int8":

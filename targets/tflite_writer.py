@@ -212,6 +212,8 @@ class _Tables:
         self.writer = writer
         self.builder = flatbuffers.Builder(1 << 16)
         self.fields: list[int] = []  # offsets, from the end, of the placeholders
+        self.vectors: dict[tuple[int, ...], int] = {}
+        self.zero_points: dict[tuple[int, int], int] = {}
 
     def build(
         self,
@@ -249,7 +251,11 @@ class _Tables:
         return self.builder.EndVector()
 
     def _ints(self, values: Sequence[int]) -> int:
-        return self.builder.CreateNumpyVector(np.asarray(values, np.int32))
+        """A vector; equal ones (shapes above all) are stored once."""
+        key = tuple(values)
+        if key not in self.vectors:
+            self.vectors[key] = self.builder.CreateNumpyVector(np.asarray(values, np.int32))
+        return self.vectors[key]
 
     def _buffer(self, blob: Tensor | None) -> int:
         b = self.builder
@@ -296,7 +302,7 @@ class _Tables:
         if tensor.quant is not None:
             q = tensor.quant
             scale = b.CreateNumpyVector(np.array(q.scale, np.float32))
-            zero_point = b.CreateNumpyVector(np.full(len(q.scale), q.zero_point, np.int64))
+            zero_point = self._zero_points(len(q.scale), q.zero_point)
             schema.QuantizationParametersStart(b)
             schema.QuantizationParametersAddScale(b, scale)
             schema.QuantizationParametersAddZeroPoint(b, zero_point)
@@ -311,6 +317,13 @@ class _Tables:
             schema.TensorAddQuantization(b, quantization)
         schema.TensorAddHasRank(b, True)
         return schema.TensorEnd(b)
+
+    def _zero_points(self, count: int, value: int) -> int:
+        """A vector that all tensors with as many scales share; eight bytes a channel add up."""
+        if (count, value) not in self.zero_points:
+            array = np.full(count, value, np.int64)
+            self.zero_points[count, value] = self.builder.CreateNumpyVector(array)
+        return self.zero_points[count, value]
 
     def _operator(self, op: Operator, code: int) -> int:
         b, kind = self.builder, OPS[op.name].options
