@@ -3,8 +3,9 @@
 The file is NHWC, has the signature ``serving_default`` with the ONNX graph's names, and carries
 labels and preprocessing as TensorFlow Lite Metadata. Modules: tflite_ops (the table), tflite_emit
 (what lowerings work with), tflite_layout (NCHW to NHWC), tflite_int_graph (QDQ to integer operators),
-tflite_int_rules (what has integer kernels), tflite_int_ops, tflite_int_limits (what XNNPACK leaves),
-tflite_writer (the file), tflite_versions, tflite_metadata, tflite_runner.
+tflite_int_constants, tflite_int_weights, tflite_int_rules (what has integer kernels), tflite_int_ops,
+tflite_int_limits (what XNNPACK leaves), tflite_writer (the file), tflite_versions, tflite_metadata,
+tflite_runner.
 
 The integer precisions take a QDQ graph (``repedge.calib``). For uint8 input the preprocessing must have
 been folded into it before it was calibrated, which its input name ``image`` says: then the pixels are
@@ -116,13 +117,8 @@ class TFLite(Target):
 def _prepared(model: ir.Model, job: Job) -> IntegerGraph:
     """The graph that is lowered: normalisation folded in, integers found."""
     from repedge.passes.preprocess import IMAGE, fold_preprocess
-    from repedge.targets.tflite_int_graph import (
-        IntegerGraph,
-        check_integers,
-        integer_graph,
-        is_quantized,
-        round_weights,
-    )
+    from repedge.targets.tflite_int_graph import IntegerGraph, integer_graph, is_quantized
+    from repedge.targets.tflite_int_weights import check_integers, round_weights
 
     quantized = is_quantized(model)
     folded = quantized and [v.name for v in model.graph.inputs] == [IMAGE]

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 
 from repedge.config import Preprocess
-from repedge.errors import UserError
 from repedge.passes.preprocess import fold_preprocess
 from repedge.targets.tflite import TFLite
 from repedge.targets.tflite_int_rules import RULES
 from repedge.targets.tflite_runner import partitions
-from repedge.targets.tflite_writer import Quant, schema
+from repedge.targets.tflite_writer import schema
 from tests.tflite_cases import CASES, W3, window
 from tests.tflite_helpers import build, clean, fused_network, op_names, relative_error, run, weights
-from tests.tflite_helpers import reference as float_reference
-from tests.tflite_qdq import output_scales, quantize, reference
+from tests.tflite_qdq import batch, mixed, quantize, reference, units
 
 W8 = {"int8": "w8a8", "int16": "w8a16"}
 CHAINS = {"squeeze_excite", "add_lower_rank", "concat_height", "flatten_pooled_gemm", "flatten_map_gemm"}
@@ -33,20 +28,6 @@ ROUNDED_OTHERWISE = {
     "bilinear_asymmetric",
 }
 """XNNPACK computes these with fewer fractional bits: one unit off here and there. All others are exact."""
-
-
-def batch(model: ir.Model, count: int = 3) -> np.ndarray:
-    shape = model.graph.inputs[0].shape.numpy()
-    return np.concatenate([weights(*shape, seed=9 + i) for i in range(count)])
-
-
-def units(model: ir.Model, path, x: np.ndarray, want: list[np.ndarray] | None = None, **changes) -> float:
-    """Largest difference from the QDQ graph, in units of each output's scale."""
-    want = reference(model, x) if want is None else want
-    got = run(model, path, x, **changes)
-    assert [g.shape for g in got] == [w.shape for w in want]
-    errors = [np.abs(g - w).max() / s for g, w, s in zip(got, want, output_scales(model), strict=True)]
-    return float(max(errors))
 
 
 def inside(path) -> list[str]:
@@ -240,21 +221,6 @@ def test_same_graph_gives_same_bytes_and_is_not_changed(tmp_path):
 # Mixed plans
 
 
-MIXED = """g (float[1,6,9,9] x) => (float[1,4] y) {
-    [one] a = Conv<pads=[1,1,1,1]> (x, w, b)
-    [two] r = Relu (a)
-    [three] c = Conv<pads=[1,1,1,1]> (r, v, b)
-    [four] s = Add (c, r)
-    [five] p = GlobalAveragePool (s)
-    [six] f = Flatten (p)
-    [seven] y = Gemm<transB=1> (f, u)
-}"""
-
-
-def mixed() -> ir.Model:
-    return clean(MIXED, w=W3, b=weights(12), v=weights(12, 12, 3, 3), u=weights(4, 12))
-
-
 @pytest.mark.parametrize("left", [["three"], ["one", "two"], ["seven"], ["five", "six", "seven"]])
 def test_layers_that_stay_float_stand_between_borders(left, tmp_path):
     qdq = quantize(mixed(), batch(mixed()), float_nodes=left)
@@ -324,56 +290,6 @@ def test_pixels_of_sixteen_bit_graphs(tmp_path):
     assert units(qdq, path, pixels, reference(qdq, x), input_kind="uint8") < 1.01
 
 
-# 8-bit weights, float activations
-
-
-def weight_graph(name: str) -> ir.Model:
-    text, arrays, _ = CASES[name]
-    return clean(text, **arrays)
-
-
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("conv_", "deconv_", "gemm", "matmul_c"))])
-def test_8_bit_weights_behind_dequantize_are_float_arithmetic(name, tmp_path):
-    model = weight_graph(name)
-    qdq = quantize(model, batch(model), weights_only=True)
-    path, _ = build(qdq, tmp_path, precision="w8a32")
-    assert relative_error(run(qdq, path, batch(model)), reference(qdq, batch(model))) < 5e-6
-    assert partitions(path).whole
-    if name not in ("gemm_scaled", "matmul_computed"):
-        assert op_names(path).count("DEQUANTIZE") == 1
-
-
-def test_float_graph_gets_its_weights_rounded(tmp_path):
-    """No images are needed: the same file as the quantizer's nearest rounding gives."""
-    model = mixed()
-    first, _ = build(model, tmp_path / "a", precision="w8a32")
-    qdq = quantize(model, batch(model), weights_only=True)
-    assert relative_error(run(model, first, batch(model)), reference(qdq, batch(model))) < 5e-6
-    whole, _ = build(model, tmp_path / "b")
-    assert first.stat().st_size < 0.5 * whole.stat().st_size
-    assert partitions(first).whole
-
-
-def test_dynamic_range_rounds_inputs_of_dense_layers_only(tmp_path):
-    model = clean(
-        "g (float[1,6,9,9] x) => (float[1,6,9,9] y)"
-        "{ a = Conv<pads=[1,1,1,1]> (x, w) y = Conv<pads=[1,1,1,1],group=6> (a, v) }",
-        w=weights(6, 6, 3, 3), v=weights(6, 1, 3, 3),
-    )  # fmt: skip
-    path, artifact = build(model, tmp_path, precision="w8a32", options={"dynamic": True})
-    assert Counter(op_names(path)) == {"CONV_2D": 1, "DEQUANTIZE": 1, "DEPTHWISE_CONV_2D": 1}
-    assert partitions(path).whole
-    assert artifact.requires == {"TensorFlow Lite": ">=2.7.0"}
-    error = relative_error(run(model, path, batch(model)), float_reference_of(model))
-    assert 1e-4 < error < 3e-2
-
-
-def float_reference_of(model: ir.Model) -> list[np.ndarray]:
-    x = batch(model)
-    rows = [float_reference(model, x[i : i + 1]) for i in range(len(x))]
-    return [np.concatenate(column) for column in zip(*rows, strict=True)]
-
-
 # What the delegate leaves
 
 
@@ -408,93 +324,10 @@ def test_scales_too_far_apart_for_the_delegate_are_told(case, tmp_path):
     assert units(qdq, path, batch(model)) < 1.01
 
 
-# Refusals
-
-
-def test_graphs_of_other_precisions_are_refused(tmp_path):
-    qdq = quantize(mixed(), batch(mixed()))
-    cases = {
-        "w8a16": "tflite w8a16 needs a QDQ graph with int16 activations",
-        "fp32": "tflite fp32 has float activations, but the graph quantizes",
-        "w8a32": "tflite w8a32 has float activations, but the graph quantizes",
-    }
-    for precision, message in cases.items():
-        with pytest.raises(UserError, match=message):
-            build(qdq, tmp_path, precision=precision)
-    with pytest.raises(UserError, match="tflite has no option dynamic at w8a8"):
-        build(qdq, tmp_path, precision="w8a8", options={"dynamic": True})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_quantized_input_that_holds_no_pixels_is_refused(tmp_path):
-    model = clean(
-        "g (float[1,3,12,10] image) => (float[1,8,10,8] y) { y = Conv (image, w) }", w=weights(8, 3, 3, 3)
-    )
-    qdq = quantize(model, batch(model))
-    with pytest.raises(
-        UserError, match=r"the input 'image' is quantized up to .*, which holds no pixels of 0 to 255"
-    ):
-        build(qdq, tmp_path, precision="w8a8", input_kind="uint8", preprocess=PRE)
-
-
-def test_bias_that_overflows_is_refused(tmp_path):
-    w = W3.copy()
-    w[5] *= 1e-12  # a dead channel
-    model = clean(window("Conv", "1,6,9,9", "1,12,7,7", "x, w, b"), w=w, b=weights(12))
-    qdq = quantize(model, batch(model))
-    conv = next(n for n in qdq.graph if n.op_type == "Conv")
-    dequantize = conv.inputs[2].producer()
-    bias = ir.Value(name="bias", shape=ir.Shape((12,)), type=ir.TensorType(ir.DataType.FLOAT))
-    bias.const_value = ir.tensor(weights(12), name="bias")
-    qdq.graph.register_initializer(bias)
-    conv.replace_input_with(2, bias)
-    qdq.graph.remove(dequantize, safe=True)
-    with pytest.raises(UserError, match=r"the bias .* of channel 5 of Conv node 'n0' does not fit int32"):
-        build(qdq, tmp_path, precision="w8a8")
-
-
-def broken(what: str) -> ir.Model:
-    text, arrays, _ = CASES["conv_same"]
-    proto = onnx.ModelProto()
-    proto.CopyFrom(ir.to_proto(quantize(clean(text, **arrays), batch(clean(text, **arrays)))))
-    tensors = {t.name: t for t in proto.graph.initializer}
-    if what == "scale":
-        tensors["x_scale"].CopyFrom(onnx.numpy_helper.from_array(np.float32(0), "x_scale"))
-    elif what == "other":
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(9), "other"))
-        next(n for n in proto.graph.node if n.name == "x_dq").input[1] = "other"
-    else:
-        zero = onnx.numpy_helper.from_array(np.array(3, np.int16), "x_zero")
-        tensors["x_zero"].CopyFrom(zero)
-        for value in proto.graph.value_info:
-            if value.name == "x_q":
-                value.type.tensor_type.elem_type = onnx.TensorProto.INT16
-    return ir.from_proto(proto)
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("scale", "'x_q' has a scale that is not a positive number"),
-        ("other", "'x_dq' undoes another scale than was applied"),
-        ("zero", "'x_q': 16-bit integers need zero point 0"),
-    ],
-)
-def test_scales_that_the_format_lacks_are_refused(what, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        TFLite().unsupported(broken(what))
-
-
-def test_quant_rounds_half_to_even_and_saturates():
-    quant = Quant("int8", (0.5,), -128)
-    assert quant.reals == (0.0, 127.5)
-    assert quant.integers(np.array([-3, 0, 0.25, 0.75, 1000])).tolist() == [-128, -128, -128, -126, 127]
-
-
 # Real networks
 
 
-@pytest.mark.parametrize(("name", "ops"), [("repvgg_a0", 33), ("repvit_m0_6", 173)])
+@pytest.mark.parametrize(("name", "ops"), [("repvgg_demo", 33), ("repvit_demo", 173)])
 def test_real_networks_are_one_partition_and_agree(name, ops, tmp_path):
     _, model = fused_network(name, (32, 32))
     pre = Preprocess(size=(32, 32))
@@ -506,7 +339,7 @@ def test_real_networks_are_one_partition_and_agree(name, ops, tmp_path):
     assert artifact.notes == ()
     names = op_names(path)
     assert len(names) == ops
-    floats = {"repvgg_a0": set(), "repvit_m0_6": {"GELU"}}[name]
+    floats = {"repvgg_demo": set(), "repvit_demo": {"GELU"}}[name]
     assert names.count("DEQUANTIZE") == 2 + sum(names.count(op) for op in floats)
     # Rounding is chaotic over dozens of layers: a sum that onnxruntime's floats put on the other side of
     # a half moves others. No output is off by more than the few units that this makes.

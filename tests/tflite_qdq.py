@@ -9,6 +9,9 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
+from tests.tflite_cases import W3
+from tests.tflite_helpers import clean, run, weights
+
 FIXED = {
     "int8": {"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)},
     "int16": {"Sigmoid": (1 / 32768, 0), "Tanh": (1 / 32768, 0)},
@@ -229,3 +232,32 @@ def output_scales(model: ir.Model) -> list[float]:
         scale = node.inputs[1].const_value.numpy() if node.op_type == "DequantizeLinear" else 1.0
         result.append(float(scale))
     return result
+
+
+def batch(model: ir.Model, count: int = 3) -> np.ndarray:
+    shape = model.graph.inputs[0].shape.numpy()
+    return np.concatenate([weights(*shape, seed=9 + i) for i in range(count)])
+
+
+def units(model: ir.Model, path, x: np.ndarray, want: list[np.ndarray] | None = None, **changes) -> float:
+    """Largest difference from the QDQ graph, in units of each output's scale."""
+    want = reference(model, x) if want is None else want
+    got = run(model, path, x, **changes)
+    assert [g.shape for g in got] == [w.shape for w in want]
+    errors = [np.abs(g - w).max() / s for g, w, s in zip(got, want, output_scales(model), strict=True)]
+    return float(max(errors))
+
+
+MIXED = """g (float[1,6,9,9] x) => (float[1,4] y) {
+    [one] a = Conv<pads=[1,1,1,1]> (x, w, b)
+    [two] r = Relu (a)
+    [three] c = Conv<pads=[1,1,1,1]> (r, v, b)
+    [four] s = Add (c, r)
+    [five] p = GlobalAveragePool (s)
+    [six] f = Flatten (p)
+    [seven] y = Gemm<transB=1> (f, u)
+}"""
+
+
+def mixed() -> ir.Model:
+    return clean(MIXED, w=W3, b=weights(12), v=weights(12, 12, 3, 3), u=weights(4, 12))
