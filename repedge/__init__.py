@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("devices", "profile"):
+        return importlib.import_module(f"repedge.{name}")
     if name not in _NAMES:
         raise AttributeError(f"module 'repedge' has no attribute {name!r}")
     return getattr(importlib.import_module(_NAMES[name]), name)

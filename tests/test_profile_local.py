@@ -303,6 +303,7 @@ def test_the_agent_is_one_file_that_runs_without_repedge(tmp_path, monkeypatch):
         [sys.executable, "-P", str(agent), str(tmp_path / "request.json")] if sys.version_info >= (3, 11)
         else [sys.executable, str(agent), str(tmp_path / "request.json")],
         capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # ONNX Runtime leaves a file .ses where it is imported
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1].removeprefix("@repedge "))

@@ -96,7 +96,9 @@ def default_threads(request: dict) -> int:
 def refused(what: str, error: Exception, version: str) -> AgentError:
     """The runtime does not take the artifact: damaged, of another kind, or newer than the runtime."""
     text = " ".join(str(error).split())
-    newer = any(w in text.lower() for w in ("version", "not supported", "unsupported", "didn't find op", "opset"))
+    newer = any(
+        w in text.lower() for w in ("version", "not supported", "unsupported", "didn't find op", "opset")
+    )
     text = text if len(text) <= 300 else text[:60] + " ... " + text[-235:]  # C++ names fill the middle
     hint = "; the artifact may be newer than the runtime: upgrade the runtime" if newer else ""
     return AgentError(f"{what} {version} does not load the artifact: {text}{hint}", "user")

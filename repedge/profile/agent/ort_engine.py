@@ -29,6 +29,8 @@ class ONNXRuntime(Engine):
 
         self._ort, self._path = ort, artifact
         self.version = ort.__version__
+        if hasattr(ort, "disable_telemetry_events"):
+            ort.disable_telemetry_events()
         self.threads = default_threads(request)
         available = ort.get_available_providers()
         self.unit = request.get("unit") or next(
