@@ -99,6 +99,7 @@ def _model(name: str | None, **source_options: Any) -> Inspection:
         source_options = {"random_weights": needs, **source_options}
     source = resolve(name, **source_options)
     graph = pipeline.to_graph(source)
+    pipeline.settle(graph)
     before = _size(graph)
     certificate = pipeline.optimize(graph, None)
     details = certificate.model_dump(mode="json")

@@ -43,6 +43,9 @@ def save(model: ir.Model, path: Path) -> None:
     ]
     for value in large:
         del graph.initializers[str(value.name)]
+    for value in graph.initializers.values():  # small ones that are kept beside the user's own file
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
     rest = ir.to_proto(model)
     _check(rest, large, path.name)
 

@@ -226,7 +226,8 @@ def _with_weights_of(model: ir.Model, proto: Any) -> ir.Model:
         if value.name not in result.graph.initializers and tensor is not None:
             value.const_value = tensor
             result.graph.register_initializer(value)
-    del result.graph.inputs[count:]
+    while len(result.graph.inputs) > count:
+        result.graph.inputs.pop()  # onnx_ir's `del inputs[count:]` would leave them marked as inputs
     return result
 
 

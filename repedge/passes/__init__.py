@@ -69,6 +69,23 @@ SIMPLIFY: tuple[Pass, ...] = (
 """From the fused graph to the clean graph."""
 
 
+def prepare(model: ir.Model) -> dict[str, int]:
+    """Give every value of a float ONNX graph a static shape, computing what shapes hang on; in place.
+
+    Returns:
+        Rewrites by pass.
+
+    Raises:
+        UserError: Input shapes are not fixed, or the graph can't be read.
+    """
+    for value in model.graph.inputs:
+        if value.name not in model.graph.initializers:
+            shape_of(value)  # raises where it is not fixed
+    counts = run_passes(model, PREPARE, static=False)
+    # Only once the others have come to rest: it is slow to import, and mostly nothing is left for it.
+    return _summed(counts, run_passes(model, (run_onnxsim, *PREPARE), static=False))
+
+
 def canonicalize(model: ir.Model) -> dict[str, int]:
     """Bring a float ONNX graph into the form that fusing expects; in place.
 
@@ -81,7 +98,7 @@ def canonicalize(model: ir.Model) -> dict[str, int]:
     Raises:
         UserError: Input shapes are not fixed, the model is in training mode, or it can't be read.
     """
-    return _summed(_prepare(model), run_passes(model, CANONICALIZE))
+    return _summed(prepare(model), run_passes(model, CANONICALIZE))
 
 
 def simplify(model: ir.Model) -> dict[str, int]:
@@ -90,18 +107,9 @@ def simplify(model: ir.Model) -> dict[str, int]:
     Raises:
         UserError: As `canonicalize`; or what is left does not meet the contract of a clean graph.
     """
-    counts = _summed(_prepare(model), run_passes(model, SIMPLIFY))
+    counts = _summed(prepare(model), run_passes(model, SIMPLIFY))
     check_clean(model)
     return counts
-
-
-def _prepare(model: ir.Model) -> dict[str, int]:
-    for value in model.graph.inputs:
-        if value.name not in model.graph.initializers:
-            shape_of(value)  # raises where it is not fixed
-    counts = run_passes(model, PREPARE, static=False)
-    # Only once the others have come to rest: it is slow to import, and mostly nothing is left for it.
-    return _summed(counts, run_passes(model, (run_onnxsim, *PREPARE), static=False))
 
 
 def _summed(*counts: dict[str, int]) -> dict[str, int]:
