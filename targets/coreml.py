@@ -14,6 +14,7 @@ import onnx_ir as ir
 from repedge.config import Precision
 from repedge.errors import DeviceError, RepedgeError, UnsupportedModel, UserError
 from repedge.graph.values import shape_of
+from repedge.targets import qdq
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
 
 REQUIRES: dict[str, dict[str, str]] = {  # deployment target -> oldest systems
@@ -21,7 +22,10 @@ REQUIRES: dict[str, dict[str, str]] = {  # deployment target -> oldest systems
     "iOS17": {"iOS": ">=17", "macOS": ">=14", "tvOS": ">=17", "watchOS": ">=10"},
     "iOS18": {"iOS": ">=18", "macOS": ">=15", "tvOS": ">=18", "watchOS": ">=11"},
 }
-"""Every precision offered here runs from the first row on."""
+"""Every precision but those of `NEEDS` runs from the first row on."""
+
+NEEDS = {"w8a8": "iOS17"}
+"""Precision -> oldest deployment target, for integers between layers came with iOS 17."""
 
 DEFAULT_DEPLOYMENT_TARGET = "iOS16"
 
@@ -35,6 +39,7 @@ class CoreML(Target):
     precisions: ClassVar[tuple[Precision, ...]] = (
         "fp16",
         "fp32",
+        "w8a8",
         "w8a32",
         "palette8",
         "palette6",
@@ -52,25 +57,29 @@ class CoreML(Target):
     def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
         """Write ``NAME.mlpackage`` into ``out``.
 
-        ``job.options["deployment_target"]`` is a key of `REQUIRES` (default iOS16). With labels and an
-        output [1, number of labels] the package is a classifier (``classLabel``, ``classLabel_probs``)
-        that keeps the raw scores as an output too.
+        ``job.options["deployment_target"]`` is a key of `REQUIRES` (default iOS16, for ``w8a8`` iOS17).
+        With labels and an output [1, number of labels] the package is a classifier (``classLabel``,
+        ``classLabel_probs``) that keeps the raw scores as an output too. ``w8a8`` takes a QDQ graph; what
+        has no QuantizeLinear around it computes in float16.
 
         Raises:
-            UserError: An option is wrong, the labels don't fit, or a weight does not fit into float16.
+            UserError: An option is wrong, the labels don't fit, a weight does not fit into float16, or the
+                graph is not quantized as the precision wants it.
             UnsupportedModel: Some nodes have no lowering; all of them are named.
         """
         from repedge.targets.coreml_package import import_coremltools, run_passes, save
 
-        deployment = deployment_target(job)
         if job.precision not in self.precisions:
             raise UserError(
                 f"coreml has no precision {job.precision!r}; choose from {', '.join(self.precisions)}"
             )
-        if job.input_kind == "uint8":
+        deployment = deployment_target(job)
+        qdq.check_precision(model, job.precision)
+        if job.input_kind == "uint8" and not qdq.takes_pixels(model):
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)
+        model = qdq.prepare(model)
         problems = self.unsupported(model)
         if problems:
             listed = "; ".join(f"{p.op} {p.node!r}: {p.why}" for p in problems)
@@ -83,7 +92,7 @@ class CoreML(Target):
 
         built = build(model, np.float32 if job.precision == "fp32" else np.float16, opset, classes)
         run_passes(built.program)
-        if job.precision not in ("fp32", "fp16"):
+        if job.precision not in ("fp32", "fp16", "w8a8"):
             compress(built.program, job.precision)
         main = Path(f"{job.name}{self.suffix}")
         with tempfile.TemporaryDirectory(dir=out, prefix=".weights-") as scratch:
@@ -114,9 +123,15 @@ class CoreML(Target):
 
 def deployment_target(job: Job) -> str:
     """The job's deployment target, checked."""
-    wanted = str(job.options.get("deployment_target", DEFAULT_DEPLOYMENT_TARGET))
+    needed = NEEDS.get(job.precision, DEFAULT_DEPLOYMENT_TARGET)
+    wanted = str(job.options.get("deployment_target", needed))
     if wanted not in REQUIRES:
         raise UserError(f"deployment_target {wanted!r} is not one of {', '.join(REQUIRES)}")
+    if list(REQUIRES).index(wanted) < list(REQUIRES).index(needed):
+        raise UserError(
+            f"precision {job.precision} needs deployment_target {needed} or later, not {wanted}; "
+            "for older systems choose w8a32 or fp16"
+        )
     return wanted
 
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.values import const, shape_of
+from repedge.targets import qdq
 from repedge.targets.coreml_ops import LOWERINGS
 from repedge.targets.coreml_rounding import first_weights, round_keeping_sums
 
@@ -55,11 +56,17 @@ class Lowerer:
     """What a lowering sees: the builder, the values lowered so far, constants in the right precision."""
 
     def __init__(
-        self, mb: Any, dtype: Any, reserved: Sequence[str] = (), first_weights: Collection[ir.Value] = ()
+        self,
+        mb: Any,
+        dtype: Any,
+        reserved: Sequence[str] = (),
+        first_weights: Collection[ir.Value] = (),
+        blockwise: bool = False,
     ) -> None:
         self.mb = mb
         self.dtype = np.dtype(dtype)
         self._first_weights = first_weights
+        self._blockwise = blockwise
         self._vars: dict[ir.Value, Any] = {}
         self._names: set[str] = set(reserved)
 
@@ -85,6 +92,9 @@ class Lowerer:
         value = node.inputs[i]
         if value is None:
             raise UserError(f"{node.op_type} node {node.name!r} lacks its input {i}")
+        integers = qdq.weight(value)
+        if value not in self._vars and integers is not None:
+            self._vars[value] = self.quantized(integers, str(value.name))
         if value not in self._vars:
             array = const(value)
             if array is None:
@@ -104,6 +114,33 @@ class Lowerer:
             UserError: A value does not fit into float16.
         """
         return self.mb.const(val=self.cast(array, name), name=self.unique(name))
+
+    def quantized(self, weight: qdq.Quantized, name: str) -> Any:
+        """An int8 constant that Core ML widens: by iOS 18's operator if that may be used, else iOS 16's.
+
+        Raises:
+            UserError: A scale does not fit into float16.
+        """
+        if self.dtype == np.float16:
+            self.cast(weight.scale, name)
+            weight = weight.half()
+        name = self.unique(name)
+        if self._blockwise:  # the scale has the rank of the weight
+            scale = (
+                np.broadcast_to(weight.along(), [1] * weight.values.ndim)
+                if weight.axis is None
+                else weight.along()
+            )
+            return self.mb.constexpr_blockwise_shift_scale(
+                data=weight.values, scale=scale.astype(self.dtype), name=name
+            )
+        return self.mb.constexpr_affine_dequantize(
+            quantized_data=weight.values,
+            zero_point=np.int8(0),
+            scale=weight.scale.astype(self.dtype),
+            axis=np.int32(weight.axis or 0),
+            name=name,
+        )
 
     def cast(self, array: np.ndarray, name: str) -> np.ndarray:
         """``array`` in the program's precision; ``name`` is for the error of `weight`."""
@@ -143,14 +180,18 @@ def build(model: ir.Model, dtype: Any, opset: Any, classes: int = 0) -> Built:
     _check_signature(input_name, outputs, bool(classes))
 
     placeholder = mb.placeholder(shape=shape_of(source), dtype=types.fp32)
-    c = Lowerer(mb, dtype, (input_name, *outputs, PROBABILITIES), first_weights(graph))
+    import coremltools
+
+    blockwise = opset >= coremltools.target.iOS18
+    c = Lowerer(mb, dtype, (input_name, *outputs, PROBABILITIES), first_weights(graph), blockwise)
     with Function({input_name: placeholder}, opset_version=opset) as function:
         x = function.inputs[input_name]
         if c.dtype == np.float16:
             x = mb.cast(x=x, dtype="fp16", name=c.unique(f"{input_name}_fp16"))
         c.bind(source, x)
         for node in graph:
-            _lower(c, node)
+            if qdq.weight(node.outputs[0]) is None:  # those are made where they are read
+                _lower(c, node)
         results = [_output(c, v, name) for v, name in zip(graph.outputs, outputs, strict=True)]
         if classes:
             results.append(_probabilities(mb, graph.outputs[0], results[0]))

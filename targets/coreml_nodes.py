@@ -9,6 +9,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
+from repedge.targets import qdq
 
 Refuse = Callable[[ir.Node], "str | None"]
 
@@ -48,8 +49,13 @@ def needs_constant(*indices: int) -> Refuse:
 
     def refuse(n: ir.Node) -> str | None:
         for i in indices:
-            if i < len(n.inputs) and n.inputs[i] is not None and const(n.inputs[i]) is None:
+            if i < len(n.inputs) and n.inputs[i] is not None and not is_constant(n.inputs[i]):
                 return f"its input {i} ({n.inputs[i].name!r}) is computed, not a constant"  # type: ignore[union-attr]
         return None
 
     return refuse
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether it is a constant in float or, as a layer's weight, in integers."""
+    return const(value) is not None or qdq.weight(value) is not None

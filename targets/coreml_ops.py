@@ -21,8 +21,9 @@ from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.targets import coreml_shapes as shapes
 from repedge.targets import coreml_spatial as spatial
+from repedge.targets import qdq
 from repedge.targets.base import Unsupported
-from repedge.targets.coreml_nodes import Refuse, axis_of, ints, needs_constant, real
+from repedge.targets.coreml_nodes import Refuse, axis_of, ints, is_constant, needs_constant, real
 
 if TYPE_CHECKING:
     from repedge.targets.coreml_build import Lowerer
@@ -141,14 +142,22 @@ def mul(c: Lowerer, n: ir.Node) -> Any:
 
 def gemm(c: Lowerer, n: ir.Node) -> Any:
     """alpha * x @ B + beta * C -> linear(x, alpha * B', beta * C)"""
-    matrix = np.asarray(const(n.inputs[1]))
-    weight = _scaled(matrix if attr(n, "transB", 0) else matrix.T, attr(n, "alpha", 1.0))
-    name = c.name(n)
+    name, transposed, alpha = c.name(n), not attr(n, "transB", 0), attr(n, "alpha", 1.0)
+    weight = _matrix(c, n, transposed, alpha)
     bias = None
     if len(n.inputs) > 2 and n.inputs[2] is not None:
-        array = np.broadcast_to(np.asarray(const(n.inputs[2])).reshape(-1), (weight.shape[0],))
+        array = np.broadcast_to(np.asarray(const(n.inputs[2])).reshape(-1), weight.shape[:1])
         bias = c.weight(_scaled(array, attr(n, "beta", 1.0)), str(n.inputs[2].name))
-    return c.mb.linear(x=c.var(n, 0), weight=c.weight(weight, str(n.inputs[1].name)), bias=bias, name=name)  # type: ignore[union-attr]
+    return c.mb.linear(x=c.var(n, 0), weight=weight, bias=bias, name=name)
+
+
+def _matrix(c: Lowerer, n: ir.Node, transposed: bool, factor: float = 1.0) -> Any:
+    """The second input [outputs, inputs] of a linear layer, in integers where it has them."""
+    name, integers = str(n.inputs[1].name), qdq.weight(n.inputs[1])  # type: ignore[union-attr]
+    if integers is not None and factor == 1.0:
+        return c.quantized(integers.transposed() if transposed else integers, name)
+    matrix = np.asarray(const(n.inputs[1])) if integers is None else integers.real()
+    return c.weight(_scaled(matrix.T if transposed else matrix, factor), name)
 
 
 def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
@@ -163,9 +172,9 @@ def refuse_gemm(n: ir.Node) -> str | None:
 
 def matmul(c: Lowerer, n: ir.Node) -> Any:
     """A constant [K, N] on the right is a linear layer, which Core ML compresses and schedules best."""
-    weight = const(n.inputs[1])
-    if weight is not None and weight.ndim == 2 and len(shape_of(n.inputs[0])) <= 3:
-        return c.mb.linear(x=c.var(n, 0), weight=c.weight(weight.T, str(n.inputs[1].name)), name=c.name(n))  # type: ignore[union-attr]
+    ranks = [len(shape_of(v)) for v in n.inputs]
+    if is_constant(n.inputs[1]) and ranks[1] == 2 and ranks[0] <= 3:
+        return c.mb.linear(x=c.var(n, 0), weight=_matrix(c, n, transposed=True), name=c.name(n))
     return c.mb.matmul(x=c.var(n, 0), y=c.var(n, 1), name=c.name(n))
 
 
@@ -222,6 +231,27 @@ def global_pool(op: str) -> Lowering:
     return Lowering(emit)
 
 
+# ---- quantization --------------------------------------------------------------------------------
+
+
+def quantize(c: Lowerer, n: ir.Node) -> Any:
+    p = qdq.params(n)
+    arguments = {"scale": _scale(c, n, p), "zero_point": np.dtype(p.dtype).type(p.zero_point)}
+    return c.mb.quantize(input=c.var(n, 0), output_dtype=p.dtype, name=c.name(n), **arguments)
+
+
+def dequantize(c: Lowerer, n: ir.Node) -> Any:
+    p = qdq.params(n)
+    arguments = {"scale": _scale(c, n, p), "zero_point": np.dtype(p.dtype).type(p.zero_point)}
+    return c.mb.dequantize(input=c.var(n, 0), name=c.name(n), **arguments)
+
+
+def _scale(c: Lowerer, n: ir.Node, p: qdq.Params) -> Any:
+    """In the program's precision, and not 0."""
+    scale = c.cast(np.asarray(p.scale), str(n.inputs[1].name)).reshape(())[()]  # type: ignore[union-attr]
+    return max(scale, qdq.HALF_TINY) if c.dtype == np.float16 else scale
+
+
 # ---- the table -----------------------------------------------------------------------------------
 
 LOWERINGS: dict[str, Lowering] = {
@@ -276,6 +306,9 @@ LOWERINGS: dict[str, Lowering] = {
     "SpaceToDepth": Lowering(shapes.space_to_depth),
     "Pad": Lowering(shapes.pad, shapes.refuse_pad),
     "Resize": Lowering(spatial.resize, spatial.refuse_resize),
+    # quantization
+    "QuantizeLinear": Lowering(quantize, qdq.refuse_quantize),
+    "DequantizeLinear": Lowering(dequantize, qdq.refuse_dequantize),
 }
 
 
@@ -288,7 +321,7 @@ def refusal(n: ir.Node) -> str | None:
     for value in (*n.inputs, *n.outputs):
         if value is None or const(value) is not None:
             continue
-        if value.dtype not in (None, ir.DataType.FLOAT):
+        if value.dtype not in (None, ir.DataType.FLOAT) and n.op_type not in qdq.NAMES:
             return f"it computes with {value.dtype}; only float32 graphs can be compiled"
         if len(shape_of(value)) > MAX_RANK:
             return f"{value.name!r} has {len(shape_of(value))} axes; Core ML allows {MAX_RANK}"
@@ -298,7 +331,7 @@ def refusal(n: ir.Node) -> str | None:
 def refusals(model: ir.Model) -> list[Unsupported]:
     """Every node without a lowering, with the reason."""
     found = []
-    for n in model.graph:
+    for n in qdq.prepare(model).graph:
         try:
             why = refusal(n)
         except UserError as error:

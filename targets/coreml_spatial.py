@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import Window, attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
+from repedge.targets.coreml_nodes import is_constant
 
 if TYPE_CHECKING:
     from repedge.targets.coreml_build import Lowerer
@@ -54,7 +55,7 @@ def conv(c: Lowerer, n: ir.Node) -> Any:
 def refuse_conv(n: ir.Node) -> str | None:
     conv_attrs(n)  # raises for 1-D and 3-D
     for i, value in enumerate(n.inputs[1:], start=1):
-        if value is not None and const(value) is None:
+        if value is not None and not is_constant(value):
             return f"its input {i} ({value.name!r}) is computed, not a constant"
     return None
 

@@ -194,6 +194,12 @@ def quantum(proto: onnx.ModelProto, value: str = "y") -> float:
     )
 
 
+def snapped(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """``x`` on the grid of its own integers: no float16 rounding moves it to another one."""
+    scale = quantum(proto, "x")
+    return (np.rint(x / scale) * scale).astype(np.float32)
+
+
 def units_apart(found: np.ndarray, expected: np.ndarray, scale: float) -> np.ndarray:
     """How many integers apart two dequantized tensors are, element by element."""
     assert found.shape == expected.shape

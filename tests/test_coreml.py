@@ -334,8 +334,8 @@ def test_all_unsupported_nodes_are_named(tmp_path):
 
 
 def test_precision_that_is_not_offered(tmp_path):
-    with pytest.raises(UserError, match="coreml has no precision 'w8a8'; choose from fp16, fp32"):
-        CoreML().compile(ir.from_proto(small()), job("w8a8"), tmp_path)
+    with pytest.raises(UserError, match="coreml has no precision 'w8a16'; choose from fp16, fp32"):
+        CoreML().compile(ir.from_proto(small()), job("w8a16"), tmp_path)
 
 
 def test_full_disk(tmp_path):
