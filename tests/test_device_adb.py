@@ -225,6 +225,19 @@ def test_listing(serve, monkeypatch):
         assert ADB.found() == ()  # no server, and none is started
 
 
+def test_an_adb_server_that_does_not_start(artifact, tool, monkeypatch, capfd):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(s.getsockname()[1]))
+        monkeypatch.setenv("ADBUTILS_ADB_PATH", "false")
+        with pytest.raises(DeviceError, match=r"adb server at 127\.0\.0\.1:\d+ does not answer"):
+            profile(artifact, tool)
+        monkeypatch.setenv("ANDROID_ADB_SERVER_HOST", "127.0.0.2")
+        with pytest.raises(DeviceError, match="it runs on another machine"):
+            profile(artifact, tool)
+    assert capfd.readouterr() == ("", "")  # stdout may be somebody's JSON
+
+
 def test_options_and_the_tool_are_checked(artifact, tool, tmp_path):
     with pytest.raises(UserError, match="name it with --device-option benchmark-model=PATH or URL"):
         devices.get("adb://A1").profile(artifact, request())

@@ -63,19 +63,24 @@ def ensure_server(adb: adbutils.AdbClient) -> None:
     """
     if listening(adb):
         return
+    said = "it runs on another machine"
+    if adb.host in ("127.0.0.1", "localhost", "::1"):
+        said = _start_server(adb.port)
+    if not listening(adb):
+        raise DeviceError(f"the adb server at {adb.host}:{adb.port} does not answer ({said})")
+
+
+def _start_server(port: int) -> str:
+    """What starting it printed."""
     with failures("adb"):
         import adbutils
 
-        command = [adbutils.adb_path(), "-H", adb.host, "-P", str(adb.port), "start-server"]
+        command = [adbutils.adb_path(), "-P", str(port), "start-server"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         except subprocess.TimeoutExpired as e:
             raise DeviceError("the adb server did not start within 20 s") from e
-    if done.returncode != 0 or not listening(adb):
-        said = " ".join(done.stderr.split())[-200:]
-        raise DeviceError(
-            f"the adb server at {adb.host}:{adb.port} is not reachable: {said or 'it does not answer'}"
-        )
+    return " ".join(done.stderr.split())[-200:]
 
 
 def choose(adb: adbutils.AdbClient, serial: str) -> str:
