@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -60,7 +60,10 @@ class Feed:
 
     def batches(self, count: int | None = None, size: int = BATCH) -> Iterator[np.ndarray]:
         """Batches of ``size`` images (the last may be smaller): of all, or of ``count`` spread evenly."""
-        indices = self.spread(self.count if count is None else count)
+        yield from self.chosen(self.spread(self.count if count is None else count), size)
+
+    def chosen(self, indices: Sequence[int], size: int = BATCH) -> Iterator[np.ndarray]:
+        """Batches of the images with these indices, in this order."""
         for i in range(0, len(indices), size):
             yield np.stack([self._image(k) for k in indices[i : i + size]])
 

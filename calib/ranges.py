@@ -25,6 +25,15 @@ def _median(t: TensorStats, levels: int) -> Range:
     return float(np.median(t.image_lows)), float(np.median(t.image_highs))
 
 
+def image_quantile(share: float) -> Callable[[TensorStats, int], Range]:
+    """The range that covers the extremes of ``share`` of the images."""
+
+    def rule(t: TensorStats, levels: int) -> Range:
+        return float(np.quantile(t.image_lows, 1 - share)), float(np.quantile(t.image_highs, share))
+
+    return rule
+
+
 def _minmax(t: TensorStats, levels: int) -> Range:
     return t.low, t.high
 
@@ -64,14 +73,17 @@ def _entropy(t: TensorStats, levels: int) -> Range:
 RULES: dict[str, Callable[[TensorStats, int], Range]] = {
     "mean": _mean,
     "median": _median,
+    "q75": image_quantile(0.75),
+    "q90": image_quantile(0.9),
     "minmax": _minmax,
     "p99.9": percentile(0.999),
     "p99.99": percentile(0.9999),
     "mse": _mse,
     "entropy": _entropy,
 }
-"""Name -> rule. ``mean`` and ``median`` are over images of the per-image extremes."""
+"""Name -> rule. ``mean``, ``median`` and ``q75``, ``q90`` are over images, of the per-image extremes."""
 
+PER_IMAGE = frozenset({"mean", "median", "q75", "q90"})
 NEED_HISTOGRAMS = frozenset({"p99.9", "p99.99", "mse", "entropy"})
 
 
@@ -140,7 +152,7 @@ def _one(
         return t.low, t.high, "least and greatest value of all images (one cell)"
     low, high = RULES[rule](t, levels)
     low = 0.0 if t.low >= 0 else low
-    text = f"{rule} of per-image extremes" if rule in ("mean", "median") else rule
+    text = f"{rule} of per-image extremes" if rule in PER_IMAGE else rule
     return low * factor, high * factor, text + (f" x {factor:g}" if factor != 1 else "")
 
 
@@ -151,7 +163,7 @@ def _cells(value: ir.Value) -> int:
 
 
 Candidate = tuple[str, float]
-CANDIDATES: tuple[Candidate, ...] = (("mean", 1.0), ("median", 1.0), ("mean", 1.25))
+CANDIDATES: tuple[Candidate, ...] = (("mean", 1.0), ("median", 1.0), ("q90", 1.0), ("minmax", 1.0))
 
 
 def choose_ranges(
@@ -166,8 +178,8 @@ def choose_ranges(
 ) -> tuple[QuantPlan, dict[str, float]]:
     """`ranges` with the rule whose rounding of activations changes the network's output least.
 
-    The measure is the mean KL divergence of the first output (its mean square error, if it is no
-    vector of logits), with float32 weights: a local error would protect outliers that do not matter.
+    The measure is `output_distance` of the first output, with float32 weights: a local error would
+    protect outliers that do not matter to the output.
 
     Args:
         batches: Gives the images, float32 [N, C, H, W], anew at each call.
@@ -194,14 +206,20 @@ def choose_ranges(
 
 
 def output_distance(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Mean KL divergence in nats of logits [N, classes]; relative mean square error of other outputs."""
+    """How far an output is from the float network's; what every choice of calibration is made by.
+
+    For logits [N, classes] the mean KL divergence in nats plus a quarter of the relative mean square
+    error, which still tells networks apart that are so sure of themselves that their softmax is 0 and 1;
+    for other outputs the relative mean square error alone.
+    """
     from repedge.calib.metrics import log_softmax
 
     ref, act = reference.astype(np.float64), actual.astype(np.float64)
-    if ref.ndim == 2 and ref.shape[1] > 1:
-        p, q = log_softmax(ref), log_softmax(act)
-        return float((np.exp(p) * (p - q)).sum(1).mean())
-    return float(((ref - act) ** 2).mean() / max(float((ref**2).mean()), 1e-30))
+    square = float(((ref - act) ** 2).mean() / max(float((ref**2).mean()), 1e-30))
+    if ref.ndim != 2 or ref.shape[1] == 1:
+        return square
+    p, q = log_softmax(ref), log_softmax(act)
+    return float((np.exp(p) * (p - q)).sum(1).mean()) + 0.25 * square
 
 
 def _histogram(t: TensorStats) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,34 @@ def _observe(c: Calibration, images: int | None = None, moments: int = 64) -> No
     c.stats = observe(c.reference, c.feed.batches(images), moments=moments)
 
 
-def _equalize(c: Calibration, alpha: float = 0.5, weights: float = 0.25) -> None:
+def _equalize(c: Calibration, alphas: Sequence[Sequence[float]] = ((0.5, 0.25),), images: int = 16) -> None:
+    """Each of ``alphas`` is (alpha, weights) of `equalize`; of several, the best at the output is taken."""
     if c.scheme.weights_only:
         return
-    stats = c.observed()
-    c.reference, factors = equalize(c.reference, stats, alpha=alpha, weights=weights)
+    stats, before = c.observed(), c.reference
+    best: tuple[float, ir.Model, dict[str, np.ndarray], str] | None = None
+    costs = []
+    for alpha, weights in alphas:
+        model, factors = equalize(before, stats, alpha=alpha, weights=weights)
+        cost = 0.0
+        if len(alphas) > 1:
+            cost = min(_try_ranges(c, model, stats.divided(model, factors), images).values())
+            costs.append(f"({alpha:g}, {weights:g}): {cost:.4g}")
+        if best is None or cost < best[0]:
+            best = (cost, model, factors, f"({alpha:g}, {weights:g})")
+    assert best is not None
+    _, c.reference, factors, taken = best
     c.stats = stats.divided(c.reference, factors)
     outs = {str(la.out.name) for la in layers(c.reference)}
     c.plan.equalization = {n: [float(v) for v in f] for n, f in factors.items() if n in outs}
+    if costs:
+        c.plan.notes.append(f"equalization {taken} by its cost at the output: {', '.join(costs)}")
+
+
+def _try_ranges(c: Calibration, model: ir.Model, stats: Statistics, images: int) -> dict[str, float]:
+    both = (("mean", 1.0), ("minmax", 1.0))
+    nodes = c.plan.float_nodes
+    return choose_ranges(model, stats, c.scheme, c.batches(images), candidates=both, float_nodes=nodes)[1]
 
 
 def _ranges(c: Calibration, rule: str = "mean", factor: float = 1.0, images: int | None = None) -> None:
@@ -155,14 +175,14 @@ def _ranges(c: Calibration, rule: str = "mean", factor: float = 1.0, images: int
 
 
 def _choose_ranges(
-    c: Calibration, rules: Iterable[Any] = (("mean", 1.0), ("median", 1.0)), images: int = 32
+    c: Calibration, rules: Sequence[str] = ("mean", "median", "q90", "minmax"), images: int = 32
 ) -> None:
     if c.scheme.weights_only:
         return
-    candidates = tuple((str(rule), float(factor)) for rule, factor in rules)
+    candidates = tuple((str(rule), 1.0) for rule in rules)
     stats = c.observed()
     if any(rule in NEED_HISTOGRAMS for rule, _ in candidates):
-        stats = observe(c.reference, c.feed.batches(None), histograms=True)
+        stats = observe(c.reference, c.feed.batches(2 * images), histograms=True)
     batches = c.batches(images)
     _, costs = choose_ranges(
         c.reference,
@@ -198,6 +218,27 @@ def _correct_at_once(c: Calibration) -> None:
     c.model = correct_bias_at_once(c.rounded(), c.reference, c.plan, c.observed())
 
 
+def _refine(c: Calibration, steps: int = 80, rate: float = 5e-4, held_out: int = 32, **options: Any) -> None:
+    from repedge.calib.refine import refine
+
+    if c.scheme.weights_only:
+        return
+    held = set(c.feed.spread(held_out)) if len(c.feed) >= 2 * held_out else set()
+    train = [i for i in range(len(c.feed)) if i not in held]
+    tried = refine(
+        c.rounded(),
+        c.reference,
+        c.plan,
+        lambda: c.feed.chosen(train),
+        lambda: c.feed.chosen(sorted(held) or train),
+        steps=steps,
+        rate=rate,
+        **options,
+    )
+    c.model, c.plan, costs = tried
+    c.plan.notes.append(f"refined: cost on held-out images {costs['before']:.4g}, then {costs['after']:.4g}")
+
+
 STEPS: dict[str, Callable[..., None]] = {
     "observe": _observe,
     "equalize": _equalize,
@@ -206,6 +247,7 @@ STEPS: dict[str, Callable[..., None]] = {
     "round": _round,
     "correct_bias": _correct_bias,
     "correct_bias_at_once": _correct_at_once,
+    "refine": _refine,
 }
 """Name -> step."""
 
@@ -213,6 +255,18 @@ STEPS: dict[str, Callable[..., None]] = {
 def _steps(*specs: tuple[str, dict[str, Any]]) -> tuple[StepSpec, ...]:
     return tuple(StepSpec(step=name, options=options) for name, options in specs)
 
+
+_RULES = ["mean", "median", "q75", "q90", "minmax", "p99.99", "mse"]
+
+_DEFAULT = _steps(
+    ("observe", {"moments": 64}),
+    ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25], [0.5, 0.5]], "images": 16}),
+    ("choose_ranges", {"rules": _RULES, "images": 32}),
+    ("round", {"method": "closed-form"}),
+    # Weight error first: a mean over clipped activations would be that of a few images.
+    ("correct_bias", {"images": 64}),
+    ("correct_bias", {"images": 64, "activations": True, "statistic": "median"}),
+)
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -228,25 +282,17 @@ RECIPES: dict[str, Recipe] = {
             steps=_steps(
                 ("observe", {"images": 64, "moments": 32}),
                 ("equalize", {}),  # before ranges, which it changes
-                ("ranges", {"rule": "mean"}),  # before rounding: a bias bounds its weights' scales from below
+                # Before rounding: ranges and biases bound the weights' scales from below.
+                ("choose_ranges", {"rules": ["mean", "q90", "minmax"], "images": 16}),
                 ("round", {"method": "closed-form"}),
                 ("correct_bias_at_once", {}),  # last: it takes out what rounding left
             ),
         ),
         Recipe(
             name="default",
-            steps=_steps(
-                ("observe", {"moments": 64}),
-                ("equalize", {}),
-                ("choose_ranges", {"rules": [["mean", 1.0], ["median", 1.0]], "images": 32}),
-                ("round", {"method": "closed-form"}),
-                (
-                    "correct_bias",
-                    {"images": 64},
-                ),  # weight error first: a mean over clipped activations misleads
-                ("correct_bias", {"images": 64, "activations": True, "statistic": "median"}),
-            ),
+            steps=_DEFAULT,
         ),
+        Recipe(name="best", steps=(*_DEFAULT, StepSpec(step="refine", options={"steps": 80, "rate": 5e-4}))),
     )
 }
 """The bundled recipes by name."""
@@ -324,4 +370,4 @@ def calibrate(
         except TypeError as e:
             raise UserError(f"step {spec} of the recipe {chosen.name!r}: {e}") from e
         c.seconds[spec.step] = c.seconds.get(spec.step, 0.0) + time.process_time() - began
-    return c.rounded(), plan
+    return c.rounded(), c.plan
