@@ -176,8 +176,8 @@ def comment(text: str) -> str:
 
 
 def toml(text: str) -> str:
-    """A TOML basic string; its escapes are those of JSON."""
-    return json.dumps(text)
+    """A TOML basic string: JSON's escapes, without its surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 LITERALS: dict[str, Callable[[str], str]] = {

@@ -131,14 +131,14 @@ def _check_target(b: Bundle, platform: Platform) -> None:
 
 def _check_outputs(b: Bundle) -> None:
     m = b.manifest
+    if len(m.inputs) != 1 or not m.outputs:
+        raise UserError(f"bundle {b.path} has {len(m.inputs)} inputs; a package takes models with one image")
     first = m.outputs[0]
     if m.labels and len(first.shape) == 2 and first.shape[1] != len(m.labels):
         raise UserError(
             f"bundle {b.path} has {len(m.labels)} labels, but its output {first.name!r} has {first.shape[1]} "
             "values; compile it again with --labels that fit"
         )
-    if len(m.inputs) != 1:
-        raise UserError(f"bundle {b.path} has {len(m.inputs)} inputs; a package takes models with one image")
 
 
 def _check_pair(a: Bundle, b: Bundle) -> None:

@@ -1,0 +1,197 @@
+"""The Python and C++ packages for real: built, run, and held against the golden vectors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ship_bundles import REAL_LABELS, compile_net, fake
+
+from repedge.ship import ship
+
+@pytest.fixture(scope="module")
+def uint8(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return compile_net(tmp_path_factory.mktemp("uint8"), ["tflite", "openvino", "gpu"])
+
+
+@pytest.fixture(scope="module")
+def float32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("float32")
+    return compile_net(out, ["tflite", "openvino"], input_kind="float32", color="BGR", precisions=["fp32"])
+
+
+def run(command: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+
+
+def script(code: str, package: Path, *arguments: str) -> str:
+    done = run([sys.executable, "-c", code, *arguments], cwd=package)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def packed(bundles: dict[str, Path], target: str, platform: str, out: Path) -> Path:
+    return ship([bundles[target]], platform, out, name="net").path
+
+
+@pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
+def test_python_package_passes_its_own_golden_test(
+    uint8: dict[str, Path], tmp_path: Path, target: str
+) -> None:
+    out = packed(uint8, target, "python", tmp_path / "app")
+    done = run([sys.executable, "test_golden.py"], cwd=out)
+    assert done.returncode == 0, done.stderr
+    assert "2 images as verified" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["tflite", "openvino"])
+def test_python_package_of_a_float32_artifact(float32: dict[str, Path], tmp_path: Path, target: str) -> None:
+    out = packed(float32, target, "python", tmp_path / "app")
+    assert run([sys.executable, "test_golden.py"], cwd=out).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [("pixels.u8", "gives other pixels"), ("expected_0.f32", "is off by"), ("0.png", "gives other pixels")],
+)
+def test_golden_test_notices_what_is_wrong(
+    uint8: dict[str, Path], tmp_path: Path, damage: str, complaint: str
+) -> None:
+    out = packed(uint8, "tflite", "python", tmp_path / "app")
+    folder = out / "golden" / "fp32"
+    if damage == "0.png":
+        shutil.copyfile(folder / "1.png", folder / "0.png")
+    elif damage == "pixels.u8":
+        data = bytearray((folder / damage).read_bytes())
+        data[5] ^= 2
+        (folder / damage).write_bytes(data)
+    else:
+        y = np.fromfile(folder / damage, "<f4")
+        y[0] += 0.01 * np.abs(y).max()
+        y.tofile(folder / damage)
+    done = run([sys.executable, "test_golden.py"], cwd=out)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+
+
+def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> None:
+    out = packed(uint8, "tflite", "python", tmp_path / "app")
+    code = """if True:
+        import json, net
+        model = net.Model(threads=1)
+        guesses = model.classify("golden/fp32/0.png", top=99)
+        logits = model.run("golden/fp32/0.png")[net.OUTPUTS[0]]
+        print(json.dumps([net.LABELS, guesses, logits[0].tolist()]))
+    """
+    labels, guesses, logits = json.loads(script(code, out))
+    assert labels == list(REAL_LABELS)
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    assert [g[0] for g in guesses] == list(np.argsort(-softmax))
+    assert [g[1] for g in guesses] == [REAL_LABELS[g[0]] for g in guesses]
+    np.testing.assert_allclose([g[2] for g in guesses], np.sort(softmax)[::-1], rtol=1e-5)
+
+
+def test_python_without_pillow_resizes_to_the_same_bits(tmp_path: Path) -> None:
+    from repedge import images
+    from repedge.config import Preprocess
+
+    rng = np.random.default_rng(3)
+    for i, (resize, how, color) in enumerate(
+        [(None, "bilinear", "RGB"), (30, "bicubic", "RGB"), (26, "nearest", "RGB"), (50, "bilinear", "GRAY")]
+    ):
+        mean = (0.5,) * (1 if color == "GRAY" else 3)
+        pre = Preprocess(size=(28, 33), resize=resize, interpolation=how, color=color, mean=mean, std=mean)  # type: ignore[arg-type]
+        out = ship([fake(tmp_path / f"b{i}", pre=pre)], "python", tmp_path / f"app{i}", name="net").path
+        module = load(out / "net" / "image.py", f"image{i}")
+        for shape in [(61, 40, 3), (7, 90, 3), (28, 33, 3), (20, 20, 3), (31, 45)]:
+            photo = rng.integers(0, 256, shape, dtype=np.uint8)
+            expected = images.pixels(module.Image.fromarray(photo), pre)
+            np.testing.assert_array_equal(module.to_pixels(photo), expected)
+            pillow, module.Image = module.Image, None
+            np.testing.assert_array_equal(module.to_pixels(photo), expected)
+            module.Image = pillow
+
+
+def load(path: Path, name: str):  # noqa: ANN201
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_python_says_what_is_wrong(uint8: dict[str, Path], tmp_path: Path) -> None:
+    out = packed(uint8, "tflite", "python", tmp_path / "app")
+    code = """if True:
+        import numpy as np, net
+        model = net.Model()
+        for bad in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+            try:
+                model.run(bad)
+            except ValueError as e:
+                print(e)
+        try:
+            net.Model("fp8")
+        except ValueError as e:
+            print(e)
+    """
+    lines = script(code, out).splitlines()
+    assert lines[0] == "an image is uint8 [H, W, 3] or [H, W], but got float32 [4, 4, 3]"
+    assert lines[1] == "an image has 1 or 3 channels, but got 2"
+    assert lines[2] == "an image is uint8 [H, W, 3] or [H, W], but got uint8 [0, 4, 3]"
+    assert lines[3] == "variant must be one of fp32, but got 'fp8'"
+
+
+def wheel(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin
+    return Path(spec.origin).parent
+
+
+def build(package: Path) -> Path:
+    """CMake's build folder, built as the package's README says; without optimisation, to be quick."""
+    if not shutil.which("cmake") or not shutil.which("c++"):
+        pytest.skip("cmake or a C++ compiler is not installed")
+    folder = package / "build"
+    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    options += ["-G", "Ninja"] if shutil.which("ninja") else []
+    openvino, litert = wheel("openvino"), wheel("ai_edge_litert")
+    options += [f"-DOpenVINO_DIR={openvino / 'cmake'}", f"-DLITERT_LIBRARY={litert / 'libLiteRt.so'}"]
+    for command in (["cmake", "-S", package, "-B", folder, *options], ["cmake", "--build", folder]):
+        done = run(command)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(("target", "kind"), [("openvino", "uint8"), ("tflite", "float32")])
+def test_cpp_package_is_built_and_passes_its_golden_test(
+    request: pytest.FixtureRequest, tmp_path: Path, target: str, kind: str
+) -> None:
+    bundles = request.getfixturevalue(kind)
+    out = packed(bundles, target, "cpp", tmp_path / "app")
+    built = build(out)
+    tested = run(["ctest", "--test-dir", built, "--output-on-failure"])
+    assert tested.returncode == 0, tested.stdout
+    variant = next(p.name for p in (out / "golden").iterdir())
+    photo = out / "golden" / variant / "0.png"
+    sample = run([built / "net_sample", "--threads", "1", "--repeat", "3", photo])
+    assert sample.returncode == 0, sample.stderr
+    assert sum(label in sample.stdout for label in REAL_LABELS) == 5
+    assert "median" in sample.stdout
+    expected = out / "golden" / variant / "expected_0.f32"
+    y = np.fromfile(expected, "<f4")
+    (y + 0.05 * np.abs(y).max()).astype("<f4").tofile(expected)
+    assert run([built / "net_golden"]).returncode == 1
+    missing = run([built / "net_sample", tmp_path / "none.png"])
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].startswith("error: ")
