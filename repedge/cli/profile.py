@@ -121,7 +121,7 @@ def profile(
         data = {**rows[0].model_dump(mode="json"), **_verdict_json(verdict)}
     _write(rows, trace, html)
     saved = _save(save_as_device, rows, what, options)
-    from repedge.profile import show as tables
+    from repedge.cli import profile_tables as tables
 
     def table() -> None:
         tables.profiles(rows)
@@ -247,19 +247,20 @@ def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Pat
 
 
 def _predict(what: list[str], device: str, options: dict[str, Any], as_json: bool) -> int:
-    from repedge.profile.predict import predict, show_estimates
+    from repedge.cli import profile_tables as tables
+    from repedge.profile.predict import predict
 
     rows = [predict(w, device, **options) for w in what]
     data = {"repedge": __version__, "estimates": [r.as_json() for r in rows]}
-    show(as_json, data, lambda: show_estimates(rows))
+    show(as_json, data, lambda: tables.estimates(rows))
     return 0
 
 
 @app.command()
 def devices(as_json: Json = False, debug: Debug = False) -> int:
     """The devices that can be seen from here, and how to name the others."""
+    from repedge.cli import profile_tables as tables
     from repedge.devices import load_class, schemes
-    from repedge.profile import show as tables
 
     rows: list[dict[str, Any]] = []
     for scheme in schemes():

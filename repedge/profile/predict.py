@@ -303,19 +303,3 @@ def _check_points(networks: Sequence[Network], points: Sequence[Point]) -> None:
         if len(values) > 1 or (what == "family" and None in values):
             seen = ", ".join(sorted(map(str, values)))
             raise UserError(f"--save-as-device needs networks of one known {what}; these have: {seen}")
-
-
-def show_estimates(rows: Sequence[Estimate]) -> None:
-    """The table of ``repedge profile --predict``."""
-    from rich.table import Table
-
-    from repedge.report import out
-
-    table = Table("network", "device", "GMAC", "estimate ms", "error", "range", box=None, pad_edge=False)
-    for r in rows:
-        table.add_row(
-            r.name, r.device, f"{r.gmacs:.3f}", f"{r.ms:.2f}", f"±{r.error:.1%}", f"{r.low:.2f}..{r.high:.2f}"
-        )
-    out.print(table)
-    for basis in dict.fromkeys(r.basis for r in rows):
-        out.print(f"[dim]estimates, not measurements: {basis}; error: leave-one-out[/]")

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables of ``repedge profile`` and ``repedge devices``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from repedge.profile.gate import Regression
+from repedge.profile.predict import Estimate
 from repedge.profile.result import Profile
 from repedge.report import err, out
 
@@ -99,6 +100,18 @@ def regression(r: Regression) -> None:
         f"against the baseline: {r.ratio.value:.3f} times as long "
         f"({r.ratio.low:.3f}..{r.ratio.high:.3f}), limit {1 + r.limit:.3f}: {state}"
     )
+
+
+def estimates(rows: Sequence[Estimate]) -> None:
+    """The table of ``repedge profile --predict``."""
+    table = Table("network", "device", "GMAC", "estimate ms", "error", "range", box=None, pad_edge=False)
+    for r in rows:
+        table.add_row(
+            r.name, r.device, f"{r.gmacs:.3f}", f"{r.ms:.2f}", f"±{r.error:.1%}", f"{r.low:.2f}..{r.high:.2f}"
+        )
+    out.print(table)
+    for basis in dict.fromkeys(r.basis for r in rows):
+        out.print(f"[dim]estimates, not measurements: {basis}; error: leave-one-out[/]")
 
 
 def devices(rows: Sequence[dict[str, Any]]) -> None:
