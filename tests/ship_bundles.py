@@ -28,7 +28,12 @@ LABELS = (
 REAL_LABELS = tuple(label.replace("\n", " ") for label in LABELS)
 """A .tflite file's labels have no line breaks: compile refuses them."""
 
-ARTIFACTS = {"tflite": "net.tflite", "openvino": "net.xml", "coreml": "net.mlpackage", "gpu": "repo/net/1/model.onnx"}
+ARTIFACTS = {
+    "tflite": "net.tflite",
+    "openvino": "net.xml",
+    "coreml": "net.mlpackage",
+    "gpu": "repo/net/1/model.onnx",
+}
 
 
 def net(classes: int = len(LABELS)) -> Any:

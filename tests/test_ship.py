@@ -23,7 +23,9 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("platform", "target"), FITS)
-def test_package_carries_the_model_its_proof_and_its_papers(tmp_path: Path, platform: str, target: str) -> None:
+def test_package_carries_the_model_its_proof_and_its_papers(
+    tmp_path: Path, platform: str, target: str
+) -> None:
     bundle = fake(tmp_path / "b", target, license="CC-BY-4.0 | see *terms*")
     ship([bundle], platform, tmp_path / "app")
     found = files(tmp_path / "app")
@@ -34,7 +36,9 @@ def test_package_carries_the_model_its_proof_and_its_papers(tmp_path: Path, plat
     artifact -= {(bundle / "manifest.json").read_bytes()}
     assert artifact <= set(found.values())
     assert not any("reference" in path for path in found)
-    vectors = {path.rsplit("/", 1)[-1]: content for path, content in found.items() if "/fp32/" in path.lower()}
+    vectors = {
+        path.rsplit("/", 1)[-1]: content for path, content in found.items() if "/fp32/" in path.lower()
+    }
     with np.load(bundle / "golden" / "golden.npz") as arrays:
         assert vectors["pixels.u8"] == arrays["pixels"].tobytes()
         assert vectors["expected_0.f32"] == arrays["output:logits"].astype("<f4").tobytes()

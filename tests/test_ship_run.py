@@ -16,6 +16,7 @@ from ship_bundles import REAL_LABELS, compile_net, fake
 
 from repedge.ship import ship
 
+
 @pytest.fixture(scope="module")
 def uint8(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return compile_net(tmp_path_factory.mktemp("uint8"), ["tflite", "openvino", "gpu"])
@@ -30,7 +31,12 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(command: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False
+        [str(c) for c in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
 
 
@@ -122,7 +128,7 @@ def test_python_without_pillow_resizes_to_the_same_bits(tmp_path: Path) -> None:
             module.Image = pillow
 
 
-def load(path: Path, name: str):  # noqa: ANN201
+def load(path: Path, name: str):
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
