@@ -201,10 +201,10 @@ def test_real_pixels_are_sent_as_the_model_wants_them(serve, tmp_path, tool):
     model, _ = build(clean(text, w=weights(4, 3, 1, 1)), tmp_path / "built")
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(1, 8, 8, 3)
     samples = tmp_path / "samples"
-    pixels.tofile(samples)
+    np.concatenate([pixels, pixels + 1]).tofile(samples)
     phone = Phone("A1", program=benchmark)
     serve(phone)
-    file = SampleFile(path=str(samples), dtype="uint8", shape=(1, 8, 8, 3), count=1)
+    file = SampleFile(path=str(samples), dtype="uint8", shape=(1, 8, 8, 3), count=2)
     result = profile(model, tool, asked=request(runs=2, samples=file))
     flags = dict(f.split("=", 1) for f in phone.ran[0][1:])
     sent = phone.files[flags["--input_layer_value_files"].removeprefix("input:")]

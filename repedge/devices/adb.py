@@ -215,7 +215,7 @@ def image_input(artifact: Path, request: ProfileRequest) -> tuple[bytes, tuple[i
     shapes = [tuple(int(x) for x in d["shape"]) for d in details]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         return None
-    spec = request.samples.model_copy(update={"count": 1}).model_dump(mode="json")
+    spec = request.samples.model_dump(mode="json")
     first = prepare([(details[0]["name"], details[0]["dtype"], shapes[0])], spec)[0]
     return first[0].tobytes(), shapes[0]
 
