@@ -224,7 +224,8 @@ def _op(row: OpRow, delegates: Sequence[str]) -> Op:
     """Operators inside a delegate are named ``Delegate/...`` by the tool; whole delegates by their type."""
     inside = row.name.startswith("Delegate/") or "delegate" in row.type.lower()
     where = (delegates[0] if delegates else "delegate") if inside else "CPU"
-    return Op(name=row.name, type=row.type, ms=row.ms, where=where)
+    name = re.sub(r"^\[(.*)\]:\d+$", r"\1", row.name)  # [tensors that it computes]:number of the node
+    return Op(name=name, type=row.type, ms=row.ms, where=where)
 
 
 def _host(phone: Phone, mask: str | None) -> HostInfo:
