@@ -24,6 +24,7 @@ from repedge.graph.values import const, only_reader, shape_of
 from repedge.targets import openvino_ops, qdq
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.openvino_build import Builder, needed
+from repedge.targets.openvino_import import import_openvino
 
 LAYOUTS = {2: "NC", 4: "NCHW"}
 """Layout of an output by its rank."""
@@ -56,7 +57,7 @@ class OpenVINO(Target):
             UnsupportedModel: The graph has nodes without a lowering; all are named.
             UserError: A weight doesn't fit into float16; ``w8a8`` of a graph that nobody quantized.
         """
-        import openvino
+        openvino = import_openvino()
 
         qdq.check_precision(model, job.precision)
         if job.input_kind == "uint8" and not qdq.takes_pixels(model):
@@ -92,7 +93,7 @@ class OpenVINORunner(Runner):
     """A compiled IR with batch size 1; batches are looped over."""
 
     def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
-        import openvino
+        openvino = import_openvino()
 
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -123,7 +124,7 @@ def _first_line(error: Exception) -> str:
 
 def _lower(model: ir.Model, job: Job) -> Any:
     """The graph as an ``openvino.Model``."""
-    import openvino
+    openvino = import_openvino()
 
     b = Builder()
     parameter, done = _lower_input(b, model.graph.inputs[0], job)
@@ -154,7 +155,7 @@ def _lower_input(b: Builder, value: ir.Value, job: Job) -> tuple[Any, list[ir.No
     Returns:
         The parameter, and the nodes that are lowered with it.
     """
-    import openvino
+    openvino = import_openvino()
 
     name, (n, c, h, w) = str(value.name), shape_of(value)
     done: list[ir.Node] = []

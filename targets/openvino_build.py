@@ -12,6 +12,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.values import const
 from repedge.targets import qdq
+from repedge.targets.openvino_import import import_openvino
 
 Refusal = Callable[[ir.Node], str | None]
 """Says in a sentence why a node can't be lowered, or None if it can."""
@@ -21,9 +22,7 @@ class Builder:
     """OpenVINO outputs of the values lowered so far, by the name of the ONNX value."""
 
     def __init__(self) -> None:
-        from openvino import opset13
-
-        self.ops: Any = opset13
+        self.ops: Any = import_openvino().opset13
         self.values: dict[str, Any] = {}
 
     def x(self, node: ir.Node, index: int) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +271,13 @@ def test_whole_networks(name, tmp_path):
         if precision == "fp32":
             assert relative_error(found, expected) < 1e-5
         assert artifact.notes == ()
+
+
+def test_no_telemetry() -> None:
+    """Importing openvino sends an event from a forked process, unless its telemetry can't be imported."""
+    code = (
+        "import sys; from repedge.targets.openvino_import import import_openvino; import_openvino().Core;"
+        "print([m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
