@@ -74,7 +74,7 @@ RULES: dict[str, Rule] = {
     "Conv": Rule("layer", fuses=True),
     "ConvTranspose": Rule("layer"),
     "Gemm": Rule("layer", fuses=True, able=_plain_gemm),
-    "MatMul": Rule("layer", fuses=True, able=_matrix),
+    "MatMul": Rule("layer", INT8, fuses=True, able=_matrix),  # 16 bits, several rows: wrong in 2.14
     "Add": Rule("binary", fuses=True),
     "Sub": Rule("binary", fuses=True),
     "Mul": Rule("binary", fuses=True),

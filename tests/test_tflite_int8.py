@@ -12,9 +12,10 @@ from repedge.targets.tflite import TFLite
 from repedge.targets.tflite_int_rules import RULES
 from repedge.targets.tflite_runner import partitions
 from repedge.targets.tflite_writer import schema
+from tests.test_tflite_runtime import PYTHON, check, nhwc
 from tests.tflite_cases import CASES, W3, window
 from tests.tflite_helpers import build, clean, fused_network, op_names, relative_error, run, weights
-from tests.tflite_qdq import batch, mixed, quantize, reference, units
+from tests.tflite_qdq import batch, mixed, output_scales, quantize, reference, units
 
 W8 = {"int8": "w8a8", "int16": "w8a16"}
 CHAINS = {"squeeze_excite", "add_lower_rank", "concat_height", "flatten_pooled_gemm", "flatten_map_gemm"}
@@ -346,3 +347,27 @@ def test_real_networks_are_one_partition_and_agree(name, ops, tmp_path):
     assert units(qdq, path, pixels, reference(qdq, x), input_kind="uint8") < 4.01
     whole, _ = build(model, tmp_path / "float")
     assert path.stat().st_size < 0.271 * whole.stat().st_size
+
+
+# The old runtime, whose own kernels run instead of XNNPACK's
+
+
+@pytest.mark.skipif(
+    not PYTHON.exists(), reason="no .venv-tflite-runtime; make it with: sh tests/tflite_runtime_env.sh"
+)
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_old_runtime_is_within_one_unit(dtype, tmp_path):
+    unit = {}
+    for name, (text, arrays, _) in CASES.items():
+        model = clean(text, **arrays)
+        x = batch(model, 1)
+        qdq = quantize(model, x, dtype)
+        build(qdq, tmp_path, name=name, precision=W8[dtype])
+        want = dict(zip([v.name for v in qdq.graph.outputs], reference(qdq, x), strict=True))
+        unit[name] = max(s / np.abs(y).max() for s, y in zip(output_scales(qdq), want.values(), strict=True))
+        np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **{k: nhwc(y) for k, y in want.items()})
+    found = check(tmp_path)
+    assert found.keys() == CASES.keys()
+    errors = {name: max(case["errors"].values()) / unit[name] for name, case in found.items()}
+    limits = {name: 2.01 if name in CHAINS else 1.01 for name in errors}
+    assert {name: e for name, e in errors.items() if not e < limits[name]} == {}
