@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from tests.op_cases import batch, graph
+from repedge.config import Preprocess
+from repedge.targets import qdq
+from repedge.targets.base import Job, Target
+from tests.op_cases import batch, graph, sqnr_db
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -204,3 +210,53 @@ def units_apart(found: np.ndarray, expected: np.ndarray, scale: float) -> np.nda
     """How many integers apart two dequantized tensors are, element by element."""
     assert found.shape == expected.shape
     return np.abs(np.rint(found / scale) - np.rint(expected / scale))
+
+
+@lru_cache(maxsize=1)
+def demo() -> tuple[ir.Model, Preprocess, np.ndarray]:
+    """The bundled RepViT with its preprocessing folded in, and 16 photos, uint8 [16, H, W, 3]."""
+    from repedge import images
+    from repedge.models.source import resolve
+    from repedge.passes.preprocess import fold_preprocess
+    from repedge.pipeline import optimize, to_graph
+
+    source = resolve(None)
+    graph = to_graph(source)
+    optimize(graph, None)
+    photos = images.spread(images.demo_samples(), 16)
+    ((_, pixels),) = images.batches(photos, source.preprocess, 16)
+    return fold_preprocess(graph, source.preprocess), source.preprocess, pixels
+
+
+def calibrated(scheme: str, float_nodes: Mapping[str, str] | None = None) -> ir.Model:
+    """The QDQ graph of `demo` for a scheme, marked as the pipeline marks it."""
+    from repedge.calib.qdq import to_qdq
+    from repedge.calib.recipe import calibrate
+    from repedge.calib.scheme import SCHEMES
+
+    model, _, photos = demo()
+    rounded, plan = calibrate(model, [planes(photos)], SCHEMES[scheme], "minmax", float_nodes=float_nodes)
+    quantized = to_qdq(rounded, plan)
+    quantized.metadata_props[qdq.INPUT_KEY] = "pixels"
+    return quantized
+
+
+def planes(photos: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W]."""
+    return np.ascontiguousarray(photos.transpose(0, 3, 1, 2)).astype(np.float32)
+
+
+def end_to_end(target: Target, quantized: ir.Model, out: Path, count: int) -> tuple[Path, float, float]:
+    """Compile and run the calibrated demo.
+
+    Returns:
+        The main file, and SQNR in dB against the float network: of the artifact, and of the QDQ graph.
+    """
+    model, pre, photos = demo()
+    photos = photos[:count]
+    job = Job("demo", "w8a8", pre)
+    artifact = target.compile(quantized, job, out)
+    names = [o.name for o in artifact.outputs]
+    found = target.open(out / artifact.main, job, names, threads=1).run(photos)[0]
+    expected, simulation = (simulated(ir.to_proto(m), planes(photos)) for m in (model, quantized))
+    return out / artifact.main, sqnr_db(found, expected), sqnr_db(simulation, expected)

@@ -14,7 +14,17 @@ from repedge.targets import qdq
 from repedge.targets.base import Job
 from repedge.targets.coreml import CoreML
 from tests.op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, sqnr_db
-from tests.qdq_helpers import BODIES, quantized, quantized_proto, quantum, simulated, snapped, units_apart
+from tests.qdq_helpers import (
+    BODIES,
+    calibrated,
+    end_to_end,
+    quantized,
+    quantized_proto,
+    quantum,
+    simulated,
+    snapped,
+    units_apart,
+)
 
 pytest.importorskip("coremltools")
 
@@ -141,3 +151,13 @@ def test_the_same_bytes_twice(tmp_path):
         package, _ = compiled(clean(proto), out)
         files.append([f.read_bytes() for f in sorted(package.rglob("*")) if f.is_file()])
     assert files[0] == files[1]
+
+
+def test_a_calibrated_network(tmp_path):
+    """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
+    they lose against the float network, which is the same within 3 dB; more is a different network."""
+    model = calibrated("coreml-w8a8")
+    package, artifact, simulation = end_to_end(TARGET, model, tmp_path, 8)
+    assert artifact > 20
+    assert abs(artifact - simulation) < 3
+    assert mil_ops(package).count("quantize") == sum(n.op_type == "QuantizeLinear" for n in model.graph)

@@ -14,7 +14,16 @@ from repedge.targets import qdq
 from repedge.targets.base import Job
 from repedge.targets.openvino import OpenVINO
 from tests.op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, reference, sqnr_db
-from tests.qdq_helpers import BODIES, quantized, quantized_proto, quantum, simulated, units_apart
+from tests.qdq_helpers import (
+    BODIES,
+    calibrated,
+    end_to_end,
+    quantized,
+    quantized_proto,
+    quantum,
+    simulated,
+    units_apart,
+)
 
 openvino = pytest.importorskip("openvino")
 
@@ -154,3 +163,19 @@ def test_graphs_that_do_not_fit(tmp_path):
     with pytest.raises(UnsupportedModel, match="its scale or zero point is not that of 'c_Q'"):
         TARGET.compile(clean(proto), job(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_calibrated_network(mixed, tmp_path):
+    """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
+    they lose against the float network, which is the same within 3 dB; more is a different network."""
+    from tests.qdq_helpers import demo
+
+    convs = [n.name for n in demo()[0].graph if n.op_type == "Conv"]
+    kept = {convs[0]: "test", convs[9]: "test"} if mixed else {}
+    path, artifact, simulation = end_to_end(TARGET, calibrated("openvino-w8a8", kept), tmp_path, 16)
+    assert artifact > 20
+    assert abs(artifact - simulation) < 3
+    kinds = [kind.lower().endswith("_i8") for layer, kind in executed(path) if layer == "Convolution"]
+    assert len(kinds) == len(convs)
+    assert kinds.count(False) == len(kept)
