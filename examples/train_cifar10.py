@@ -57,6 +57,7 @@ class Recipe:
 RECIPES = {
     "repvit": Recipe("adamw", 0.002, 0.05, 16, ((0.35, 32), (0.6, 48), (1.0, SIZE)), 8, 0.05),
     "repvit-second": Recipe("adamw", 0.001, 0.05, 12, ((1.0, SIZE),), 0, 0.0),
+    "repvit-third": Recipe("adamw", 0.0006, 0.05, 6, ((1.0, SIZE),), 8, 0.1),
     "repvgg": Recipe("sgd", 0.2, 5e-4, 24, ((0.5, 48), (1.0, SIZE)), 0, 0.0),
     "repvgg-second": Recipe("sgd", 0.1, 5e-4, 12, ((1.0, SIZE),), 12, 0.1),
 }
