@@ -79,7 +79,7 @@ class Session:
             return os.fspath(model)
         proto, arrays = skeleton(model, location="weights")
         if arrays:
-            aligned = [np.require(a, requirements="CA") for a in arrays.values()]
+            aligned = [np.require(a, requirements=["C", "A"]) for a in arrays.values()]
             tensors = [ort.OrtValue.ortvalue_from_numpy(a) for a in aligned]
             options.add_external_initializers(list(arrays), tensors)
             self._borrowed += [*aligned, *tensors]
