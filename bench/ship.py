@@ -2,8 +2,8 @@
 
 python bench/ship.py [BUNDLE ...]     (default: the demo model for tflite and openvino, compiled here)
 
-Prints the seconds of `ship` per platform (the bound is 2 s) and, per Python and C++ package, the median time of one
-image beside the same artifact in the target's own runner, interleaved, one thread.
+Prints the seconds of `ship` per platform (the bound is 2 s) and, per Python and C++ package, the median time
+of one image beside the same artifact in the target's own runner, interleaved, one thread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def shipping(bundle: Bundle, scratch: Path) -> None:
 def python_ratio(bundle: Bundle, package: Path) -> None:
     """The Python package beside the runner, in this process."""
     spec = importlib.util.spec_from_file_location("net", package / "net" / "__init__.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     net = importlib.util.module_from_spec(spec)
     sys.modules["net"] = net
     spec.loader.exec_module(net)

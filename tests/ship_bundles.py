@@ -65,9 +65,9 @@ def compile_net(out: Path, targets: Sequence[str], **options: Any) -> dict[str, 
 
 
 def fake(
-    folder: Path, target: str = "tflite", *, labels: Sequence[str] = LABELS, outputs: Sequence[Tensor] | None = None,
-    precision: Any = "fp32", name: str = "net", pre: Preprocess | None = None, input_kind: Any = "uint8",
-    license: str = "Apache-2.0",
+    folder: Path, target: str = "tflite", *, labels: Sequence[str] = LABELS,
+    outputs: Sequence[Tensor] | None = None, precision: Any = "fp32", name: str = "net",
+    pre: Preprocess | None = None, input_kind: Any = "uint8", license: str = "Apache-2.0",
 ) -> Path:  # fmt: skip
     """A bundle whose artifact nothing can load, which is all that rendering needs."""
     pre = pre or Preprocess(size=(24, 40), resize=30)

@@ -130,7 +130,8 @@ def test_python_without_pillow_resizes_to_the_same_bits(tmp_path: Path) -> None:
 
 def load(path: Path, name: str):
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -141,9 +142,9 @@ def test_python_says_what_is_wrong(uint8: dict[str, Path], tmp_path: Path) -> No
     code = """if True:
         import numpy as np, net
         model = net.Model()
-        for bad in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        for shape, dtype in (((4, 4, 3), np.float32), ((4, 4, 2), np.uint8), ((0, 4, 3), np.uint8)):
             try:
-                model.run(bad)
+                model.run(np.zeros(shape, dtype))
             except ValueError as e:
                 print(e)
         try:
@@ -160,7 +161,8 @@ def test_python_says_what_is_wrong(uint8: dict[str, Path], tmp_path: Path) -> No
 
 def wheel(module: str) -> Path:
     spec = importlib.util.find_spec(module)
-    assert spec and spec.origin
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 

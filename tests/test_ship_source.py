@@ -1,4 +1,4 @@
-"""The sources of the packages: parsed by their grammars, their texts read back, their resizing compared with Pillow."""
+"""The packages' sources: parsed by their grammars, texts read back, resizing compared with Pillow."""
 
 from __future__ import annotations
 
@@ -226,9 +226,10 @@ import repedge.net.Scores
 fun main(args: Array<String>) {
     for (line in File(args[0]).readLines()) {
         val (from, w, h, c, to) = line.split(" ")
-        File(to).writeBytes(Preprocess.pixels(Pixels(w.toInt(), h.toInt(), c.toInt(), File(from).readBytes())))
+        val image = Pixels(w.toInt(), h.toInt(), c.toInt(), File(from).readBytes())
+        File(to).writeBytes(Preprocess.pixels(image))
     }
-    File(args[1]).writeText((0 until Preprocess.CHANNELS + 4).map { Scores.label(it) }.joinToString("\\u0000"))
+    File(args[1]).writeText((0 until 7).map { Scores.label(it) }.joinToString("\\u0000"))
 }
 """
 
