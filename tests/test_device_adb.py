@@ -9,8 +9,8 @@ import pytest
 from repedge import devices
 from repedge.devices.adb import ADB
 from repedge.devices.adb_report import Unreadable, parse
+from repedge.devices.protocol import ProfileRequest, SampleFile
 from repedge.errors import DeviceError, UserError
-from repedge.profile.protocol import ProfileRequest, SampleFile
 from tests.adb_reports import GPU, HEAD, PEAK, RUNS, TABLES, UNUSED, WARM, XNNPACK
 from tests.adb_server import AdbServer, Cut, Hang, Phone
 

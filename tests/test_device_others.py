@@ -14,8 +14,8 @@ from repedge import devices
 from repedge.devices import base, iphone_agent
 from repedge.devices.aihub import AIHub
 from repedge.devices.iphone import IPhone
+from repedge.devices.protocol import ProfileRequest
 from repedge.errors import DeviceError, MissingExtra, UserError
-from repedge.profile.protocol import ProfileRequest
 
 # --- AI Hub: a stand-in for the module qai_hub with the names, arguments and answers of its release 0.56.
 

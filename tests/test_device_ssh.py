@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repedge import devices
+from repedge.devices.protocol import ProfileRequest, SampleFile
 from repedge.devices.ssh import SSH
 from repedge.devices.ssh_keys import user_hosts
 from repedge.errors import DeviceError, UserError
-from repedge.profile.protocol import ProfileRequest, SampleFile
 from tests import ssh_server
 
 pytest.importorskip("asyncssh")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from repedge.profile.agent import coreml
+from repedge.devices.agent import coreml
 
 
 class MLNeuralEngineComputeDevice:
@@ -68,7 +68,7 @@ def test_inputs_of_the_saved_program_are_understood(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="runs there")
 def test_elsewhere_the_error_says_where_it_runs():
-    from repedge.profile.agent.engine import AgentError
+    from repedge.devices.agent.engine import AgentError
 
     with pytest.raises(AgentError, match="ssh:// to a Mac, or iphone://"):
         coreml.CoreML("x.mlpackage", {})

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from repedge.devices.protocol import HostInfo, RawProfile
 from repedge.errors import CheckFailed, UserError
 from repedge.profile import gate
-from repedge.profile.protocol import HostInfo, RawProfile
 from repedge.profile.result import Profile, summarize
 from repedge.profile.subject import Subject
 

@@ -15,10 +15,10 @@ import repedge
 from repedge import devices
 from repedge.devices.base import AgentSession
 from repedge.devices.local import Subprocess
+from repedge.devices.pack import agent_bytes
+from repedge.devices.protocol import ProfileRequest
 from repedge.errors import DeviceError, UserError
 from repedge.profile.measure import compare, measure
-from repedge.profile.pack import agent_bytes
-from repedge.profile.protocol import ProfileRequest
 
 FAST = {"runs": 4, "warmup": 1, "threads": 1}
 
@@ -182,7 +182,7 @@ def test_an_artifact_newer_than_the_runtime(tmp_path):
 
 def test_no_runtime_for_the_artifact_names_the_package(tmp_path, monkeypatch):
     """A folder before all others hides the installed runtime, as on a machine that lacks it."""
-    from repedge.profile.agent import engine
+    from repedge.devices.agent import engine
 
     monkeypatch.setitem(engine.ENGINES, "onnxruntime", ("ort_engine", "X", ("not_there",), "onnxruntime"))
     with pytest.raises(engine.AgentError, match="pip install onnxruntime") as caught:
@@ -241,7 +241,7 @@ def test_what_the_network_prints_is_no_answer(tmp_path, monkeypatch):
 
 def test_the_agent_ends_when_the_other_side_is_gone(tmp_path, monkeypatch):
     request = factory(tmp_path, monkeypatch, "time.sleep(60)")
-    transport = Subprocess([sys.executable, "-m", "repedge.profile.agent"])
+    transport = Subprocess([sys.executable, "-m", "repedge.devices.agent"])
     transport.send(json.dumps({"do": "open", "artifact": "x", "request": request.model_dump(mode="json")}))
     transport._process.stdin.close()  # as when this process is killed
     assert transport._process.wait(30) == 0
@@ -313,7 +313,7 @@ def test_the_agent_is_one_file_that_runs_without_repedge(tmp_path, monkeypatch):
 def test_the_agent_keeps_to_python_3_9():
     import ast
 
-    from repedge.profile.pack import FOLDER
+    from repedge.devices.pack import FOLDER
 
     for file in FOLDER.glob("*.py"):
         tree = ast.parse(file.read_text(), feature_version=(3, 9))
@@ -323,7 +323,7 @@ def test_the_agent_keeps_to_python_3_9():
                     [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 )
                 own = [n for n in names if n.startswith("repedge")]
-                allowed = ("repedge.profile.agent", "repedge.profile.hooks")  # the latter: torch, local only
+                allowed = ("repedge.devices.agent", "repedge.profile.hooks")  # the latter: torch, local only
                 assert all(n.startswith(allowed) for n in own), (file.name, own)
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip":
                 assert not any(k.arg == "strict" for k in node.keywords), file.name

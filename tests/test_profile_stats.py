@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from repedge.devices.protocol import HostInfo, RawProfile
 from repedge.profile import stats
-from repedge.profile.protocol import HostInfo, RawProfile
 
 
 def noisy(rng, n, base=5.0):

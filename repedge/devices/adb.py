@@ -18,8 +18,8 @@ from repedge.devices.adb_phone import Phone
 from repedge.devices.adb_report import OpRow, Report, Unreadable, parse
 from repedge.devices.base import Device, DeviceURI, Found
 from repedge.devices.files import sha256
+from repedge.devices.protocol import HostInfo, Op, ProfileRequest, RawProfile
 from repedge.errors import DeviceError, UserError
-from repedge.profile.protocol import HostInfo, Op, ProfileRequest, RawProfile
 
 PROCESSES = 10
 WARM_S = 0.5  # the tool's own default: at least so long
@@ -205,7 +205,7 @@ def image_input(artifact: Path, request: ProfileRequest) -> tuple[bytes, tuple[i
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    from repedge.profile.agent.samples import prepare
+    from repedge.devices.agent.samples import prepare
 
     assert request.samples is not None
     try:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from repedge.devices.base import Device, DeviceURI, Found
+from repedge.devices.protocol import HostInfo, Op, ProfileRequest, RawProfile
 from repedge.errors import DeviceError, MissingExtra, UserError
-from repedge.profile.protocol import HostInfo, Op, ProfileRequest, RawProfile
 
 RUNTIMES = {"tflite": ".tflite", "onnxruntime": ".onnx", "coreml": ".mlpackage"}
 MOST_RUNS = 1000  # the service's own bound of max_profiler_iterations is not published

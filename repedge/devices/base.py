@@ -1,7 +1,7 @@
 """What a device is: one small class that opens an artifact and measures it where it runs.
 
 Two ways to write one. A device with Python on it hands a `Transport` to `AgentSession`, and the agent
-(``repedge.profile.agent``) does the rest. Any other device overrides `Device.profile` alone and sets
+(``repedge.devices.agent``) does the rest. Any other device overrides `Device.profile` alone and sets
 ``live = False``.
 """
 
@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import ValidationError
 
+from repedge.devices.protocol import ProfileRequest, RawProfile
 from repedge.errors import DeviceError, RepedgeError, UserError
-from repedge.profile.protocol import ProfileRequest, RawProfile
 
 
 @dataclass(frozen=True)

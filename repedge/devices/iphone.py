@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from repedge.devices.base import AgentSession, Device, DeviceURI, Found, Session
+from repedge.devices.protocol import ProfileRequest
 from repedge.errors import UserError
-from repedge.profile.protocol import ProfileRequest
 
 
 class IPhone(Device):

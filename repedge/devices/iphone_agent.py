@@ -1,7 +1,7 @@
 """The agent for an iPhone cabled to this Mac: Core ML's timings through coremltools' remote device.
 
 Runs on the Mac, where repedge need not be installed: one file, Python 3.9, coremltools 8.3 or newer and
-Xcode. Speaks the protocol of ``repedge.profile.agent`` on stdin and stdout. coremltools builds and
+Xcode. Speaks the protocol of ``repedge.devices.agent`` on stdin and stdout. coremltools builds and
 signs a small app, starts it on the phone and has it load and run the model; per-operator times are its
 estimates (time of the run x share in the compute plan).
 """
@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 MARK = "@repedge "
-WINDOW, STEADY, WARM_S, WARM_RUNS = 5, 0.03, 5.0, 200  # as in repedge.profile.agent.clock
+WINDOW, STEADY, WARM_S, WARM_RUNS = 5, 0.03, 5.0, 200  # as in repedge.devices.agent.clock
 UNITS = {"": "ALL", "all": "ALL", "ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 
 
@@ -121,7 +121,7 @@ class Phone:
         return times
 
     def finish(self) -> dict[str, Any]:
-        """The profile; see RawProfile of repedge.profile.protocol."""
+        """The profile; see RawProfile of repedge.devices.protocol."""
         ops: list[dict[str, Any]] = []
         residency: dict[str, float] = {}
         for info in self._do(self._bench.benchmark_operation_execution(inputs=self._inputs, iterations=5)):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from repedge.devices.base import AgentSession, Device, DeviceURI, Found, Session
+from repedge.devices.protocol import ProfileRequest
 from repedge.errors import DeviceError, UserError
-from repedge.profile.protocol import ProfileRequest
 
 
 class Local(Device):
@@ -39,14 +39,14 @@ class Local(Device):
     @classmethod
     def found(cls) -> Sequence[Found]:
         """See `Device.found`."""
-        from repedge.profile.agent import host
+        from repedge.devices.agent import host
 
         info = host.read()
         return [Found("local", "ready", f"{info['cpu'] or info['model'] or 'CPU'}, {info['cores']} cores")]
 
     def open(self, artifact: Path, request: ProfileRequest) -> Session:
         """See `Device.open`."""
-        command = [sys.executable, "-m", "repedge.profile.agent"]
+        command = [sys.executable, "-m", "repedge.devices.agent"]
         transport = Subprocess(command)
         return AgentSession(transport, "local", request.timeout_s).start(str(artifact.resolve()), request)
 

@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 
 from repedge.devices.base import AgentSession, Device, DeviceURI, Found, Session
 from repedge.devices.files import artifact_files, sha256
+from repedge.devices.protocol import ProfileRequest
 from repedge.devices.ssh_keys import HostKeys, fingerprint, user_hosts
 from repedge.devices.ssh_link import Link, Target, Upload
 from repedge.errors import MissingExtra, UserError
-from repedge.profile.protocol import ProfileRequest
 
 KEEP_BYTES = 2 << 30  # the cache on the device forgets what was used longest ago beyond this
 PACKAGES = {
@@ -95,7 +95,7 @@ class SSH(Device):
         return session
 
     def _upload(self, artifact: Path, request: ProfileRequest) -> tuple[Upload, ProfileRequest]:
-        from repedge.profile.agent.engine import ENGINES
+        from repedge.devices.agent.engine import ENGINES
 
         _, _, needs, package = ENGINES[request.runtime]
         agent = agent_file(self.phone is not None)
@@ -173,6 +173,6 @@ def agent_file(phone: bool) -> bytes:
         from repedge.devices import iphone_agent
 
         return Path(iphone_agent.__file__).read_bytes()
-    from repedge.profile import pack
+    from repedge.devices import pack
 
     return pack.agent_bytes()

@@ -12,7 +12,7 @@ from string import Template
 
 import numpy as np
 
-from repedge.profile.protocol import Op
+from repedge.devices.protocol import Op
 from repedge.profile.result import Profile
 from repedge.profile.trace import write_text
 

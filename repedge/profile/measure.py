@@ -12,9 +12,9 @@ from typing import Any
 
 from repedge import devices
 from repedge.devices.base import Device
+from repedge.devices.protocol import ProfileRequest, RawProfile
 from repedge.errors import UserError
 from repedge.profile import stats
-from repedge.profile.protocol import ProfileRequest, RawProfile
 from repedge.profile.result import Profile, summarize
 from repedge.profile.subject import Subject, find
 
@@ -53,7 +53,7 @@ def measure(
         on_stage: Called with the name of each stage as it begins.
         source_options: For models: weights, random_weights, input_size as for `repedge.compile`.
         request: runs, warmup, threads, per_op, hint, unit, timeout_s: see
-            `repedge.profile.protocol.ProfileRequest`.
+            `repedge.devices.protocol.ProfileRequest`.
 
     Raises:
         UserError: Wrong input, or no runtime for the artifact on the device.

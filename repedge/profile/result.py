@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from repedge import __version__
+from repedge.devices.protocol import HostInfo, Op, RawProfile
 from repedge.profile import stats
-from repedge.profile.protocol import HostInfo, Op, RawProfile
 from repedge.profile.subject import Subject
 
 
@@ -22,7 +22,7 @@ class Profile(BaseModel):
         ratio_p50, ratio_p50_interval, verdict: Against the first artifact of a comparison.
         warnings: What makes the numbers doubtful.
 
-    The other fields are those of `repedge.profile.protocol.RawProfile`.
+    The other fields are those of `repedge.devices.protocol.RawProfile`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repedge.profile.protocol import RawProfile
+from repedge.devices.protocol import RawProfile
 
 RESAMPLES = 1000
 MIN_EFFECT = 0.01

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from repedge.bundle import MANIFEST, Bundle
 from repedge.config import Preprocess
+from repedge.devices.protocol import Runtime, SampleFile
 from repedge.errors import UserError
-from repedge.profile.protocol import Runtime, SampleFile
 
 if TYPE_CHECKING:
     import numpy as np

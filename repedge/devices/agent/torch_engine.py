@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from repedge.profile.agent.engine import AgentError, Engine, default_threads
+from repedge.devices.agent.engine import AgentError, Engine, default_threads
 
 
 class TorchEager(Engine):

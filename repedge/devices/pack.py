@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "agent"
-_STUBS = ("repedge/__init__.py", "repedge/profile/__init__.py")
-_MAIN = "import runpy\n\nrunpy.run_module('repedge.profile.agent', run_name='__main__', alter_sys=True)\n"
+_STUBS = ("repedge/__init__.py", "repedge/devices/__init__.py")
+_MAIN = "import runpy\n\nrunpy.run_module('repedge.devices.agent', run_name='__main__', alter_sys=True)\n"
 
 
 def agent_bytes() -> bytes:
@@ -16,7 +16,7 @@ def agent_bytes() -> bytes:
     files = dict.fromkeys(_STUBS, "")
     files["__main__.py"] = _MAIN
     for source in sorted(FOLDER.glob("*.py")):
-        files[f"repedge/profile/agent/{source.name}"] = source.read_text(encoding="utf-8")
+        files[f"repedge/devices/agent/{source.name}"] = source.read_text(encoding="utf-8")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as z:
         for name, text in sorted(files.items()):

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import Any
 
-from repedge.profile.agent.engine import AgentError, Engine, refused
+from repedge.devices.agent.engine import AgentError, Engine, refused
 
 UNITS = {"": "ALL", "all": "ALL", "ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 
-from repedge.profile.agent.clock import Bench
-from repedge.profile.agent.engine import AgentError
+from repedge.devices.agent.clock import Bench
+from repedge.devices.agent.engine import AgentError
 
 MARK = "@repedge "
 

@@ -12,7 +12,7 @@ _CPUS = "/sys/devices/system/cpu"
 
 
 def read() -> dict:
-    """The fields of HostInfo of repedge.profile.protocol, as they are now."""
+    """The fields of HostInfo of repedge.devices.protocol, as they are now."""
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "model": _line("/proc/device-tree/model").strip("\0") or _line("/sys/class/dmi/id/product_name"),

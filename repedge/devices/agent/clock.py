@@ -6,8 +6,8 @@ import gc
 import math
 import time
 
-from repedge.profile.agent import host, samples
-from repedge.profile.agent.engine import AgentError, open_engine
+from repedge.devices.agent import host, samples
+from repedge.devices.agent.engine import AgentError, open_engine
 
 WINDOW = 5  # runs per window of the warm-up
 STEADY = 0.03  # two windows' medians this close together: warm
@@ -89,7 +89,7 @@ class Bench:
         return times
 
     def finish(self) -> dict:
-        """The profile; see RawProfile of repedge.profile.protocol."""
+        """The profile; see RawProfile of repedge.devices.protocol."""
         after = host.read()  # before anything else cools or heats the machine
         samples.check_finite(self.engine.outputs())
         peak = host.peak_rss()

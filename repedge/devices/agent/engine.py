@@ -82,7 +82,7 @@ def open_engine(artifact: str, request: dict) -> Engine:
         raise AgentError(f"no runtime for this artifact is installed there: pip install {package}", "user")
     if name != "torch" and not os.path.exists(artifact):
         raise AgentError(f"there is no artifact at {artifact}", "user")
-    return getattr(importlib.import_module("repedge.profile.agent." + module), cls)(artifact, request)
+    return getattr(importlib.import_module("repedge.devices.agent." + module), cls)(artifact, request)
 
 
 def default_threads(request: dict) -> int:

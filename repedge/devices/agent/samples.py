@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from repedge.profile.agent.engine import AgentError
+from repedge.devices.agent.engine import AgentError
 
 FREE = 224  # a dynamic image axis is measured at this size, a dynamic batch axis at 1
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from importlib import metadata
 
-from repedge.profile.agent.engine import AgentError, Engine, default_threads, refused
+from repedge.devices.agent.engine import AgentError, Engine, default_threads, refused
 
 
 class TFLite(Engine):
@@ -102,7 +102,7 @@ class TFLite(Engine):
             }
             for op in plain
         ]
-        from repedge.profile.agent import tflite_ops
+        from repedge.devices.agent import tflite_ops
 
         try:
             times = tflite_ops.alone(self._path, self._package, self.threads, len(rows), runs)

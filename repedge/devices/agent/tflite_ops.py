@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 
-from repedge.profile.agent.engine import AgentError
+from repedge.devices.agent.engine import AgentError
 
 
 def alone(path: str, package: str, threads: int, count: int, runs: int) -> list:

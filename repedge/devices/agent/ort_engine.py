@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 
-from repedge.profile.agent.engine import AgentError, Engine, default_threads, refused
+from repedge.devices.agent.engine import AgentError, Engine, default_threads, refused
 
 TYPES = {
     "tensor(float)": "float32",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from repedge.profile.agent.engine import AgentError, Engine, default_threads, refused
+from repedge.devices.agent.engine import AgentError, Engine, default_threads, refused
 
 
 class OpenVINO(Engine):
