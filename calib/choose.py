@@ -12,9 +12,9 @@ import torch
 from repedge.calib.plan import QuantPlan
 from repedge.calib.ranges import output_distance
 from repedge.calib.simulate import Rounding, Simulator
-from repedge.calib.structure import layers, place, set_array
+from repedge.calib.structure import TAKING, data_inputs, layers, place, set_array
 from repedge.errors import CheckFailed
-from repedge.graph.values import const
+from repedge.graph.values import const, only_reader
 
 Batches = Callable[[], Iterable[np.ndarray]]
 Measure = Callable[[ir.Model, QuantPlan], float]
@@ -35,9 +35,16 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Trial:
-    """One attempt of the search: how many of the costliest layers were float32, and the measured cost."""
+    """One attempt of the search.
+
+    Attributes:
+        raised: How many of the costliest layers got float32 weights and inputs.
+        nodes: How many nodes are float32 for that.
+        cost: As measured.
+    """
 
     raised: int
+    nodes: int
     cost: float
 
 
@@ -78,6 +85,38 @@ def _rest(simulator: Simulator, index: int, states: list) -> np.ndarray:
         for s in states:
             simulator.advance(step, s)
     return np.concatenate([s[simulator.outputs[0]].numpy() for s in states])
+
+
+def nodes_to_raise(model: ir.Model, plan: QuantPlan, layer: str) -> list[str]:
+    """The nodes that must be float32 for a layer to read float32 numbers, the layer among them.
+
+    Where integer operators can only give integers, these are all operators that read or write the
+    layer's input or a tensor tied to it; elsewhere only the readers.
+    """
+    placement = place(model, plan.scheme, plan.float_nodes)
+    x = next(str(la.x.name) for la in layers(model) if la.name == layer)
+    if x not in placement.root:
+        return [layer]
+    group = {n for n, root in placement.root.items() if root == placement.root[x]}
+    found = []
+    for node in model.graph:
+        reads = {str(v.name) for v in data_inputs(node)} & group
+        writes = {str(v.name) for v in node.outputs} & group
+        if str(node.name) in placement.nodes and (reads or (writes and plan.scheme.integer_outputs)):
+            found += [n for n in (_taker(node, plan), str(node.name)) if n is not None]
+    return list(dict.fromkeys(found))
+
+
+def _taker(node: ir.Node, plan: QuantPlan) -> str | None:
+    """The operator that takes ``node``, an activation, along."""
+    before = (
+        node.inputs[0].producer()
+        if node.op_type in plan.scheme.fused and node.inputs[0] is not None
+        else None
+    )
+    if before is None or before.op_type not in TAKING or only_reader(before.outputs[0]) is not node:
+        return None
+    return str(before.name)
 
 
 def keep_float(
@@ -135,7 +174,8 @@ def choose(
         most: Greatest number of layers to raise; None: a quarter of them, at least 1.
 
     Returns:
-        Graph and plan within the budget, and every trial in order.
+        Graph and plan within the budget, and every trial in order. A raised layer reads float32, so that
+        what writes its input is float32, too, where the target's integer operators give only integers.
 
     Raises:
         CheckFailed: Not even ``most`` raised layers are enough; the trials are in the message.
@@ -147,16 +187,17 @@ def choose(
         return output_distance(reference_logits, Simulator(m, p).logits(batches()))
 
     judge = measure or simulated
-    trials = [Trial(0, judge(model, plan))]
+    trials = [Trial(0, 0, judge(model, plan))]
     if trials[0].cost <= budget:
         return model, plan, trials
     order = layer_costs(model, reference, plan, batches)
     most = max(1, len(order) // 4) if most is None else min(most, len(order))
 
     def attempt(k: int) -> tuple[ir.Model, QuantPlan]:
-        names = [f.node for f in order[:k]]
-        made = keep_float(model, reference, plan, names, f"among the {k} costliest layers at the output")
-        trials.append(Trial(k, judge(*made)))
+        names = dict.fromkeys(n for f in order[:k] for n in nodes_to_raise(model, plan, f.node))
+        why = f"one of the {k} costliest layers at the output, or beside one"
+        made = keep_float(model, reference, plan, list(names), why)
+        trials.append(Trial(k, len(names), judge(*made)))
         return made
 
     low, high, best = 0, 1, attempt(1)

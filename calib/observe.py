@@ -100,26 +100,21 @@ class Statistics:
         images: Images seen.
         tensors: Value name -> its statistics.
         moments: Layer name -> moments of its input.
-        outputs: Mean over images and positions of each layer's output ahead of its activation, [C].
-        logits: First output of the images, float32 [images, ...] (of the first ``RESERVOIR``).
     """
 
     images: int = 0
     tensors: dict[str, TensorStats] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
     def divided(self, model: ir.Model, factors: Mapping[str, np.ndarray]) -> Statistics:
         """The statistics of ``model`` after its tensors were divided by the factors per channel."""
         tensors = {n: t.divided(factors[n]) if n in factors else t for n, t in self.tensors.items()}
-        moments, outputs = dict(self.moments), dict(self.outputs)
+        moments = dict(self.moments)
         for layer in layers(model):
-            x, y = str(layer.x.name), str(layer.out.name)
+            x = str(layer.x.name)
             if layer.name in moments and x in factors:
                 moments[layer.name] = moments[layer.name].divided(factors[x])
-            if layer.name in outputs and y in factors:
-                outputs[layer.name] = outputs[layer.name] / factors[y]
-        return Statistics(self.images, tensors, moments, outputs)
+        return Statistics(self.images, tensors, moments)
 
 
 def observe(
@@ -167,14 +162,13 @@ def observe(
     result = watch.result
     result.images = watch.seen
     result.moments = {n: m.moments() for n, m in found.items() if m.count}
-    result.outputs = {n: m.output / m.out_count for n, m in found.items() if m.out_count}
     return result
 
 
 def _attach(taps: dict[str, Any], sums: Mapping[str, _MomentSum], limit: int) -> None:
     for m in sums.values():
-        for name, add in ((str(m.layer.x.name), m.add_input), (str(m.layer.out.name), m.add_output)):
-            taps[name] = _both(taps.get(name), add, limit)
+        name = str(m.layer.x.name)
+        taps[name] = _both(taps.get(name), m.add, limit)
 
 
 def _both(first: Any, second: Any, limit: int) -> Any:
@@ -263,26 +257,19 @@ class _MomentSum:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.count = 0
-        self.out_count = 0
-        self.output: Any = 0.0
         self._shift: torch.Tensor | None = None
         self._sum: Any = 0.0
         self._squares: list[torch.Tensor] = []
         self._window: ConvAttrs | None = conv_attrs(layer.node) if layer.node.op_type == "Conv" else None
 
-    def add_output(self, y: torch.Tensor) -> None:
-        axes = (0, 2, 3) if y.ndim == 4 else tuple(range(y.ndim - 1))
-        self.output = self.output + y.double().sum(axes).numpy()
-        self.out_count += y.numel() // (y.shape[1] if y.ndim == 4 else y.shape[-1])
-
-    def add_input(self, x: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor) -> None:
         columns = self._columns(x)
         if columns is None:
             return
         if self._shift is None:
             self._shift = columns.mean(2, keepdim=True)
         centred = columns - self._shift
-        self._sum = self._sum + centred.double().sum(2)
+        self._sum = self._sum + centred.sum(2).double()
         self.count += centred.shape[2]
         k = centred.shape[1]
         for i, start in enumerate(range(0, k, BLOCK)):

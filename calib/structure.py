@@ -16,6 +16,9 @@ from repedge.graph.values import add_initializer, const, only_reader, shape_of
 OPERANDS: dict[str, int | None] = {"Concat": None, "Add": 2, "Sub": 2, "Mul": 2, "Max": None, "Min": None}
 """Operator -> how many of its inputs are data (None: all); 1 where it is not listed."""
 
+TAKING = LAYERS | {"Add", "Sub", "Mul"}
+"""Operators that may take an activation along."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -183,7 +186,7 @@ def place(model: ir.Model, scheme: QuantScheme, float_nodes: Collection[str] = (
     for name in float_nodes:
         if name not in names:
             raise UserError(f"the graph has no node {name!r} to keep in float")
-    able = [n for n in nodes if n.op_type in scheme.integer_ops and n.name not in float_nodes]
+    able = [n for n in nodes if n.op_type in scheme.integer_ops and not _stays_float(n, scheme, float_nodes)]
     weighted = {la.name: la for la in layers(model)}
     result = Placement()
     if scheme.weights_only:
@@ -201,10 +204,22 @@ def place(model: ir.Model, scheme: QuantScheme, float_nodes: Collection[str] = (
     return result
 
 
+def _stays_float(node: ir.Node, scheme: QuantScheme, float_nodes: Collection[str]) -> bool:
+    """Whether a node is float by choice, or is the activation that such a node would have taken along."""
+    if node.name in float_nodes:
+        return True
+    before = (
+        node.inputs[0].producer() if node.op_type in scheme.fused and node.inputs[0] is not None else None
+    )
+    if before is None or before.name not in float_nodes:
+        return False
+    return before.op_type in TAKING and only_reader(before.outputs[0]) is node
+
+
 def _fused(able: list[ir.Node], scheme: QuantScheme, float_nodes: Collection[str]) -> Iterator[ir.Value]:
     """Values between an operator and the activation that it takes along."""
     for node in able:
-        if node.op_type not in LAYERS and node.op_type not in ("Add", "Sub", "Mul"):
+        if node.op_type not in TAKING:
             continue
         reader = only_reader(node.outputs[0])
         if reader is not None and reader.op_type in scheme.fused and reader.name not in float_nodes:

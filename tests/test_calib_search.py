@@ -1,0 +1,213 @@
+"""Accuracy budget, refinement, delegable GELU, layers in integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from calib_nets import clean, images, mixed, mobile
+from graph_helpers import run
+
+from repedge.calib.choose import choose, keep_float, layer_costs
+from repedge.calib.equalize import equalize
+from repedge.calib.gelu import SLOPE, delegable_gelu, fit_slope, fit_slopes
+from repedge.calib.integers import integer_simulator
+from repedge.calib.observe import observe
+from repedge.calib.plan import QuantPlan
+from repedge.calib.qdq import to_qdq
+from repedge.calib.ranges import output_distance, ranges
+from repedge.calib.recipe import calibrate
+from repedge.calib.refine import refine
+from repedge.calib.rounding import round_weights
+from repedge.calib.scheme import TFLITE_W8A8
+from repedge.calib.simulate import Simulator
+from repedge.calib.structure import layers, own_parameters
+from repedge.errors import CheckFailed
+
+
+def bad_layer(x: np.ndarray):
+    """A graph in which one layer's input is far too coarse: (rounded graph, float graph, plan)."""
+    model = mobile()
+    own_parameters(model)
+    stats = observe(model, [x], moments=len(x))
+    plan = ranges(model, stats, TFLITE_W8A8, rule="minmax")
+    plan.set_range({"r2": None}, 0, plan.tensors["r2"].high * 20, "too wide")
+    return round_weights(model, plan, TFLITE_W8A8, stats), model, plan
+
+
+def distance(model, reference, plan, x) -> float:
+    return output_distance(Simulator(reference).run(x)[0].numpy(), Simulator(model, plan).run(x)[0].numpy())
+
+
+def test_layer_costs_find_the_bad_layer() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    costs = layer_costs(model, reference, plan, lambda: [x])
+    reader = next(la.name for la in layers(model) if la.x.name == "r2")
+    assert costs[0].node == reader
+    assert costs[0].cost > 5 * costs[1].cost
+    assert len(costs) == 6
+
+
+def test_choose_raises_the_fewest_layers() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    start = distance(model, reference, plan, x)
+    budget = start / 2
+    chosen, new_plan, trials = choose(model, reference, plan, lambda: [x], budget)
+    assert trials[0].raised == 0
+    assert trials[0].cost == pytest.approx(start)
+    assert trials[-1].raised == 1
+    assert set(new_plan.float_nodes) == {
+        n.name for n in model.graph if n.outputs[0].name in ("c2", "r2", "c3")
+    }
+    assert "r2" not in new_plan.tensors
+    assert "c3" not in new_plan.tensors
+    assert "r3" in new_plan.tensors
+    assert distance(chosen, reference, new_plan, x) <= budget
+    assert not plan.float_nodes
+    same, same_plan, trials = choose(model, reference, plan, lambda: [x], start)
+    assert (same, same_plan, len(trials)) == (model, plan, 1)
+
+
+def test_choose_says_when_it_cannot() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    with pytest.raises(CheckFailed, match=r"not met with up to 1 layers .*0 raised: .*1 raised: "):
+        choose(model, reference, plan, lambda: [x], 1e-12, most=1)
+
+
+def test_choose_goes_by_the_measure_it_is_given() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    seen = []
+
+    def measure(m: ir.Model, p: QuantPlan) -> float:
+        seen.append(len(p.float_nodes))
+        return 0.0 if len(p.float_nodes) >= 6 else 1.0
+
+    _, new_plan, trials = choose(model, reference, plan, lambda: [x], 0.5, measure=measure, most=6)
+    assert [t.nodes for t in trials] == seen
+    assert len(new_plan.float_nodes) == min(n for n in seen if n >= 6)
+    assert [t.raised for t in trials][:3] == [0, 1, 2]
+
+
+def test_raised_layers_are_float_in_the_qdq_graph() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    name = layers(model)[3].name
+    raised, new_plan = keep_float(model, reference, plan, [name], "for the test")
+    graph = to_qdq(raised, new_plan)
+    onnx.checker.check_model(ir.serde.serialize_model(graph), full_check=True)
+    assert "w3" in graph.graph.initializers
+    assert "w3/q" not in graph.graph.initializers
+    np.testing.assert_array_equal(graph.graph.initializers["w3"].const_value, layers(reference)[3].array)
+
+
+def test_refinement_is_nearer_on_held_out_images_or_given_up() -> None:
+    x, held = images(32), images(16, seed=5)
+    model, reference, plan = bad_layer(x)
+    args = (lambda: [x[:16], x[16:]], lambda: [held])
+    before = distance(model, reference, plan, held)
+    refined, new_plan, costs = refine(model, reference, plan, *args, steps=12, rate=1e-2)
+    assert costs["before"] == pytest.approx(before)
+    assert costs["after"] < before
+    assert distance(refined, reference, new_plan, held) == pytest.approx(costs["after"])
+    for layer in layers(refined):  # still integers times scale
+        scale = np.array(new_plan.weights[layer.weight.name].scale, np.float32)
+        q = layer.array / scale.reshape(-1, *[1] * (layer.array.ndim - 1))
+        np.testing.assert_allclose(q, np.round(q), atol=1e-4)
+    same, same_plan, costs = refine(model, reference, plan, *args, steps=2, rate=10.0)
+    assert costs["after"] >= costs["before"]
+    assert same is model
+    assert same_plan is plan
+
+
+# --- GELU ------------------------------------------------------------------------------------------------
+
+
+def test_delegable_gelu_is_x_sigmoid() -> None:
+    model = mixed()
+    changed, replaced = delegable_gelu(model)
+    assert len(replaced) == 1
+    assert {n.op_type for n in changed.graph} >= {"Sigmoid", "Mul"}
+    assert "Gelu" not in {n.op_type for n in changed.graph}
+    assert "Gelu" in {n.op_type for n in model.graph}
+    onnx.checker.check_model(ir.serde.serialize_model(changed), full_check=True)
+    x = np.linspace(-6, 6, 144, dtype=np.float32).reshape(1, 1, 12, 12)
+    single = clean("n (float[1,1,12,12] x) => (float[1,1,12,12] y) { y = Gelu(x) }", {})
+    approximate, _ = delegable_gelu(single)
+    assert [v.name for v in approximate.graph.outputs] == ["y"]
+    got = run(approximate, {"x": x})[0]
+    np.testing.assert_allclose(got, x / (1 + np.exp(-SLOPE * x)), atol=1e-5)
+    assert np.abs(got - run(single, {"x": x})[0]).max() < 0.0205
+
+
+def test_fitted_slope_is_the_best_of_its_neighbours() -> None:
+    x = np.linspace(-4, 4, 801)
+    weight = np.exp(-(x**2) / 0.5)
+    exact = torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
+
+    def cost(a: float) -> float:
+        return float(weight @ (x / (1 + np.exp(-a * x)) - exact) ** 2)
+
+    slope = fit_slope(x, weight)
+    assert cost(slope) <= min(cost(slope - 0.01), cost(slope + 0.01))
+    assert cost(slope) < cost(SLOPE)
+
+
+def test_slopes_are_fitted_to_every_node() -> None:
+    model, x = mixed(), images(16)
+    slopes = fit_slopes(model, observe(model, [x], histograms=True))
+    assert list(slopes) == [n.name for n in model.graph if n.op_type == "Gelu"]
+    changed, _ = delegable_gelu(model, slopes)
+    plain, _ = delegable_gelu(model)
+    values = {}
+    for label, net in (("exact", model), ("fitted", changed), ("plain", plain)):
+        Simulator(net).run(x, {"g0": lambda y, k=label: values.__setitem__(k, y.numpy().copy())})
+    error = {k: float(((values[k] - values["exact"]) ** 2).mean()) for k in ("fitted", "plain")}
+    assert error["fitted"] <= error["plain"]
+
+
+def test_delegable_gelu_has_the_fixed_scale_of_the_sigmoid() -> None:
+    model, _ = delegable_gelu(mixed())
+    changed, plan = calibrate(model, [images(16)], TFLITE_W8A8, "fast")
+    assert plan.tensors["g0/gate"].scale == 1 / 256
+    assert plan.tensors["g0/gate"].zero_point == -128
+    assert np.isfinite(Simulator(changed, plan).run(images(4))[0].numpy()).all()
+
+
+# --- integers --------------------------------------------------------------------------------------------
+
+
+def test_integer_simulation_is_integer_arithmetic() -> None:
+    """One pointwise layer with Relu, against int64 arithmetic in numpy."""
+    model, x = mobile(), images(16)
+    model, _ = equalize(model, observe(model, [x]))
+    stats = observe(model, [x], moments=16)
+    plan = ranges(model, stats, TFLITE_W8A8)
+    model = round_weights(model, plan, TFLITE_W8A8, stats)
+    seen = {}
+    taps = {n: (lambda y, n=n: seen.__setitem__(n, y.numpy().copy())) for n in ("r1", "r2")}
+    integer_simulator(model, plan).run(x[:4], taps)
+    t_in, t_out, w = plan.tensors["r1"], plan.tensors["r2"], plan.weights["w2"]
+    layer = next(la for la in layers(model) if la.weight.name == "w2")
+    s_w = np.array(w.scale, np.float32)
+    q_x = np.round(seen["r1"] / t_in.scale).astype(np.int64)
+    q_w = np.round(layer.array[:, :, 0, 0] / s_w[:, None]).astype(np.int64)
+    bias = layer.bias.const_value.numpy().astype(np.float64) / (s_w.astype(np.float64) * t_in.scale)
+    sums = np.einsum("nchw,oc->nohw", q_x, q_w) + np.round(bias).astype(np.int64)[:, None, None]
+    multiplier = np.float32(t_in.scale) * s_w / np.float32(t_out.scale)
+    units = np.round(sums.astype(np.float32) * multiplier[:, None, None])
+    want = np.clip(units, -128 - t_out.zero_point, 127 - t_out.zero_point)
+    np.testing.assert_array_equal(np.round(seen["r2"] / np.float32(t_out.scale)), want)
+
+
+def test_integer_simulation_is_within_a_unit_of_the_qdq_graph() -> None:
+    changed, plan = calibrate(mixed(), [images(16)], TFLITE_W8A8, "fast")
+    qdq, x = to_qdq(changed, plan), images(4, seed=2)
+    want = np.concatenate([run(qdq, {"x": x[i : i + 1]})[0] for i in range(4)])
+    got = integer_simulator(changed, plan).run(x)[0].numpy()
+    assert np.abs(got - want).max() <= 1.01 * plan.tensors["y"].scale
