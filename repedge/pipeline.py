@@ -30,7 +30,8 @@ from repedge.bundle import (
     writing,
 )
 from repedge.config import InputKind, Precision
-from repedge.errors import CheckFailed, UnsupportedModel
+from repedge.errors import CheckFailed, UnsupportedModel, UserError
+from repedge.quantization import NEEDS_PHOTOS, Calibration, quantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from repedge.models.source import Source
     from repedge.targets.base import Artifact, Target
 
+SCHEMES_OF = {"gpu": "tensorrt"}  # targets whose quantization scheme has another name
 GOLDEN = 4  # golden images per bundle
 TOOLS = ("torch", "onnx", "onnxruntime", "onnxsim", "coremltools", "ai-edge-litert", "openvino", "numpy")
 
@@ -54,6 +56,7 @@ class Plan:
         count: How many of them.
         reference: Whether the bundles carry the float reference graph.
         min_sqnr: Replaces the precision's SQNR threshold, dB.
+        calibration: Photos for the precisions with integer activations.
         options: Target options such as ``deployment_target``.
         about: author, license, description, version for the artifacts' metadata.
         command: The command line, recorded in the manifests.
@@ -67,6 +70,7 @@ class Plan:
     count: int = 8
     reference: bool = True
     min_sqnr: float | None = None
+    calibration: Calibration | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -163,6 +167,8 @@ def compile_source(
             returned as rejected instead, so that the others are still built.
     """
     check_free(source.name, plan)
+    if plan.calibration is None and any(precision in NEEDS_PHOTOS for _, precision in plan.builds):
+        raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
     chosen = [(targets.get(name), precision) for name, precision in plan.builds]
     clock = Clock(report)
     with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
@@ -268,7 +274,8 @@ def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]
         worst = float(np.abs(ours - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
         if not worst < 1e-4:
             raise CheckFailed(
-                f"the exported graph differs from the torch model by {worst:.1e} of its largest output"
+                f"the exported graph differs from the torch model by {worst:.1e} of its largest output; "
+                "does its forward draw random numbers or keep a state?"
             )
 
 
@@ -304,6 +311,13 @@ def _build(
         options={k: v for k, v in plan.options.items() if v is not None},
         **plan.about,
     )
+    quantization = None
+    if precision in NEEDS_PHOTOS:
+        with clock.stage(f"{target.name} {precision}: calibrate"):
+            scheme = f"{SCHEMES_OF.get(target.name, target.name)}-{precision}"
+            graph, quantization = quantize(
+                graph, scheme, source.preprocess, plan.input_kind, plan.calibration
+            )
     with clock.stage(f"{target.name} {precision}: compile"):
         artifact = target.compile(graph, job, draft.path)
     with clock.stage(f"{target.name} {precision}: verify"):
@@ -319,7 +333,8 @@ def _build(
         if plan.reference:
             _link(reference, draft.path / REFERENCE)
         size = artifact_bytes(draft.path / artifact.main)
-        draft.seal(_manifest(target, precision, artifact, source, plan, result, certificate))
+        manifest = _manifest(target, precision, artifact, source, plan, result, certificate)
+        draft.seal(manifest.model_copy(update={"quantization": quantization}))
         path = draft.publish().path if result.passed else draft.reject()
     stages = {name.rsplit(": ")[-1]: s for name, s in clock.seconds.items()}
     return Built(path, target.name, precision, size, result, {**shared.seconds, **stages})

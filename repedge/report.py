@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from repedge.api import CompileReport
@@ -20,8 +24,32 @@ if TYPE_CHECKING:
     from repedge.models.registry import ModelSpec
     from repedge.targets.base import Target
 
+SHOWN = 10  # candidates left unfused that `inspect` prints
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def say(line: str, where: Console = out) -> None:
+    """Print a line with markup, left whole: the terminal wraps it, so that paths in it can be copied."""
+    where.print(line, soft_wrap=True)
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Aligned columns of cells with markup, never cut short, whatever the width of the terminal.
+
+    Args:
+        right: Headers of the columns that are aligned at the right.
+    """
+    cells = [[Text(name, style="bold") for name in header], *([Text.from_markup(c) for c in r] for r in rows)]
+    widths = [max(cell_len(row[i].plain) for row in cells) for i in range(len(header))]
+    at_right = {i for i, name in enumerate(header) if name in right}
+    for row in cells:
+        line = Text()
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            pad = " " * (width - cell_len(cell.plain))
+            line.append_text(Text(pad) + cell if i in at_right else cell + Text(pad)).append("  ")
+        line.rstrip()
+        out.print(line, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -50,38 +78,44 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def compiled(result: CompileReport) -> None:
     """Bundles with their size, how they compare with the model, and how long they took."""
-    out.print(f"[bold]{result.name}[/]: {result.found}")
-    table = Table("bundle", "MB", "SQNR dB", "max error", "top-1 kept", "", "s", box=None, pad_edge=False)
+    say(_titled(result.name, result.found))
+    rows = []
     for b in result.bundles:
         v = b.verify
         verdict = "[green]verified[/]" if v.passed else "[red]REJECTED[/]"
-        table.add_row(
-            str(b.path), f"{b.size_bytes / 1e6:.2f}", f"{v.sqnr_db:.1f}", f"{v.max_abs_err:.1e}",
-            _share(v.agree_top1), verdict, f"{sum(b.seconds.values()):.1f}",
-        )  # fmt: skip
-    out.print(table)
+        numbers = (
+            f"{b.size_bytes / 1e6:.2f}",
+            f"{v.sqnr_db:.1f}",
+            f"{v.max_abs_err:.1e}",
+            _share(v.agree_top1),
+        )
+        rows.append([b.target, b.precision, *numbers, f"{sum(b.seconds.values()):.1f}", verdict])
+    figures = "MB", "SQNR dB", "max error", "top-1 kept", "s"
+    columns(("target", "precision", *figures, ""), rows, right=figures)
+    for b in result.bundles:
+        say(f"  {escape(str(b.path))}")
     for b in result.bundles:
         for failure in b.verify.failures:
-            err.print(f"[red]{b.target} {b.precision}[/]: {failure}")
+            say(f"[red]{b.target} {b.precision}[/]: {escape(failure)}", err)
     good = [b for b in result.bundles if b.verify.passed]
     if good:
-        out.print(
-            f"[dim]next: repedge verify {good[0].path}   |   repedge eval {good[0].path} YOUR_PHOTOS[/]"
-        )
+        path = escape(shlex.quote(str(good[0].path)))
+        say(f"[dim]next:  repedge verify {path}[/]")
+        say(f"[dim]       repedge eval {path} YOUR_PHOTOS[/]")
     if len(good) < len(result.bundles):
-        err.print("rejected bundles are kept aside as *.rejected for a look; they are not to be shipped")
+        say("rejected bundles are kept aside as *.rejected for a look; they are not to be shipped", err)
 
 
 def verified(path: Path, v: Verification) -> None:
     """One bundle's comparison with its reference."""
     state = "[green]is the model it came from[/]" if v.passed else "[red]differs from its reference[/]"
-    out.print(f"{path} {state}")
-    out.print(
-        f"  {v.n} images ({v.images}) in {v.executor}: SQNR {v.sqnr_db:.1f} dB, "
+    say(f"{escape(str(path))} {state}")
+    say(
+        f"  {v.n} images ({escape(v.images)}) in {v.executor}: SQNR {v.sqnr_db:.1f} dB, "
         f"max error {v.max_abs_err:.1e}, top-1 kept {_share(v.agree_top1)}"
     )
     for failure in v.failures:
-        err.print(f"  [red]{failure}[/]")
+        say(f"  [red]{escape(failure)}[/]", err)
 
 
 def evaluated(what: str, a: Accuracy) -> None:
@@ -96,38 +130,53 @@ def evaluated(what: str, a: Accuracy) -> None:
         table.add_row("SQNR", f"{a.sqnr_db:.1f} dB")
     if a.kl is not None:
         table.add_row("KL divergence", f"{a.kl:.2e} nats")
-    out.print(f"[bold]{what}[/]")
+    say(f"[bold]{escape(what)}[/]")
     out.print(table)
 
 
 def inspected(i: Inspection) -> None:
     """What was found; for models, the before/after table of fusing."""
-    out.print(f"[bold]{i.path}[/] ({i.kind}): {i.found}")
+    say(_titled(i.path, i.found))
     if i.before and i.after:
         _before_after(i.before, i.after)
         left = i.details.get("unfused", [])
         merges = i.details.get("merges", [])
         out.print(f"{len(merges)} merges, {len(left)} candidates left as they are")
-        for item in left[:10]:
-            out.print(f"  [dim]{' + '.join(item['nodes'][:3])}: {item['reason']}[/]")
+        for item in left[:SHOWN]:
+            say(f"  [dim]{escape(' + '.join(item['nodes'][:3]))}: {escape(item['reason'])}[/]")
+        if len(left) > SHOWN:
+            say(f"  [dim]and {len(left) - SHOWN} more; --json lists them all[/]")
     elif i.kind == "checkpoint":
         out.print(f"{i.details['tensors']} tensors, {i.details['params']:,} values")
     else:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for key in ("input_kind", "requires", "origin", "notes"):
-            table.add_row(key, str(i.details.get(key)))
-        for side in ("inputs", "outputs"):
-            for t in i.details[side]:
-                table.add_row(side[:-1], f"{t['name']} {t['dtype']} {t['shape']} {t['layout']}")
-        out.print(table)
+        for name, text in _bundle_facts(i.details):
+            say(f"  {name:<10}{escape(text)}")
+
+
+def _bundle_facts(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What an app developer asks of a manifest, as (name, text)."""
+    origin, checked = manifest["origin"], manifest["verification"]
+    for side in ("inputs", "outputs"):
+        for t in manifest[side]:
+            yield side[:-1], f"{t['name']}: {t['dtype']} {list(t['shape'])} {t['layout']}"
+    if manifest["labels"]:
+        names = manifest["labels"]
+        yield "labels", f"{len(names)}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+    yield "requires", ", ".join(f"{name} {version}" for name, version in manifest["requires"].items())
+    yield "from", origin["description"] + (f"; {origin['license']}" if origin["license"] else "")
+    if checked:
+        verdict = "verified" if checked["passed"] else "REJECTED"
+        yield verdict, f"SQNR {checked['sqnr_db']:.1f} dB on {checked['n']} images ({checked['images']})"
+    for note in manifest["notes"]:
+        yield "note", note
 
 
 def _before_after(before: Size, after: Size) -> None:
-    table = Table("", "before", "fused", "change", box=None, pad_edge=False)
+    rows = []
     for key in ("convolutions", "normalizations", "branches", "nodes", "params", "macs"):
         b, a = getattr(before, key), getattr(after, key)
-        table.add_row(key, f"{b:,}", f"{a:,}", f"{(a - b) / b:+.1%}" if b else "")
-    out.print(table)
+        rows.append([key, f"{b:,}", f"{a:,}", f"{(a - b) / b:+.1%}" if b else ""])
+    columns(("", "before", "fused", "change"), rows, right=("before", "fused", "change"))
 
 
 def model_row(spec: ModelSpec) -> dict[str, Any]:
@@ -143,11 +192,12 @@ def model_row(spec: ModelSpec) -> dict[str, Any]:
 
 def models(rows: list[dict[str, Any]]) -> None:
     """The model table."""
-    table = Table("name", "classes", "input", "weights", box=None, pad_edge=False)
+    cells = []
     for row in rows:
-        table.add_row(row["name"], str(row["classes"]), "x".join(map(str, row["input_size"])), row["weights"])
-    out.print(table)
-    out.print("[dim]also: file.onnx, package.module:factory, timm:NAME[/]")
+        size = "x".join(map(str, row["input_size"]))
+        cells.append([row["name"], str(row["classes"]), size, row["weights"] or "[dim]none published[/]"])
+    columns(("name", "classes", "input", "weights"), cells, right=("classes", "input"))
+    say("[dim]also: file.onnx, package.module:factory, timm:NAME[/]")
 
 
 def target_row(target: Target) -> dict[str, Any]:
@@ -175,13 +225,19 @@ def doctor(health: Health) -> None:
     for t in health.targets:
         table.add_row(t.name, _yes(t.compiles), _yes(t.runs), t.executor, t.note)
     out.print(table)
-    out.print("  ".join(f"{k} {v}" for k, v in health.packages.items()))
+    say("  ".join(f"{k} {v}" for k, v in health.packages.items()))
     for name, present in health.extras.items():
-        out.print(f"[dim]{name}: {'installed' if present else 'not installed'}[/]")
+        say(f"[dim]{name}: {'installed' if present else 'not installed'}[/]")
 
 
 def _yes(flag: bool) -> str:
     return "[green]yes[/]" if flag else "[red]no[/]"
+
+
+def _titled(name: str, found: str) -> str:
+    """The name, which the sentence may begin with, in bold, and the sentence."""
+    rest = found.removeprefix(f"{name} ")
+    return f"[bold]{escape(name)}[/]{': ' if rest == found else ' '}{escape(rest)}"
 
 
 def _share(value: float | None, absent: str = "-") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 import repedge
 from repedge import cli
-from repedge.errors import CheckFailed, UserError
 
 ALL = ["coreml", "tflite", "openvino", "gpu"]
 
@@ -102,3 +102,98 @@ def test_a_network_made_for_one_image(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     assert repedge.compile(One(), targets=["tflite"], input_size=16, out=tmp_path, count=3).passed
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The program in this process: (exit code, stdout, stderr)."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def factory(monkeypatch: pytest.MonkeyPatch):
+    """``factory(make)`` gives a MODEL that calls ``make``."""
+
+    def register(make) -> str:
+        module = types.ModuleType("qa_nets")
+        module.make = make
+        monkeypatch.setitem(sys.modules, "qa_nets", module)
+        return "qa_nets:make"
+
+    return register
+
+
+class Small(nn.Module):
+    """A convolution and what ``tail`` makes of its output."""
+
+    def __init__(self, tail) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.tail = nn.Conv2d(3, 4, 3), tail
+
+    def forward(self, x: torch.Tensor):
+        return self.tail(self.conv(x))
+
+
+def test_prints_of_a_users_code_do_not_spoil_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factory
+) -> None:
+    def tail(y: torch.Tensor) -> torch.Tensor:
+        print("in forward")
+        return y.mean((2, 3))
+
+    model = factory(lambda: print("made") or Small(tail))
+    options = ("-t", "tflite", "--input-size", "16", "--count", "2", "-o", str(tmp_path))
+    code, out, err = call(capsys, "compile", model, *options, "--json")
+    assert code == 0
+    assert json.loads(out)["bundles"][0]["verify"]["passed"]
+    assert "made" in err
+    assert "in forward" in err
+
+
+def test_branches_on_a_tensor_are_named_without_noise(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], factory
+) -> None:
+    model = factory(lambda: Small(lambda y: y.mean((2, 3)) * (2 if y.mean() > 0 else 3)))
+    code, out, err = call(capfd, "compile", model, "-t", "tflite", "--input-size", "16", "-o", str(tmp_path))
+    assert code == 2
+    assert out == ""
+    assert [line for line in err.splitlines() if not line.startswith("  ")] == [err.splitlines()[-1]]
+    assert "reads the value of a tensor that depends on the image" in err
+
+
+def test_stderr_of_a_compile_is_its_stages(tmp_path: Path) -> None:
+    """The runtimes' own banners stay away."""
+    command = [sys.executable, "-m", "repedge", "compile", "-o", str(tmp_path)]
+    command += [word for target in ALL for word in ("-t", target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all(line.startswith("  ") for line in done.stderr.splitlines()), done.stderr
+
+
+def test_paths_in_the_table_are_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    out = tmp_path / "a folder [bold] with a long name"
+    code, text, _ = call(capsys, "compile", "-t", "tflite", "--count", "2", "-o", str(out))
+    assert code == 0
+    bundle = str(out / "repvit_demo-tflite-fp32")
+    assert f"  {bundle}\n" in text
+    assert f"repedge verify '{bundle}'\n" in text
+    for verb in ("verify", "inspect"):
+        code, text, _ = call(capsys, verb, bundle)
+        assert code == 0
+        assert bundle in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("form", ["--json", "--debug"])
+def test_a_stdout_that_takes_nothing_is_one_line(form: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "repedge", "targets", form]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Exception ignored" not in done.stderr

@@ -6,6 +6,7 @@ One file per group of verbs; a new verb is a function with ``@app.command()`` in
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from repedge import __version__
 
 from repedge.cli import compile, check, profile, ship, about  # isort: skip - the order of the verbs in --help
 from repedge.cli.app import app
+from repedge.cli.streams import answer, tidy
 from repedge.errors import RepedgeError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -36,6 +38,8 @@ def _one_line(arguments: list[str]) -> Iterator[None]:
     except Exception as e:
         if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
             _fail(arguments, e.format_message(), 2, e)
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            _fail(arguments, "the disk is full; free some space", 2, e)
         text = f"internal error: {type(e).__name__}: {e}; run again with --debug and report it"
         _fail(arguments, text, 1, e)
 
@@ -46,7 +50,8 @@ def _fail(arguments: list[str], message: str, code: int, error: BaseException) -
 
         traceback.print_exception(error)
     if "--json" in arguments:
-        print(json.dumps({"repedge": __version__, "error": message, "exit_code": code}))
+        with contextlib.suppress(RepedgeError):
+            answer(json.dumps({"repedge": __version__, "error": message, "exit_code": code}))
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -54,7 +59,7 @@ def _fail(arguments: list[str], message: str, code: int, error: BaseException) -
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``repedge`` program."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with _one_line(arguments):
+    with tidy("--json" in arguments, "--debug" in arguments), _one_line(arguments):
         code = app(arguments, standalone_mode=False, prog_name="repedge")
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from repedge.cli.streams import answer
 from repedge.errors import UserError
 
 app = typer.Typer(
@@ -89,6 +90,6 @@ def words(option: str, given: list[str], known: list[str]) -> Any:
 
 def show(as_json: bool, data: dict[str, Any], table: Callable[[], None]) -> None:
     if as_json:
-        print(json.dumps(data, allow_nan=False))
+        answer(json.dumps(data, allow_nan=False))
     else:
         table()

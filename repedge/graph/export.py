@@ -183,7 +183,7 @@ def _stock_export(module: torch.nn.Module, image: torch.Tensor, names: list[str]
     from repedge.graph.load import normalize
 
     try:
-        with _quiet("torch.onnx"):
+        with _quiet():
             program = torch.onnx.export(
                 module, (image,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=names,
                 verbose=False,
@@ -195,17 +195,20 @@ def _stock_export(module: torch.nn.Module, image: torch.Tensor, names: list[str]
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence a library that reports its progress on stdout and by warnings."""
-    log = logging.getLogger(name)
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+def _quiet() -> Iterator[None]:
+    """Silence an exporter that reports its progress, and why it gives up, on every channel there is."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
 def _cause(error: BaseException) -> str:

@@ -77,11 +77,12 @@ class Tracer(TorchDispatchMode):
 
     def finish(self, outputs: Mapping[str, torch.Tensor]) -> ir.Model | str:
         """The graph of the recorded run, or why there is none: every unknown operator at once."""
+        reasons = [] if self._refused is None else [self._refused]
         if self._unknown:
             listed = (f"{op} (in {where})" if where else op for op, where in self._unknown.items())
-            return f"operators outside repedge's table: {', '.join(listed)}"
-        if self._refused is not None:
-            return self._refused
+            reasons.append(f"operators outside repedge's table: {', '.join(listed)}")
+        if reasons:
+            return "; ".join(reasons)
         try:
             values = {name: self._builder.value(self._operand(t)) for name, t in outputs.items()}
         except Refused as why:

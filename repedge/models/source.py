@@ -365,5 +365,5 @@ def _settle(module: nn.Module, kind: Kind) -> nn.Module:
     foreign = kind in ("module", "timm")  # the others' weights were checked when they were read
     for key, value in module.state_dict().items() if foreign else ():
         if isinstance(value, torch.Tensor) and (problem := unusable(key, value)):
-            raise UserError(f"the network's {problem}")
+            raise UserError(f"{problem}; the network can't be compiled like this")
     return module.to("cpu", torch.float32).eval().requires_grad_(False)
