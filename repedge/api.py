@@ -22,6 +22,7 @@ from repedge.health import Health
 from repedge.health import examine as doctor
 from repedge.inspection import Inspection
 from repedge.inspection import examine as inspect
+from repedge.quantization import Calibration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +75,9 @@ def compile(
     count: int = 8,
     reference: bool = True,
     min_sqnr: float | None = None,
+    calib: Path | str | None = None,
+    calib_count: int = 64,
+    recipe: str = "default",
     options: dict[str, Any] | None = None,
     about: dict[str, str] | None = None,
     command: Sequence[str] = (),
@@ -94,6 +98,9 @@ def compile(
         count: How many photos to verify on.
         reference: Put the float reference graph into the bundles.
         min_sqnr: Replaces the SQNR threshold of the precision, dB.
+        calib: Folder of photos to calibrate integer activations on; labels are not needed.
+        calib_count: How many of them.
+        recipe: Calibration recipe: fast, default, best, or a .json file.
         options: Target options, such as ``{"deployment_target": "iOS17"}``.
         about: ``author``, ``license``, ``description``, ``version`` for the artifacts' metadata.
         command: Recorded in the manifests.
@@ -117,6 +124,7 @@ def compile(
         count=count,
         reference=reference,
         min_sqnr=min_sqnr,
+        calibration=None if calib is None else Calibration(Path(calib), calib_count, recipe),
         options=options or {},
         about=about or {},
         command=tuple(command),

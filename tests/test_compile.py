@@ -39,6 +39,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled photos as files in class folders."""
+    from repedge.images import demo_samples
+
+    folder = tmp_path_factory.mktemp("photos")
+    for sample in demo_samples():
+        file = folder / sample.name
+        file.parent.mkdir(exist_ok=True)
+        sample.load().save(file.with_suffix(".png"))
+    return folder
+
+
 def bundles(out: Path) -> list[Path]:
     return sorted(p for p in out.iterdir() if p.is_dir())
 
@@ -77,19 +90,13 @@ def test_manifest_says_what_an_app_developer_needs(built: Path) -> None:
 
 
 def test_verify_and_eval_from_the_bundle_alone(
-    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from repedge.images import demo_samples
-
-    for sample in demo_samples():
-        file = tmp_path / sample.name
-        file.parent.mkdir(exist_ok=True)
-        sample.load().save(file.with_suffix(".png"))
     for path in bundles(built):
         code, answer, _ = call(capsys, "verify", str(path))
         assert code == 0
         assert answer["passed"]
-        code, answer, _ = call(capsys, "eval", str(path), str(tmp_path))
+        code, answer, _ = call(capsys, "eval", str(path), str(photos))
         assert code == 0
         assert answer["n"] == 64
         assert answer["agree_top1"] >= 0.96  # fp16 may flip a tie
@@ -131,7 +138,27 @@ def test_existing_output_is_kept_without_force(built: Path) -> None:
     assert Bundle.open(built / "repvit_demo-tflite-fp32").manifest == before
 
 
-def test_float_input_no_reference_and_every_precision(tmp_path: Path) -> None:
+def test_integer_activations_from_a_few_photos(photos: Path, tmp_path: Path) -> None:
+    """From pixels, on every target; the plan's origin is in the manifest."""
+    report = repedge.compile(
+        targets=ALL, precisions=["w8a8"], calib=photos, calib_count=16, recipe="fast", out=tmp_path
+    )
+    for built_one in report.bundles:
+        assert built_one.verify.passed
+        assert built_one.verify.sqnr_db > 15
+        manifest = Bundle.open(built_one.path).manifest
+        assert manifest.quantization is not None
+        assert manifest.quantization["images"] == 16
+        assert manifest.inputs[0].dtype == "uint8"
+
+
+def test_integer_activations_need_photos(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--calib FOLDER"):
+        repedge.compile(targets=["tflite"], precisions=["w8a8"], out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float_input_no_reference_and_every_precision(photos: Path, tmp_path: Path) -> None:
     for target in ALL:
         report = repedge.compile(
             "repvgg_demo",
@@ -140,6 +167,9 @@ def test_float_input_no_reference_and_every_precision(tmp_path: Path) -> None:
             input_kind="float32",
             reference=False,
             count=4,
+            calib=photos,
+            calib_count=8,
+            recipe="fast",
             out=tmp_path,
         )
         assert report.passed, [b.verify.failures for b in report.bundles]

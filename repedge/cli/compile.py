@@ -43,7 +43,9 @@ def compile(
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            "--precision", "-p", help="fp32, fp16, w8a32, palette4..8; repeatable; default: the target's."
+            "--precision",
+            "-p",
+            help="fp32, fp16, w8a8, ... (`repedge targets`); default: the target's.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the bundles.")] = Path(
@@ -70,6 +72,11 @@ def compile(
     min_sqnr: Annotated[
         float | None, typer.Option(help="Replace the precision's SQNR threshold, dB.")
     ] = None,
+    calib: Annotated[
+        Path | None, typer.Option(help="Photos to calibrate w8a8 and w8a16 on; no labels needed.")
+    ] = None,
+    calib_count: Annotated[int, typer.Option(help="How many of them.")] = 64,
+    recipe: Annotated[str, typer.Option(help="Calibration: fast, default, best or FILE.json.")] = "default",
     deployment_target: Annotated[
         str | None, typer.Option(help="coreml: iOS16, iOS17 or iOS18.", show_default="iOS16")
     ] = None,
@@ -98,6 +105,9 @@ def compile(
             count=count,
             reference=not no_reference,
             min_sqnr=min_sqnr,
+            calib=calib,
+            calib_count=calib_count,
+            recipe=recipe,
             options={"deployment_target": deployment_target} if deployment_target else {},
             about={"description": description, "author": author, "license": license},
             command=["repedge", *sys.argv[1:]],
