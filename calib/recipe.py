@@ -203,6 +203,18 @@ def _round(c: Calibration, method: Any = "closed-form") -> None:
     )
 
 
+def _tune(
+    c: Calibration, factors: Sequence[float] = (0.8, 1.25), margin: float = 0.003, images: int = 48
+) -> None:
+    from repedge.calib.search import tune_ranges
+
+    if c.scheme.weights_only:
+        return
+    few = c.batches(min(images, affordable(c.reference)))
+    taken = tune_ranges(c.rounded(), c.reference, c.plan, few, factors=factors, margin=margin)
+    c.plan.notes.append(f"ranges of {len(taken)} tensors tuned at the output")
+
+
 def _correct_bias(
     c: Calibration, images: int = 64, activations: bool = False, statistic: Any = "mean"
 ) -> None:
@@ -246,6 +258,7 @@ STEPS: dict[str, Callable[..., None]] = {
     "choose_ranges": _choose_ranges,
     "round": _round,
     "correct_bias": _correct_bias,
+    "tune_ranges": _tune,
     "correct_bias_at_once": _correct_at_once,
     "refine": _refine,
 }
@@ -265,6 +278,8 @@ _DEFAULT = _steps(
     ("round", {"method": "closed-form"}),
     # Weight error first: a mean over clipped activations would be that of a few images.
     ("correct_bias", {"images": 64}),
+    ("tune_ranges", {"images": 48}),
+    # After the ranges: it takes out what their rounding shifts.
     ("correct_bias", {"images": 64, "activations": True, "statistic": "median"}),
 )
 
