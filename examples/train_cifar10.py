@@ -1,9 +1,10 @@
 """Train the two bundled demo networks on CIFAR-10, in training form.
 
-    python examples/train_cifar10.py repvgg_demo --data cifar10.zip --out build/train
     python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train
-    python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train/second \
+    python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/second \
         --recipe repvit-second --start build/train/repvit_demo.safetensors
+
+repedge/models/weights/README.md has the runs that made the bundled weights, in order.
 
 The archive holds JPEG files as ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. The run is seeded,
 writes a checkpoint after every epoch and goes on from it when started again; it uses the GPU where
@@ -60,6 +61,7 @@ RECIPES = {
     "repvit-third": Recipe("adamw", 0.0006, 0.05, 6, ((1.0, SIZE),), 8, 0.1),
     "repvgg": Recipe("sgd", 0.2, 5e-4, 24, ((0.5, 48), (1.0, SIZE)), 0, 0.0),
     "repvgg-second": Recipe("sgd", 0.1, 5e-4, 12, ((1.0, SIZE),), 12, 0.1),
+    "repvgg-last": Recipe("sgd", 0.03, 5e-4, 5, ((1.0, SIZE),), 8, 0.05),
 }
 
 
@@ -210,6 +212,33 @@ def one_epoch(
     return total / steps
 
 
+@torch.no_grad()
+def average(args: argparse.Namespace) -> None:
+    """Mean of several runs' weights (Izmailov et al., UAI 2018), batch statistics taken anew."""
+    states = [load_file(f) for f in args.average]
+    mean = {
+        k: sum(s[k].float() for s in states) / len(states) if v.is_floating_point() else v
+        for k, v in states[0].items()
+    }
+    model = create(args.model)
+    model.load_state_dict(mean)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over the batches that follow
+    images, _ = load_split(args.data, "train", args.out)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:4000]
+    model.train()
+    for batch in order.split(250):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(prepare(images[batch], SIZE, torch.device("cpu")))
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(weights, args.out / f"{args.model}-average.safetensors")
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    share = accuracy(model, *load_split(args.data, "test", args.out), torch.device("cpu"))
+    print(f"{args.model}: test top-1 of the averaged fp16 weights {share:.4f}")
+
+
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -220,11 +249,15 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="weights to start from: NAME.safetensors of an earlier run"
     )
+    parser.add_argument("--average", type=Path, nargs="+", help="average these weights instead of training")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.average:
+        average(args)
+        return
     recipe = RECIPES[args.recipe or args.model.split("_")[0]]
     train(args, replace(recipe, epochs=args.epochs) if args.epochs else recipe)
 

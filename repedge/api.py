@@ -7,15 +7,17 @@ repedge.verify(report.bundles[0].path)
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from repedge import __version__, evaluation, pipeline, targets, verification
-from repedge.bundle import MANIFEST, Bundle, Verification
+from repedge.bundle import Bundle, Verification, is_bundle
 from repedge.config import InputKind, Precision
 from repedge.errors import UserError
 from repedge.health import Health
@@ -64,7 +66,7 @@ class CompileReport:
 
 
 def compile(
-    model: str | nn.Module | None = None,
+    model: str | Path | nn.Module | None = None,
     *,
     targets: Sequence[str] = ("coreml",),
     precisions: Sequence[Precision] = (),
@@ -72,7 +74,7 @@ def compile(
     input_kind: InputKind = "uint8",
     force: bool = False,
     images: Path | str | None = None,
-    count: int = 8,
+    count: int = 4,
     reference: bool = True,
     min_sqnr: float | None = None,
     calib: Path | str | None = None,
@@ -112,8 +114,11 @@ def compile(
         UserError: The input is wrong; nothing was written.
         CheckFailed: The exported or fused graph differs from the model; nothing was written.
     """
-    if count < 1:
-        raise UserError("verification needs at least one image; pass a count of 1 or more")
+    verification.check_count(count)
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise UserError(f"an SQNR threshold is a number of decibels, not {min_sqnr}")
+    if input_kind not in get_args(InputKind):
+        raise UserError(f"input_kind {input_kind!r} is not one of {', '.join(get_args(InputKind))}")
     builds = choose_builds(targets, precisions)
     plan = pipeline.Plan(
         builds=builds,
@@ -135,7 +140,7 @@ def compile(
     return CompileReport(source.name, source.description, tuple(built))
 
 
-def _resolve(model: str | nn.Module | None, **options: Any) -> Source:
+def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
     from repedge.models.source import resolve
 
     return resolve(model, **options)
@@ -147,6 +152,8 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
     Raises:
         UserError: No target, an unknown one, or one that offers none of the asked precisions.
     """
+    names = [names] if isinstance(names, str) else names
+    precisions = [precisions] if isinstance(precisions, str) else precisions
     if not names:
         raise UserError(f"name at least one --target: {', '.join(targets.names())}")
     builds: list[tuple[str, Precision]] = []
@@ -174,7 +181,7 @@ def verify(bundle: Path | str, *, images: Path | str | None = None, count: int =
 
 
 def evaluate(
-    what: str | Path | None,
+    what: str | Path | nn.Module | None,
     data: Path | str,
     *,
     limit: int | None = None,
@@ -192,11 +199,13 @@ def evaluate(
         progress: Called with (done, total) images.
         source_options: As for `compile`, for models.
     """
-    if what is not None and (Path(what) / MANIFEST).is_file():
-        return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
-    if what is not None and Path(what).is_dir():
-        raise UserError(f"{what} is a folder without a {MANIFEST}, not a bundle")
-    source = _resolve(None if what is None else str(what), **source_options)
+    for name, number in (("limit", limit), ("threads", threads)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} must be 1 or more, not {number}")
+    if isinstance(what, (str, os.PathLike)):
+        if is_bundle(what):
+            return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
+    source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
     session = Session(pipeline.to_graph(source))

@@ -67,7 +67,7 @@ class Plan:
     input_kind: InputKind = "uint8"
     force: bool = False
     images: Path | None = None
-    count: int = 8
+    count: int = 4
     reference: bool = True
     min_sqnr: float | None = None
     calibration: Calibration | None = None
@@ -258,7 +258,7 @@ def _evidence(source: Source, graph: ir.Model, reference: Path, plan: Plan) -> E
         )
     if source.module is not None:
         _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
-    noise = np.random.default_rng(0).normal(size=(2, *inputs.shape[1:])).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
     return Evidence(samples, phrase, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
 
 

@@ -68,7 +68,7 @@ def compile(
     images: Annotated[
         Path | None, typer.Option(help="Photos to verify on; default: 64 bundled ones.", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(help="How many photos to verify on.")] = 8,
+    count: Annotated[int, typer.Option(help="How many photos to verify on.")] = 4,
     min_sqnr: Annotated[
         float | None, typer.Option(help="Replace the precision's SQNR threshold, dB.")
     ] = None,
