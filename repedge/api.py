@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -152,8 +152,9 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
     Raises:
         UserError: No target, an unknown one, or one that offers none of the asked precisions.
     """
-    names = [names] if isinstance(names, str) else names
-    precisions = [precisions] if isinstance(precisions, str) else precisions
+    names = (names,) if isinstance(names, str) else names
+    if isinstance(precisions, str):
+        precisions = cast("tuple[Precision]", (precisions,))
     if not names:
         raise UserError(f"name at least one --target: {', '.join(targets.names())}")
     builds: list[tuple[str, Precision]] = []
@@ -202,9 +203,8 @@ def evaluate(
     for name, number in (("limit", limit), ("threads", threads)):
         if number is not None and number < 1:
             raise UserError(f"{name} must be 1 or more, not {number}")
-    if isinstance(what, (str, os.PathLike)):
-        if is_bundle(what):
-            return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
+    if isinstance(what, (str, os.PathLike)) and is_bundle(what):
+        return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 

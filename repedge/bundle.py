@@ -98,6 +98,17 @@ class Manifest(_Model):
     toolchain: dict[str, str] = Field(default_factory=dict)
     command: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = ()
+    digest: str = ""
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest as JSON with sorted keys and no blanks, its own ``digest`` left out.
+
+    It finds accidents, such as a flipped byte. It is no signature: whoever means to change a manifest
+    can compute it.
+    """
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,21 @@ class Bundle:
         return artifact_bytes(self.artifact)
 
 
+def is_bundle(path: Path | str | os.PathLike[str]) -> bool:
+    """Whether a folder has a manifest.
+
+    Raises:
+        UserError: It is a folder without one, which is neither a bundle nor a model.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        return True
+    if str(path) and Path(path).is_dir():
+        raise UserError(
+            f"{path} is a folder without a {MANIFEST}, so no bundle; `repedge compile` makes bundles"
+        )
+    return False
+
+
 def artifact_bytes(artifact: Path) -> int:
     """Total size of a file, or of the files of a package folder; for an IR, .xml and .bin."""
     if artifact.is_dir():
@@ -163,7 +189,10 @@ def _read_manifest(path: Path) -> Manifest:
             raise UserError(
                 f"bundle {path} has schema {version}, newer than this repedge reads; upgrade repedge"
             )
-        return Manifest.model_validate(data)
+        manifest = Manifest.model_validate(data)
+        if manifest.digest != digest_of(data):
+            raise ValueError("it is not what was written: its digest differs")
+        return manifest
     except (ValueError, ValidationError, UnicodeDecodeError) as e:
         first = str(e).splitlines()[0]
         raise UserError(f"{file} is damaged ({first}); compile the bundle again") from e
@@ -255,6 +284,8 @@ class Draft:
             if str(p) != MANIFEST
         )
         sealed = manifest.model_copy(update={"files": entries})
+        digest = digest_of(json.loads(sealed.model_dump_json()))
+        sealed = sealed.model_copy(update={"digest": digest})
         (self.path / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return sealed
 
@@ -328,7 +359,7 @@ def _os_errors(final: Path) -> Iterator[None]:
             raise UserError(
                 f"the disk is full: {final} was not written; free some space or choose another --out"
             ) from e
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
             raise UserError(f"can't write {final} ({os.strerror(number)}); choose another --out") from e
         raise
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from repedge import pipeline
-from repedge.bundle import MANIFEST, Bundle
+from repedge.bundle import Bundle, is_bundle
+from repedge.models.files import SUFFIXES
 
-CHECKPOINTS = {".pth", ".pt", ".safetensors", ".bin", ".ckpt"}
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,18 @@ class Inspection:
         return asdict(self)
 
 
-def examine(what: str | Path | None = None, **source_options: Any) -> Inspection:
+def examine(what: str | Path | nn.Module | None = None, **source_options: Any) -> Inspection:
     """Look at a bundle folder, a checkpoint file, or a model as for `repedge.compile`.
 
     Raises:
         UserError: It is none of these, or it is damaged.
     """
-    if what is not None and (Path(what) / MANIFEST).is_file():
-        return _bundle(Path(what))
-    if what is not None and Path(what).suffix in CHECKPOINTS:
-        return _checkpoint(Path(what))
-    return _model(None if what is None else str(what), **source_options)
+    if isinstance(what, (str, os.PathLike)):
+        if Path(what).suffix.lower() in SUFFIXES:
+            return _checkpoint(Path(what))
+        if is_bundle(what):
+            return _bundle(Path(what))
+    return _model(what, **source_options)
 
 
 def _bundle(path: Path) -> Inspection:
@@ -89,15 +93,15 @@ def _checkpoint(path: Path) -> Inspection:
     )
 
 
-def _model(name: str | None, **source_options: Any) -> Inspection:
+def _model(model: str | Path | nn.Module | None, **source_options: Any) -> Inspection:
     from repedge.models.registry import spec
     from repedge.models.source import resolve
 
-    if name is not None and ":" not in name and not name.lower().endswith(".onnx"):
+    if isinstance(model, str) and ":" not in model and not model.lower().endswith(".onnx"):
         # What fusing does can be seen without the weights.
-        needs = spec(name).bundled is None and not source_options.get("weights")
+        needs = spec(model).bundled is None and not source_options.get("weights")
         source_options = {"random_weights": needs, **source_options}
-    source = resolve(name, **source_options)
+    source = resolve(model, **source_options)
     graph = pipeline.to_graph(source)
     pipeline.settle(graph)
     before = _size(graph)

@@ -162,6 +162,7 @@ def verify_bundle(path: Path | str, folder: Path | None = None, count: int = 16)
     """
     from repedge.graph.run import Session
 
+    check_count(count)
     bundle = Bundle.open(path)
     m = bundle.manifest
     if bundle.reference is None:
@@ -181,6 +182,16 @@ def verify_bundle(path: Path | str, folder: Path | None = None, count: int = 16)
         source=source,
         min_sqnr=minimum,
     )
+
+
+def check_count(count: int) -> None:
+    """Refuse to compare on no images.
+
+    Raises:
+        UserError: The count is below 1.
+    """
+    if count < 1:
+        raise UserError("verification needs at least one image; pass a count of 1 or more")
 
 
 def verification_samples(

@@ -38,6 +38,6 @@ def get(name: str) -> Target:
     for entry in entry_points(group="repedge.targets"):
         if entry.name == name:
             return entry.load()()
-    close = difflib.get_close_matches(name, names(), n=1)
+    close = difflib.get_close_matches(name.lower(), names(), n=1)
     hint = f"did you mean {close[0]}? There are " if close else "there are "
     raise UserError(f"there is no target {name!r}; {hint}{', '.join(names())}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from repedge import __version__
-from repedge.bundle import Bundle, Manifest, Origin, writing
+from repedge.bundle import Bundle, Manifest, Origin, digest_of, writing
 from repedge.config import Preprocess
 from repedge.errors import UserError
 
@@ -90,9 +90,30 @@ def test_missing_extra_and_linked_files_are_refused(tmp_path: Path) -> None:
 def test_untrusted_manifest(tmp_path: Path, change: dict, message: str) -> None:
     make(tmp_path / "net")
     file = tmp_path / "net" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    data = {**json.loads(file.read_text()), **change}
+    file.write_text(json.dumps({**data, "digest": digest_of(data)}))
     with pytest.raises(UserError, match=message):
         Bundle.open(tmp_path / "net")
+
+
+def test_a_flipped_byte_in_the_manifest(tmp_path: Path) -> None:
+    """Wherever it is: in a key, a hash, a number of the preprocessing, a label."""
+    make(tmp_path / "net")
+    file = tmp_path / "net" / "manifest.json"
+    good = file.read_bytes()
+    for i in range(0, len(good) - 1, 5):
+        file.write_bytes(good[:i] + bytes([good[i] ^ 4]) + good[i + 1 :])
+        if json_or_none(file) == json.loads(good):
+            continue  # white space
+        with pytest.raises(UserError):
+            Bundle.open(tmp_path / "net")
+
+
+def json_or_none(file: Path) -> object:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError:
+        return None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"schema_version": 1'])

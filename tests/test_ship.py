@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ship_bundles import LABELS, fake
 
-from repedge.bundle import Tensor
+from repedge.bundle import Tensor, digest_of
 from repedge.cli import main
 from repedge.errors import UserError
 from repedge.ship import PLATFORMS, golden, names, ship
@@ -162,7 +162,7 @@ def test_missing_golden_vectors_are_refused(tmp_path: Path) -> None:
     bundle = fake(tmp_path / "b")
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"] = [f for f in manifest["files"] if not f["path"].endswith("golden.npz")]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
     (bundle / "golden" / "golden.npz").unlink()
     assert "no usable golden vectors" in refused(tmp_path, [bundle])
 

@@ -70,7 +70,7 @@ def test_named_model_with_a_checkpoint(weights: Path) -> None:
     source = resolve("RepVGG-Demo", weights=weights)
     assert (source.name, source.kind, source.input_shape) == ("repvgg_demo", "demo", (1, 3, 64, 64))
     assert source.description == (
-        "repvgg_demo from mine.safetensors: training form, 4 classes, official layout, looks like repvgg_demo"
+        "repvgg_demo from mine.safetensors: training form, 4 classes, official layout"
     )
     assert source.labels == ()  # CIFAR-10's names do not fit four classes
     assert len(source.checkpoint_sha256 or "") == 64

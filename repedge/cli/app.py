@@ -82,7 +82,7 @@ def words(option: str, given: list[str], known: list[str]) -> Any:
     """Check option words against the known ones, with a did-you-mean."""
     for word in given:
         if word not in known:
-            close = difflib.get_close_matches(word, known, n=1)
+            close = difflib.get_close_matches(word.lower(), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
             raise UserError(f"--{option} {word!r} is unknown; {hint}")
     return given

@@ -50,6 +50,10 @@ class Finding:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        return self.describe()
+
+    def describe(self, asked: str = "") -> str:
+        """The sentence; what it looks like is left out where that is what was ``asked`` for."""
         if self.family is None:
             return "; ".join(("neither a RepVGG nor a RepViT", *self.notes))
         parts = [f"{self.form} form", f"{self.num_classes} classes"]
@@ -60,7 +64,10 @@ class Finding:
         if self.in_channels != 3:
             parts.append(f"{self.in_channels} input channel{'s' * (self.in_channels > 1)}")
         parts.append(f"{self.layout} layout")
-        parts.append(f"looks like {self.name}" if self.name else f"a {self.family} of no known size")
+        if self.name is None:
+            parts.append(f"a {self.family} of no known size")
+        elif self.name != asked:
+            parts.append(f"looks like {self.name}")
         return "; ".join((", ".join(parts), *self.notes))
 
 

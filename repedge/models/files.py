@@ -188,8 +188,9 @@ def _culprit(message: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160] if text else type(error).__name__
+    """The first sentence of an error, or its kind where it has none."""
+    sentence = str(error).strip().split("\n")[0].split(". ")[0]
+    return sentence[:160] if " " in sentence else type(error).__name__
 
 
 def _unwrap(found: Any, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ class Request:
 
 
 def resolve(
-    model: str | nn.Module | None = None,
+    model: str | Path | nn.Module | None = None,
     *,
     weights: str | Path | None = None,
     pretrained: bool = False,
@@ -118,7 +119,7 @@ def resolve(
     if "input_size" in options:
         options["input_size"] = parse_input_size(options["input_size"])
     request = Request(None if weights is None else str(weights), pretrained, random_weights, num_classes)
-    found = _find(model, request)
+    found = _find(os.fspath(model) if isinstance(model, os.PathLike) else model, request)
     if found.onnx is not None:
         found = _onnx_input(found, found.onnx, options)
     _check_classes(found, num_classes)
@@ -141,6 +142,8 @@ def _find(model: str | nn.Module | None, request: Request) -> Found:
     if model is None:
         return _demo(request) if request.weights is None else _unnamed(request)
     if not isinstance(model, str):
+        if not hasattr(model, "state_dict"):
+            raise UserError(f"a model is a name, a file or an nn.Module, not a {type(model).__name__}")
         return _module(model, type(model).__name__, request)
     if model.lower().endswith(".onnx"):
         return _onnx(Path(model), request)
@@ -213,7 +216,7 @@ def _loaded(row: ModelSpec, state: Checkpoint, origin: Origin) -> Found:
         row.name,
         "demo" if row.bundled else "named",
         hub.preprocess_of(origin.config or {}, row.preprocess),
-        f"{row.name} from {origin.phrase}: {finding}",
+        f"{row.name} from {origin.phrase}: {finding.describe(row.name)}",
         module,
         channels=finding.in_channels,
         num_classes=finding.num_classes,
