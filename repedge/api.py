@@ -153,7 +153,7 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
         UserError: No target, an unknown one, or one that offers none of the asked precisions.
     """
     names = (names,) if isinstance(names, str) else names
-    if isinstance(precisions, str):
+    if isinstance(precisions, str):  # type: ignore[list-item]
         precisions = cast("tuple[Precision]", (precisions,))
     if not names:
         raise UserError(f"name at least one --target: {', '.join(targets.names())}")

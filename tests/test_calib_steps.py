@@ -26,16 +26,20 @@ from repedge.calib.structure import layers, own_parameters, place, set_array
 from repedge.errors import UserError
 from repedge.graph.values import const
 
+
 def batches(x: np.ndarray, size: int = 5):
     return [x[i : i + size] for i in range(0, len(x), size)]
 
+
 # --- simulate --------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("net", [mobile, mixed])
 def test_simulator_is_the_float_graph(net) -> None:
     model, x = net(), images(3)
     want = np.concatenate([run(model, {"x": x[i : i + 1]})[0] for i in range(3)])
     np.testing.assert_allclose(Simulator(model).run(x)[0].numpy(), want, rtol=1e-4, atol=1e-5)
+
 
 def test_simulator_runs_what_torch_has_no_row_for() -> None:
     text = """net (float[1,2,6,6] x) => (float[1,2,12,12] y) {
@@ -47,7 +51,9 @@ def test_simulator_runs_what_torch_has_no_row_for() -> None:
     want = np.concatenate([run(model, {"x": x[i : i + 1]})[0] for i in range(3)])
     np.testing.assert_allclose(Simulator(model).run(x)[0].numpy(), want, atol=1e-6)
 
+
 # --- observe ---------------------------------------------------------------------------------------------
+
 
 def test_observe_sees_extremes_and_moments_whatever_the_batch_size() -> None:
     model, x = mobile(), images(11)
@@ -62,6 +68,7 @@ def test_observe_sees_extremes_and_moments_whatever_the_batch_size() -> None:
         np.testing.assert_allclose(m.cov[0], many.moments[name].cov[0], rtol=2e-2, atol=1e-3)
     assert one.tensors["x"].histogram.sum() == x.size
 
+
 def test_moments_are_those_of_the_columns() -> None:
     model, x = mobile(), images(6)
     found = observe(model, batches(x), moments=6).moments
@@ -71,6 +78,7 @@ def test_moments_are_those_of_the_columns() -> None:
     flat = columns.reshape(6, 27, -1).transpose(1, 0, 2).reshape(27, -1)
     np.testing.assert_allclose(found[first.name].mean[0], flat.mean(1), atol=1e-5)
     np.testing.assert_allclose(found[first.name].cov[0][0], np.cov(flat, bias=True), atol=1e-4)
+
 
 def test_observe_keeps_a_bounded_choice_of_images() -> None:
     model = clean("n (float[1,1,2,2] x) => (float[1,1,2,2] y) { y = Relu(x) }", {})
@@ -83,10 +91,12 @@ def test_observe_keeps_a_bounded_choice_of_images() -> None:
     assert len(set(kept.tolist())) == RESERVOIR
     assert 0.35 < kept.mean() / x.max() < 0.65
 
+
 def test_observe_names_the_node_that_gives_nan() -> None:
     model = clean("n (float[1,1,2,2] x) => (float[1,1,2,2] y) { r = Sqrt(x) \n y = Relu(r) }", {})
     with pytest.raises(UserError, match=r"Sqrt node .* gives NaN"):
         observe(model, [-np.ones((1, 1, 2, 2), np.float32)])
+
 
 @pytest.mark.parametrize(
     ("x", "message"),
@@ -101,6 +111,7 @@ def test_feed_refuses(x: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Feed([x], (3, 4, 4))
 
+
 def test_feed_gives_the_images_again_and_again() -> None:
     x = images(10)
     feed = Feed((b for b in batches(x, 3)), (3, 12, 12))
@@ -108,7 +119,9 @@ def test_feed_gives_the_images_again_and_again() -> None:
         np.testing.assert_array_equal(np.concatenate(list(feed.batches())), x)
     np.testing.assert_array_equal(np.concatenate(list(feed.batches(5))), x[::2])
 
+
 # --- equalize --------------------------------------------------------------------------------------------
+
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 1.0), st.floats(0.0, 1.0))
@@ -120,12 +133,14 @@ def test_equalize_leaves_the_function_in_float64(seed: int, alpha: float, weight
     # What is left is the rounding of the new weights to float32.
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
+
 def _in_float64(model: ir.Model, x: np.ndarray) -> np.ndarray:
     simulator = Simulator(model)
     simulator.constants = {
         n: c.double() if c.is_floating_point() else c for n, c in simulator.constants.items()
     }
     return simulator.run(x.astype(np.float64))[0].numpy()
+
 
 def test_equalized_statistics_are_those_of_the_equalized_graph() -> None:
     model, x = mobile(), images(8)
@@ -139,6 +154,7 @@ def test_equalized_statistics_are_those_of_the_equalized_graph() -> None:
         scale = np.abs(want.moments[name].cov[0]).max()
         np.testing.assert_allclose(got.moments[name].cov[0], want.moments[name].cov[0], atol=1e-3 * scale)
 
+
 def test_equalize_evens_out_ranges() -> None:
     model, x = mobile(spread=0.7), images(16)
     stats = observe(model, [x])
@@ -149,6 +165,7 @@ def test_equalize_evens_out_ranges() -> None:
     assert after[alive].max() / after[alive].min() < 1.001
     assert before[alive].max() / before[alive].min() > 3
 
+
 def test_only_homogeneous_functions_are_crossed() -> None:
     found = {(p.producer.out.name, p.consumer.out.name) for p in pairs(_with_biases(mixed()))}
     assert not any(a == "c0" for a, _ in found)  # GELU
@@ -156,11 +173,14 @@ def test_only_homogeneous_functions_are_crossed() -> None:
     relu6 = mobile()
     assert len(pairs(_with_biases(relu6))) == 5
 
+
 def _with_biases(model: ir.Model) -> ir.Model:
     own_parameters(model)
     return model
 
+
 # --- ranges ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule_gives_a_range_inside_the_extremes(rule: str) -> None:
@@ -174,12 +194,14 @@ def test_every_rule_gives_a_range_inside_the_extremes(rule: str) -> None:
         assert t.low <= 0 <= t.high
     assert plan.tensors["r0"].zero_point == -128
 
+
 def test_ranges_without_histograms_say_so() -> None:
     model, x = mobile(), images(4)
     with pytest.raises(UserError, match="histograms=True"):
         ranges(model, observe(model, [x]), TFLITE_W8A8, rule="mse")
     with pytest.raises(UserError, match="no range rule 'best'"):
         ranges(model, observe(model, [x]), TFLITE_W8A8, rule="best")
+
 
 def test_tied_tensors_share_and_fixed_ones_are_fixed() -> None:
     model, x = mixed(), images(16)
@@ -192,6 +214,7 @@ def test_tied_tensors_share_and_fixed_ones_are_fixed() -> None:
     assert "a" not in plan.tensors  # between an addition and its Relu
     assert "c0" in plan.tensors  # TensorFlow Lite has no convolution with GELU
     assert "y" in plan.tensors
+
 
 @pytest.mark.parametrize("scheme", [OPENVINO_W8A8, TENSORRT_W8A8, COREML_W8A8])
 def test_schemes_place_integers_where_they_are_read(scheme) -> None:
@@ -207,14 +230,17 @@ def test_schemes_place_integers_where_they_are_read(scheme) -> None:
         plain = mobile()
         assert ranges(plain, observe(plain, [x]), scheme).tensors["r2"].zero_point == 0
 
+
 def test_weight_only_schemes_round_no_activation() -> None:
     placement = place(mixed(), W8A32)
     assert not placement.values
     assert len(placement.layers) == 5
 
+
 def test_unknown_float_node() -> None:
     with pytest.raises(UserError, match="no node 'nope'"):
         place(mobile(), TFLITE_W8A8, ["nope"])
+
 
 def test_the_rule_is_chosen_on_the_output() -> None:
     model, x = mobile(), images(24)
@@ -226,6 +252,7 @@ def test_the_rule_is_chosen_on_the_output() -> None:
     best = min(costs, key=costs.__getitem__)
     rule, factor = best.split(" x ")
     assert plan.tensors == ranges(model, stats, TFLITE_W8A8, rule=rule, factor=float(factor)).tensors
+
 
 @pytest.mark.parametrize("scheme", [TFLITE_W8A8, OPENVINO_W8A8, TENSORRT_W8A8], ids=lambda s: s.name)
 @given(st.floats(-1e3, 0), st.floats(0, 1e3))
@@ -240,7 +267,9 @@ def test_params_hold_the_range_and_zero_exactly(scheme, low: float, high: float)
         assert real[0] <= low + slack
     assert real[1] >= high - slack
 
+
 # --- rounding --------------------------------------------------------------------------------------------
+
 
 def _problem(seed: int, groups: int, rows: int, k: int):
     rng = np.random.default_rng(seed)
@@ -249,6 +278,7 @@ def _problem(seed: int, groups: int, rows: int, k: int):
     cov = mix @ mix.transpose(0, 2, 1) / k
     scale = np.abs(w).max(2, keepdims=True) / 7  # coarse, so that choices matter
     return w, scale, cov.astype(np.float32)
+
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 5), st.integers(2, 40))
@@ -262,12 +292,14 @@ def test_gptq_is_never_worse_than_nearest(seed: int, groups: int, rows: int, k: 
     mine, theirs = (centred_error(v - exact, cov.astype(np.float64)) for v in (q, plain))
     assert (mine <= theirs * (1 + 1e-6) + 1e-9).all()
 
+
 def test_gptq_is_much_better_where_inputs_are_correlated() -> None:
     w, scale, cov = _problem(1, 1, 32, 64)
     exact = w / scale
     mine = centred_error(gptq(w, scale, cov, 7) - exact, cov.astype(np.float64)).sum()
     theirs = centred_error(np.clip(np.round(exact), -7, 7) - exact, cov.astype(np.float64)).sum()
     assert mine < 0.5 * theirs
+
 
 def test_enumeration_is_brute_force() -> None:
     w, scale, cov = _problem(3, 3, 1, 4)
@@ -281,6 +313,7 @@ def test_enumeration_is_brute_force() -> None:
             ),
         )
         np.testing.assert_array_equal(got[g, 0], np.clip(best, -7, 7))
+
 
 @pytest.mark.parametrize("method", ["nearest", "closed-form"])
 def test_rounded_weights_are_on_their_grid(method: str) -> None:
@@ -296,6 +329,7 @@ def test_rounded_weights_are_on_their_grid(method: str) -> None:
     how = {w.rounding for w in plan.weights.values()}
     assert how == ({"nearest"} if method == "nearest" else {"gptq", "enumeration"})
 
+
 def test_per_tensor_weights_and_seven_bits() -> None:
     model, x = mobile(), images(8)
     scheme = TFLITE_W8A8.model_copy(update={"per_channel": False, "first_layer_bits": 7})
@@ -303,6 +337,7 @@ def test_per_tensor_weights_and_seven_bits() -> None:
     round_weights(model, plan, scheme, method="nearest")
     assert all(len(w.scale) == 1 and w.axis is None for w in plan.weights.values())
     assert [w.limit for w in plan.weights.values()] == [63, 127, 127, 127, 127, 127]
+
 
 def test_dead_channels_do_not_overflow_the_bias() -> None:
     model, x = mobile(), images(8)
@@ -320,7 +355,9 @@ def test_dead_channels_do_not_overflow_the_bias() -> None:
     assert abs(integers[3]) == pytest.approx(2**29, rel=1e-3)
     assert scale[4] > 0
 
+
 # --- bias ------------------------------------------------------------------------------------------------
+
 
 def test_bias_correction_takes_out_the_mean_error_of_every_layer() -> None:
     model, x = mobile(), images(24)
@@ -336,6 +373,7 @@ def test_bias_correction_takes_out_the_mean_error_of_every_layer() -> None:
     assert np.abs(once["y"] - want["y"]).max() < 0.5 * np.abs(before["y"] - want["y"]).max()
     assert set(plan.biases) == {la.name for la in layers(model)}
 
+
 def test_bias_correction_of_exact_weights_changes_nothing() -> None:
     model, x = mobile(), images(8)
     plan = ranges(model, observe(model, [x]), TFLITE_W8A8)
@@ -344,16 +382,20 @@ def test_bias_correction_of_exact_weights_changes_nothing() -> None:
     for a, b in zip(layers(rounded), layers(again), strict=True):
         np.testing.assert_array_equal(const(a.bias), const(b.bias))
 
+
 def _means(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     taps = {la.out.name: (lambda y, n=la.out.name: found.__setitem__(n, _mean(y))) for la in layers(model)}
     Simulator(model, keep=taps).run(x, taps)
     return found
 
+
 def _mean(y) -> np.ndarray:
     return y.double().mean((0, 2, 3) if y.ndim == 4 else 0).numpy()
 
+
 # --- search ----------------------------------------------------------------------------------------------
+
 
 def test_sensitivity_finds_the_bad_tensor() -> None:
     model, x = mobile(), images(12)
@@ -370,6 +412,7 @@ def test_sensitivity_finds_the_bad_tensor() -> None:
     want = output_distance(Simulator(model).run(x)[0].numpy(), Simulator(model, alone).run(x)[0].numpy())
     assert found[0].cost == pytest.approx(want, rel=1e-3)
 
+
 def test_tuning_mends_a_bad_range() -> None:
     model, x = mobile(), images(12)
     plan = ranges(model, observe(model, [x]), TFLITE_W8A8)
@@ -378,6 +421,7 @@ def test_tuning_mends_a_bad_range() -> None:
     taken = tune_ranges(model, model, plan, lambda: batches(x), factors=(0.5, 2.0, 4.0))
     assert taken["r2"] >= 2.0
     assert plan.tensors["r2"].high > good * 0.4
+
 
 def test_plan_survives_json(tmp_path) -> None:
     model, x = mixed(), images(8)
@@ -390,6 +434,7 @@ def test_plan_survives_json(tmp_path) -> None:
         QuantPlan.load(tmp_path / "broken.json")
     with pytest.raises(UserError, match="can't be read"):
         QuantPlan.load(tmp_path / "absent.json")
+
 
 def test_shared_weights_get_copies_of_their_own() -> None:
     rng = np.random.default_rng(0)
