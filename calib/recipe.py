@@ -230,7 +230,7 @@ def _correct_at_once(c: Calibration) -> None:
     c.model = correct_bias_at_once(c.rounded(), c.reference, c.plan, c.observed())
 
 
-def _refine(c: Calibration, steps: int = 80, rate: float = 5e-4, held_out: int = 32, **options: Any) -> None:
+def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int = 32, **options: Any) -> None:
     from repedge.calib.refine import refine
 
     if c.scheme.weights_only:
@@ -307,12 +307,12 @@ RECIPES: dict[str, Recipe] = {
             name="default",
             steps=_DEFAULT,
         ),
-        Recipe(name="best", steps=(*_DEFAULT, StepSpec(step="refine", options={"steps": 80, "rate": 5e-4}))),
+        Recipe(name="best", steps=(*_DEFAULT, StepSpec(step="refine", options={"steps": 30, "images_per_step": 24, "rate": 3e-5}))),
     )
 }
 """The bundled recipes by name."""
 
-FRONTIER = 256 * 2**20
+FRONTIER = 512 * 2**20
 """Bytes of activations that a walk over many images side by side may take."""
 
 

@@ -31,9 +31,9 @@ def refine(
     batches: Batches,
     held_out: Batches,
     *,
-    steps: int = 80,
-    images_per_step: int = 16,
-    rate: float = 5e-4,
+    steps: int = 30,
+    images_per_step: int = 24,
+    rate: float = 3e-5,
     scales: bool = True,
 ) -> tuple[ir.Model, QuantPlan, dict[str, float]]:
     """Train what costs nothing at run time until the output is nearer to the float network's.
@@ -46,7 +46,8 @@ def refine(
         held_out: Other images, on which the result must be nearer than before, or it is given up.
         steps: Optimizer steps (Adam, cosine schedule).
         images_per_step: Gradients are summed over as many images before a step.
-        rate: Learning rate of relative changes (biases: relative to their layer's mean magnitude).
+        rate: Learning rate of relative changes (biases: relative to their layer's mean magnitude). On
+            MobileOne-S0 1e-4 and more already fits the calibration images at the cost of others.
         scales: Whether activation scales are trained, too.
 
     Returns:

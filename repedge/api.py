@@ -22,7 +22,7 @@ from repedge.config import InputKind, Precision
 from repedge.errors import UserError
 from repedge.health import Health
 from repedge.health import examine as doctor
-from repedge.inspection import Inspection
+from repedge.inspection import Inspection, no_options
 from repedge.inspection import examine as inspect
 from repedge.quantization import Calibration
 
@@ -204,6 +204,7 @@ def evaluate(
         if number is not None and number < 1:
             raise UserError(f"{name} must be 1 or more, not {number}")
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
+        no_options("a bundle", source_options)
         return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session

@@ -116,6 +116,8 @@ def _label_index(folder: Path, files: list[Path], labels: Sequence[str]) -> Call
     table_file = folder / "labels.json"
     if table_file.is_file():
         table = _read_label_table(table_file)
+        if table and not any(p.name in table or p.relative_to(folder).as_posix() in table for p in files):
+            raise UserError(f"{table_file} names none of the {len(files)} images in {folder}")
         return lambda p: table.get(p.relative_to(folder).as_posix(), table.get(p.name))
     classes = sorted({p.relative_to(folder).parts[0] for p in files if p.parent != folder})
     if not classes or any(p.parent == folder for p in files):
@@ -131,9 +133,12 @@ def _label_index(folder: Path, files: list[Path], labels: Sequence[str]) -> Call
 
 def _read_label_table(file: Path) -> dict[str, int]:
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-        return {str(k): int(v) for k, v in table.items()}
-    except (ValueError, AttributeError, TypeError) as e:
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
+        for name, index in table.items():
+            if isinstance(index, bool) or not isinstance(index, int):
+                raise TypeError(f"{name!r} has {index!r}, not the index of a class")
+        return table
+    except (OSError, ValueError, AttributeError, TypeError) as e:
         raise UserError(f'{file} must be a JSON object like {{"photo.jpg": 3}} ({e})') from e
 
 

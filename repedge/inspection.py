@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from repedge import pipeline
 from repedge.bundle import Bundle, is_bundle
+from repedge.errors import UserError
 from repedge.models.files import SUFFIXES
 
 if TYPE_CHECKING:
@@ -68,10 +69,24 @@ def examine(what: str | Path | nn.Module | None = None, **source_options: Any) -
     """
     if isinstance(what, (str, os.PathLike)):
         if Path(what).suffix.lower() in SUFFIXES:
+            no_options("a checkpoint", source_options)
             return _checkpoint(Path(what))
         if is_bundle(what):
+            no_options("a bundle", source_options)
             return _bundle(Path(what))
     return _model(what, **source_options)
+
+
+def no_options(what: str, options: dict[str, Any]) -> None:
+    """Refuse options that say which network is meant where that is settled.
+
+    Raises:
+        UserError: Some were given.
+    """
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{what} is taken as it is; leave out {words}")
 
 
 def _bundle(path: Path) -> Inspection:

@@ -165,7 +165,7 @@ def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = No
 
 def _label_file(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"there is no labels file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
