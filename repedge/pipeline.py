@@ -30,7 +30,7 @@ from repedge.bundle import (
     writing,
 )
 from repedge.config import InputKind, Precision
-from repedge.errors import CheckFailed, UnsupportedModel, UserError
+from repedge.errors import CheckFailed, RepedgeError, UnsupportedModel, UserError
 from repedge.quantization import NEEDS_PHOTOS, Calibration, quantize
 
 if TYPE_CHECKING:
@@ -182,16 +182,27 @@ def compile_source(
         with clock.stage("fuse"):
             certificate = optimize(graph, evidence)
         _check_supported(graph, [t for t, _ in chosen])
-        built = []
+        built: list[Built] = []
         for target, precision in chosen:
             own = Clock(report)
             final = bundle_path(plan.out, source.name, target.name, precision)
-            with writing(final, plan.force) as draft:
+            with _after(built), writing(final, plan.force) as draft:
                 built.append(
                     _build(target, precision, graph, source, plan, evidence, certificate, outputs,
                            reference, draft, clock, own)
                 )  # fmt: skip
     return built
+
+
+@contextlib.contextmanager
+def _after(built: Sequence[Built]) -> Iterator[None]:
+    """Let an error say which bundles were already written; they stay, as each is whole."""
+    try:
+        yield
+    except RepedgeError as error:
+        if built:
+            error.args = (f"{error}; written before that: {', '.join(str(b.path) for b in built)}",)
+        raise
 
 
 def to_graph(source: Source) -> ir.Model:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 import repedge
 from repedge import cli
+from repedge.errors import UserError
 
 ALL = ["coreml", "tflite", "openvino", "gpu"]
 
@@ -197,3 +199,69 @@ def test_a_stdout_that_takes_nothing_is_one_line(form: str) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tail", "message"),
+    [
+        (lambda y: y.mean((2, 3)).squeeze(), "its first axis is not the batch"),
+        (lambda y: y.mean(), "its first axis is not the batch"),
+    ],
+)
+def test_outputs_without_a_batch_axis_are_refused(tmp_path: Path, tail, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        repedge.compile(Small(tail), targets=["tflite"], input_size=16, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_takes_what_the_command_line_takes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Small(lambda y: y.mean((2, 3)))
+    report = repedge.compile(network, targets="tflite", precisions="fp16", input_size=16, out=tmp_path / "b")
+    assert [b.precision for b in report.bundles] == ["fp16"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (20, 30), (200, 30, 90)).save(photos / "red.png")
+    assert repedge.evaluate(network, photos, input_size=16).n == 1
+    assert repedge.evaluate(report.bundles[0].path, photos).agree_top1 == 1.0
+    assert repedge.inspect(network, input_size=16).before is not None
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    assert repedge.inspect(tmp_path / "w.pt").kind == "checkpoint"
+    for wrong in ({"input_kind": "int8"}, {"min_sqnr": float("nan")}, {"count": 0}, {"precisions": "fp61"}):
+        with pytest.raises(UserError):
+            repedge.compile(network, targets="tflite", input_size=16, out=tmp_path / "c", **wrong)
+    with pytest.raises(UserError, match="not a dict"):
+        repedge.compile({}, targets="tflite", out=tmp_path / "c")
+    with pytest.raises(UserError, match="leave out --weights"):
+        repedge.evaluate(report.bundles[0].path, photos, weights="w.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a.png": 3.7}', "index of a class"),
+        ('{"a.png": true}', "index of a class"),
+        ('{"a.png": 1e400}', "index of a class"),
+        ('{"b.png": 1}', "names none of the 1 images"),
+        ('{"a.png": 10}', "10 classes"),
+    ],
+)
+def test_labels_that_make_no_sense(tmp_path: Path, content: str, message: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        repedge.evaluate(None, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "nul\0", "\ud800"])
+def test_class_names_are_lines_of_text(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="not one line of text"):
+        repedge.compile(targets="tflite", labels=[name, *"123456789"], out=tmp_path)
+
+
+def test_an_error_says_what_was_written_before_it(tmp_path: Path) -> None:
+    network = Small(lambda y: y.mean((2, 3)))
+    network.conv.weight.data *= 1e6  # beyond float16
+    with pytest.raises(UserError, match="too much for float16.*written before that: .*tflite-fp32"):
+        repedge.compile(network, targets=["tflite", "coreml"], input_size=16, out=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["Small-tflite-fp32"]

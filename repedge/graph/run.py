@@ -70,6 +70,7 @@ class Session:
         if missing:
             raise UserError(f"the graph has no output {missing[0]!r}; it has {', '.join(known)}")
         self.outputs = tuple(known if outputs is None else outputs)
+        self._own_outputs = self.outputs if outputs is None else ()  # values inside may have any shape
         self._input = self._session.get_inputs()[0]
 
     def _source(self, model: Any, options: Any, outputs: Sequence[str] | None) -> str | bytes:
@@ -97,7 +98,7 @@ class Session:
             One array per name in ``outputs``, with leading axis N.
 
         Raises:
-            UserError: The shape does not fit the graph's input.
+            UserError: The shape does not fit the graph's input, or an output's first axis is no batch.
             DeviceError: The runtime failed.
         """
         shape = self._input.shape
@@ -115,9 +116,16 @@ class Session:
 
     def _call(self, x: np.ndarray) -> list[np.ndarray]:
         try:
-            return self._session.run(list(self.outputs), {self._input.name: x})
+            found = self._session.run(list(self.outputs), {self._input.name: x})
         except Exception as error:
             raise DeviceError(f"ONNX Runtime failed: {_first_line(error)}") from error
+        for name, output in zip(self._own_outputs, found, strict=False):
+            if output.ndim == 0 or len(output) != len(x):
+                raise UserError(
+                    f"output {name!r} is {list(output.shape)} for a batch of {len(x)}: its first axis is not "
+                    "the batch; keep that axis, as y.flatten(1) does and y.squeeze() does not"
+                )
+        return found
 
 
 def _weight_bytes(model: ir.Model | str | os.PathLike) -> int:

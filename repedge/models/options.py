@@ -158,6 +158,9 @@ def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = No
         names = [str(n) for n in labels]
     if not names:
         raise UserError(f"{where}: no class names in it")
+    for name in names:
+        if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
+            raise UserError(f"{where}: the class name {name!r} is not one line of text")
     if num_classes is not None and len(names) != num_classes:
         raise UserError(f"{where}: {len(names)} class names for a network of {num_classes} classes")
     return tuple(names)
