@@ -307,7 +307,13 @@ RECIPES: dict[str, Recipe] = {
             name="default",
             steps=_DEFAULT,
         ),
-        Recipe(name="best", steps=(*_DEFAULT, StepSpec(step="refine", options={"steps": 30, "images_per_step": 24, "rate": 3e-5}))),
+        Recipe(
+            name="best",
+            steps=(
+                *_DEFAULT,
+                StepSpec(step="refine", options={"steps": 30, "images_per_step": 24, "rate": 3e-5}),
+            ),
+        ),
     )
 }
 """The bundled recipes by name."""
