@@ -204,7 +204,7 @@ def _round(c: Calibration, method: Any = "closed-form") -> None:
 
 
 def _tune(
-    c: Calibration, factors: Sequence[float] = (0.8, 1.25), margin: float = 0.003, images: int = 48
+    c: Calibration, factors: Sequence[float] = (0.85, 1.2), margin: float = 0.003, images: int = 64
 ) -> None:
     from repedge.calib.search import tune_ranges
 
@@ -269,7 +269,7 @@ def _steps(*specs: tuple[str, dict[str, Any]]) -> tuple[StepSpec, ...]:
     return tuple(StepSpec(step=name, options=options) for name, options in specs)
 
 
-_RULES = ["mean", "median", "q75", "q90", "minmax", "p99.99", "mse"]
+_RULES = ["mean", "median", "q90", "minmax", "p99.99", "mse"]
 
 _DEFAULT = _steps(
     ("observe", {"moments": 64}),
@@ -278,7 +278,7 @@ _DEFAULT = _steps(
     ("round", {"method": "closed-form"}),
     # Weight error first: a mean over clipped activations would be that of a few images.
     ("correct_bias", {"images": 64}),
-    ("tune_ranges", {"images": 48}),
+    ("tune_ranges", {"factors": [0.85, 1.2], "images": 64}),
     # After the ranges: it takes out what their rounding shifts.
     ("correct_bias", {"images": 64, "activations": True, "statistic": "median"}),
 )
