@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repedge.models.registry import create
 
@@ -44,6 +45,7 @@ class Recipe:
         sizes: Progressive resizing: (share of the epochs, input side) up to which it holds.
         cutout: Side in pixels of the square that is blanked in every 32x32 photo; 0 for none.
         smoothing: Of the labels.
+        ema: Decay per step of the running average of the weights, which is then what is kept; 0 for none.
     """
 
     optimizer: str
@@ -53,6 +55,7 @@ class Recipe:
     sizes: tuple[tuple[float, int], ...]
     cutout: int
     smoothing: float
+    ema: float = 0.0
 
 
 RECIPES = {
@@ -62,6 +65,7 @@ RECIPES = {
     "repvgg": Recipe("sgd", 0.2, 5e-4, 24, ((0.5, 48), (1.0, SIZE)), 0, 0.0),
     "repvgg-second": Recipe("sgd", 0.1, 5e-4, 12, ((1.0, SIZE),), 12, 0.1),
     "repvgg-last": Recipe("sgd", 0.03, 5e-4, 5, ((1.0, SIZE),), 8, 0.05),
+    "repvgg-long": Recipe("sgd", 0.1, 5e-4, 20, ((1.0, SIZE),), 12, 0.1, ema=0.998),
 }
 
 
@@ -151,28 +155,32 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
     optimizer = make_optimizer(model, recipe)
     if args.start:
         model.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    kept = mean.module if recipe.ema else model
     state_file, start = args.out / f"{args.model}.pt", 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        mean.load_state_dict(state["mean"])
         start = state["epoch"] + 1
     for epoch in range(start, recipe.epochs):
         began = time.time()
         rng = torch.Generator().manual_seed(args.seed * 1000 + epoch)  # the same order after a resume
         size = next(side for share, side in recipe.sizes if epoch < share * recipe.epochs)
-        loss = one_epoch(model, optimizer, recipe, images, labels, epoch, size, args.batch, rng)
+        loss = one_epoch(model, mean, optimizer, recipe, images, labels, epoch, size, args.batch, rng)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        state["mean"] = mean.state_dict()
         torch.save(state, state_file.with_suffix(".tmp"))
         state_file.with_suffix(".tmp").replace(state_file)
         seen = epoch % 4 == 3 or epoch == recipe.epochs - 1
-        share = f" test top-1 {accuracy(model, *test, device):.4f}" if seen else ""
+        share = f" test top-1 {accuracy(kept, *test, device):.4f}" if seen else ""
         took = time.time() - began
         print(
             f"epoch {epoch + 1}/{recipe.epochs} size {size} loss {loss:.3f}{share} {took:.0f} s", flush=True
         )
     weights = {
-        k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()
+        k: v.half().contiguous() if v.is_floating_point() else v for k, v in kept.state_dict().items()
     }
     save_file(weights, args.out / f"{args.model}.safetensors")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
@@ -181,6 +189,7 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
 
 def one_epoch(
     model: torch.nn.Module,
+    mean: AveragedModel,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     images: torch.Tensor,
@@ -208,6 +217,7 @@ def one_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        mean.update_parameters(model)
         total += loss.item()
     return total / steps
 

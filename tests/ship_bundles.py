@@ -25,8 +25,8 @@ LABELS = (
 )
 """What no language may trip over."""
 
-REAL_LABELS = tuple(label.replace("\n", " ") for label in LABELS)
-"""A .tflite file's labels have no line breaks: compile refuses them."""
+REAL_LABELS = tuple(" ".join(label.split()) for label in LABELS)
+"""Without control characters: compile refuses them in a class name."""
 
 ARTIFACTS = {
     "tflite": "net.tflite",
