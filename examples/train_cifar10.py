@@ -1,10 +1,18 @@
-"""Train the two bundled demo networks on CIFAR-10, in training form.
+"""Train a named network on CIFAR-10, in training form: the two bundled demos, or one of full width.
 
     python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/train
     python examples/train_cifar10.py repvit_demo --data cifar10.zip --out build/second \
         --recipe repvit-second --start build/train/repvit_demo.safetensors
 
 repedge/models/weights/README.md has the runs that made the bundled weights, in order.
+
+RepVGG-A0 of full width learns on 48x48 inputs, so that one CPU core is enough; it is compiled and
+evaluated at that side, with CIFAR-10's statistics:
+
+    python examples/train_cifar10.py repvgg_a0 --data cifar10.zip --out build/a0
+    repedge compile repvgg_a0 --weights build/a0/repvgg_a0.safetensors --input-size 48 --resize none \
+        --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616 --target tflite --precision w8a8 \
+        --calib PHOTOS
 
 The archive holds JPEG files as ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. The run is seeded,
 writes a checkpoint after every epoch and goes on from it when started again; it uses the GPU where
@@ -30,9 +38,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from repedge.models.registry import create
+from repedge.models.registry import CIFAR10, create
+from repedge.models.registry import CIFAR10_MEAN as MEAN
+from repedge.models.registry import CIFAR10_STD as STD
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SIZE = 64  # input side of the shipped networks; CIFAR's 32x32 is resized bilinearly
 
 
@@ -42,7 +51,8 @@ class Recipe:
 
     Attributes:
         optimizer: ``sgd`` (Nesterov) or ``adamw``, as the family's authors use.
-        sizes: Progressive resizing: (share of the epochs, input side) up to which it holds.
+        sizes: Progressive resizing: (share of the epochs, input side) up to which it holds; the last
+            side is the one that the network is evaluated at, and to be compiled for.
         cutout: Side in pixels of the square that is blanked in every 32x32 photo; 0 for none.
         smoothing: Of the labels.
         ema: Decay per step of the running average of the weights, which is then what is kept; 0 for none.
@@ -57,6 +67,11 @@ class Recipe:
     smoothing: float
     ema: float = 0.0
 
+    @property
+    def side(self) -> int:
+        """Input side of the evaluation, in pixels."""
+        return self.sizes[-1][1]
+
 
 RECIPES = {
     "repvit": Recipe("adamw", 0.002, 0.05, 16, ((0.35, 32), (0.6, 48), (1.0, SIZE)), 8, 0.05),
@@ -66,6 +81,7 @@ RECIPES = {
     "repvgg-second": Recipe("sgd", 0.1, 5e-4, 12, ((1.0, SIZE),), 12, 0.1),
     "repvgg-last": Recipe("sgd", 0.03, 5e-4, 5, ((1.0, SIZE),), 8, 0.05),
     "repvgg-long": Recipe("sgd", 0.1, 5e-4, 20, ((1.0, SIZE),), 12, 0.1, ema=0.998),
+    "repvgg_a0": Recipe("sgd", 0.2, 5e-4, 12, ((0.4, 32), (1.0, 48)), 0, 0.0),
 }
 
 
@@ -135,13 +151,13 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
 
 @torch.no_grad()
 def accuracy(
-    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, size: int, device: torch.device
 ) -> float:
-    """Top-1 share in fp32 at full size."""
+    """Top-1 share in fp32 at an input side of ``size``."""
     model.eval()
     hits = 0
     for i in range(0, len(images), 500):
-        logits = model(prepare(images[i : i + 500], SIZE, device))
+        logits = model(prepare(images[i : i + 500], size, device))
         hits += int((logits.argmax(1).cpu() == labels[i : i + 500]).sum())
     return hits / len(images)
 
@@ -151,7 +167,7 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = load_split(args.data, "train", args.out)
     test = load_split(args.data, "test", args.out)
-    model = create(args.model).to(device)
+    model = create(args.model, num_classes=len(CIFAR10)).to(device)
     optimizer = make_optimizer(model, recipe)
     if args.start:
         model.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
@@ -174,17 +190,14 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
         torch.save(state, state_file.with_suffix(".tmp"))
         state_file.with_suffix(".tmp").replace(state_file)
         seen = epoch % 4 == 3 or epoch == recipe.epochs - 1
-        share = f" test top-1 {accuracy(kept, *test, device):.4f}" if seen else ""
+        note = f" test top-1 {accuracy(kept, *test, recipe.side, device):.4f}" if seen else ""
         took = time.time() - began
-        print(
-            f"epoch {epoch + 1}/{recipe.epochs} size {size} loss {loss:.3f}{share} {took:.0f} s", flush=True
-        )
-    weights = {
-        k: v.half().contiguous() if v.is_floating_point() else v for k, v in kept.state_dict().items()
-    }
+        print(f"epoch {epoch + 1}/{recipe.epochs} size {size} loss {loss:.3f}{note} {took:.0f} s", flush=True)
+    weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in kept.state_dict().items()}
     save_file(weights, args.out / f"{args.model}.safetensors")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    print(f"{args.model}: test top-1 of the stored fp16 weights {accuracy(model, *test, device):.4f}")
+    share = accuracy(model, *test, recipe.side, device)
+    print(f"{args.model}: test top-1 of the stored fp16 weights at {recipe.side}x{recipe.side} {share:.4f}")
 
 
 def one_epoch(
@@ -223,14 +236,14 @@ def one_epoch(
 
 
 @torch.no_grad()
-def average(args: argparse.Namespace) -> None:
+def average(args: argparse.Namespace, recipe: Recipe) -> None:
     """Mean of several runs' weights (Izmailov et al., UAI 2018), batch statistics taken anew."""
     states = [load_file(f) for f in args.average]
     mean = {
         k: sum(s[k].float() for s in states) / len(states) if v.is_floating_point() else v
         for k, v in states[0].items()
     }
-    model = create(args.model)
+    model = create(args.model, num_classes=len(CIFAR10))
     model.load_state_dict(mean)  # type: ignore[arg-type]
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -241,21 +254,21 @@ def average(args: argparse.Namespace) -> None:
     model.train()
     for batch in order.split(250):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            model(prepare(images[batch], SIZE, torch.device("cpu")))
+            model(prepare(images[batch], recipe.side, torch.device("cpu")))
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(weights, args.out / f"{args.model}-average.safetensors")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    share = accuracy(model, *load_split(args.data, "test", args.out), torch.device("cpu"))
+    share = accuracy(model, *load_split(args.data, "test", args.out), recipe.side, torch.device("cpu"))
     print(f"{args.model}: test top-1 of the averaged fp16 weights {share:.4f}")
 
 
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("model", help="a name from `repedge models` with 10 classes, such as repvit_demo")
+    parser.add_argument("model", help="a name from `repedge models`, such as repvit_demo; 10 classes")
     parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")
     parser.add_argument("--out", type=Path, default=Path("build/train"))
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: the model family's")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: the model's, or its family's")
     parser.add_argument(
         "--start", type=Path, help="weights to start from: NAME.safetensors of an earlier run"
     )
@@ -265,10 +278,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    family = args.model.split("_")[0]
+    recipe = RECIPES[args.recipe or (args.model if args.model in RECIPES else family)]
     if args.average:
-        average(args)
+        average(args, recipe)
         return
-    recipe = RECIPES[args.recipe or args.model.split("_")[0]]
     train(args, replace(recipe, epochs=args.epochs) if args.epochs else recipe)
 
 
