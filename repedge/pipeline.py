@@ -277,8 +277,10 @@ def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]
     """The graph against the torch module itself, so that no later check rests on the export alone."""
     import torch
 
+    from repedge.graph.export import single_thread
+
     singles = torch.from_numpy(inputs).split(1)  # one by one, as it was exported
-    with torch.inference_mode():
+    with single_thread(), torch.inference_mode():
         rows = [torch.utils._pytree.tree_leaves(module.eval()(image)) for image in singles]
     for ours, *theirs in zip(outputs, *rows, strict=True):
         expected = torch.cat(theirs).float().numpy()
