@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+# Of all that Pillow reads, what is meant to be a photo; among the rest is PostScript, a program.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -42,20 +45,48 @@ class Sample:
     label: int | None = None
 
 
-def decode(path: Path) -> Image.Image:
+def decode(file: Path | BinaryIO, name: str = "", *, upright: bool = False) -> Image.Image:
     """Decode an image file to 8-bit RGB (or to grey where it is grey).
 
-    EXIF orientation is left alone, as the training pipelines of these networks leave it.
+    Args:
+        file: A path, or an opened file.
+        name: What an error calls it; its path if empty.
+        upright: Turn the image as its EXIF orientation says. Left alone otherwise, as the training
+            pipelines of these networks leave it.
 
     Raises:
         UserError: The file is no image that Pillow reads, or is truncated.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             image.load()
-            return image.copy() if image.mode in ("RGB", "L") else image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UserError(f"{path} can't be read as an image ({e}); replace or remove it") from e
+            return eight_bits(turned(image) if upright else image)
+    except Exception as e:  # Pillow's readers raise nearly anything on damaged files
+        raise UserError(f"{name or file} can't be read as an image ({e}); replace or remove it") from e
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says; as it is where that can't be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A copy in 8-bit RGB, or in 8-bit grey where it is grey; alpha is dropped.
+
+    Raises:
+        ValueError: 32-bit pixels, whose white is not known.
+    """
+    if image.mode in ("RGB", "L"):
+        return image.copy()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        # Pillow's own conversion clips at 255; its readers of 16-bit RGB take the high byte, too.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no known white; save it with 8 or 16 bits")
+    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
 
 
 def pixels(image: Image.Image, pre: Preprocess) -> np.ndarray:
@@ -90,6 +121,20 @@ def normalise(batch: np.ndarray, pre: Preprocess) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
+def image_files(folder: Path) -> list[Path]:
+    """All image files below ``folder`` in name order.
+
+    Raises:
+        UserError: No such folder, or no images in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder of images at {folder}")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
 def folder_samples(folder: Path, labels: Sequence[str] = ()) -> list[Sample]:
     """All images below ``folder`` in name order.
 
@@ -100,11 +145,7 @@ def folder_samples(folder: Path, labels: Sequence[str] = ()) -> list[Sample]:
     Raises:
         UserError: No such folder, no images in it, or an unusable labels.json.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder of images at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    files = image_files(folder)
     index = _label_index(folder, files, labels)
     return [
         Sample(p.relative_to(folder).as_posix(), lambda p=p: decode(p), index(p))  # type: ignore[misc]
