@@ -12,6 +12,7 @@ Correction", arXiv:1906.04721, section 4.1, with the activations' own range in p
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +112,17 @@ def equalize(
             repeat = pair.repeat if len(shape_of(value)) == 2 and pair.repeat > 1 else 1
             factors[str(value.name)] = np.repeat(r, repeat)
     return model, factors
+
+
+def replay(model: ir.Model, factors: Mapping[str, Sequence[float]]) -> ir.Model:
+    """The graph as `equalize` left it, from the factors that a plan recorded (`QuantPlan.equalization`)."""
+    model = model.clone()
+    own_parameters(model)
+    for pair in pairs(model):
+        r = factors.get(str(pair.producer.out.name))
+        if r is not None:
+            _apply(pair, np.asarray(r, np.float64))
+    return model
 
 
 def _factor(pair: Pair, stats: Statistics, alpha: float, clamp: float, weights: float) -> np.ndarray | None:
