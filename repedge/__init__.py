@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "compare_bundles": "repedge.api",
     "compile": "repedge.api",
     "doctor": "repedge.api",
     "evaluate": "repedge.api",
@@ -28,6 +29,7 @@ __all__ = [
     "Preprocess",
     "RepedgeError",
     "__version__",
+    "compare_bundles",
     "compile",
     "doctor",
     "evaluate",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from repedge.api import compile, doctor, evaluate, inspect, verify
+    from repedge.api import compare_bundles, compile, doctor, evaluate, inspect, verify
     from repedge.bundle import Bundle
     from repedge.config import Preprocess
     from repedge.errors import RepedgeError

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repedge.models.source import Source
+    from repedge.parity import Parity
 
 __all__ = [
-    "CompileReport", "Health", "Inspection", "compile", "doctor", "evaluate", "inspect", "verify",
+    "CompileReport", "Health", "Inspection", "compare_bundles", "compile", "doctor", "evaluate", "inspect",
+    "verify",
 ]  # fmt: skip
 
 
@@ -200,9 +202,7 @@ def evaluate(
         progress: Called with (done, total) images.
         source_options: As for `compile`, for models.
     """
-    for name, number in (("limit", limit), ("threads", threads)):
-        if number is not None and number < 1:
-            raise UserError(f"{name} must be 1 or more, not {number}")
+    _positive(limit=limit, threads=threads)
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
         no_options("a bundle", source_options)
         return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
@@ -214,6 +214,35 @@ def evaluate(
         lambda pixels, inputs: session.run(inputs)[0],
         source.preprocess, Path(data), labels=source.labels, limit=limit, progress=progress,
     )  # fmt: skip
+
+
+def compare_bundles(
+    bundles: Sequence[Path | str],
+    data: Path | str | None = None,
+    *,
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Parity:
+    """Bundles on the same photos: top-1, and agreement, SQNR and KL between every two and with float.
+
+    Args:
+        bundles: Two or more bundle folders.
+        data: As for `evaluate`; None takes the 64 bundled photos.
+        limit, threads, progress: As for `evaluate`.
+    """
+    from repedge import parity
+
+    _positive(limit=limit, threads=threads)
+    return parity.compare(
+        bundles, None if data is None else Path(data), limit=limit, threads=threads, progress=progress
+    )
+
+
+def _positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UserError(f"{name} must be 1 or more, not {number}")
 
 
 def _evaluate_bundle(

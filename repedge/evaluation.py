@@ -82,7 +82,7 @@ def evaluate(
             comparison.update(reference(pixels, inputs), logits)
         known = [i for i, s in enumerate(chosen) if s.label is not None]
         counted += len(known)
-        one, five = _hits(logits[known], np.array([chosen[i].label for i in known], dtype=np.int64))
+        one, five = hits(logits[known], np.array([chosen[i].label for i in known], dtype=np.int64))
         hits1, hits5 = hits1 + one, hits5 + five
     n = len(samples) - skipped
     if n == 0:
@@ -110,7 +110,7 @@ def _decode(samples: list[images.Sample], pre: Preprocess) -> tuple[list[images.
     return good, np.stack(arrays) if arrays else np.empty((0, *pre.size, pre.channels), np.uint8)
 
 
-def _hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     """How many labels are best, and among the five best, of their row."""
     if not len(labels):
         return 0, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from repedge.cli.app import (
     show,
     source_options,
 )
+from repedge.errors import UserError
 
 
 @app.command(epilog="Example:  repedge verify build/repvit_demo-tflite-fp32 --images my_photos")
@@ -45,10 +46,30 @@ def verify(
     return 0 if result.passed else 3
 
 
-@app.command("eval", epilog="Example:  repedge eval build/repvit_demo-tflite-fp32 photos/val")
+@app.command(
+    "eval",
+    epilog="Examples:  repedge eval build/repvit_demo-tflite-fp32 photos/val   |   "
+    "repedge eval --compare build/net-tflite-w8a8 build/net-openvino-w8a8 --data photos/val",
+)
 def evaluate(
-    what: Annotated[str, typer.Argument(help="A bundle folder or a model; 'demo' for the bundled model.")],
-    data: Annotated[Path, typer.Argument(help="Class sub-folders, or images with a labels.json.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="A bundle folder or a model ('demo' for the bundled one), then the folder of images; "
+            "with --compare, two or more bundles.",
+            metavar="WHAT... [DATA]",
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class sub-folders, or images with a labels.json; instead of naming the folder last.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Hold several bundles against each other and against float.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Evaluate this many, spread over the folder.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the artifact's runtime.")] = None,
     weights: Weights = None,
@@ -67,19 +88,58 @@ def evaluate(
     """Top-1, top-5 and agreement with the float reference on a folder of images."""
     from repedge import api, report
 
+    options = source_options(
+        weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
+        labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
+    )  # fmt: skip
+    names, folder = _what_and_data(what, data, compare)
+    if compare:
+        return _compare(names, folder, limit, threads, options, as_json)
+    assert folder is not None
     with report.progress("evaluate", quiet=as_json) as progress:
         result = api.evaluate(
-            None if what == "demo" else what,
-            data,
+            None if names[0] == "demo" else names[0],
+            folder,
             limit=limit,
             threads=threads,
             progress=progress,
-            **source_options(
-                weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
-                labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
-            ),
-        )  # fmt: skip
-    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: report.evaluated(what, result))
+            **options,
+        )
+    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: report.evaluated(names[0], result))
+    return 0
+
+
+def _what_and_data(what: list[str], data: Path | None, compare: bool) -> tuple[list[str], Path | None]:
+    """What to evaluate, and on which folder; the folder may be the last argument."""
+    from repedge.bundle import MANIFEST
+
+    last = Path(what[-1])
+    if data is None and (not compare or (last.is_dir() and not (last / MANIFEST).is_file())):
+        what, data = what[:-1], last
+    if not compare and len(what) != 1:
+        raise UserError(
+            "eval takes one bundle or model and a folder of images, as in `repedge eval BUNDLE PHOTOS`; "
+            "--compare takes several bundles"
+        )
+    return what, data
+
+
+def _compare(
+    names: list[str],
+    folder: Path | None,
+    limit: int | None,
+    threads: int | None,
+    options: dict[str, Any],
+    as_json: bool,
+) -> int:
+    from repedge import api, report
+    from repedge.cli import accuracy_tables as tables
+
+    if options:
+        raise UserError(f"--compare is for bundles, which take no {', '.join(sorted(options))}")
+    with report.progress("compare", quiet=as_json) as progress:
+        result = api.compare_bundles(names, folder, limit=limit, threads=threads, progress=progress)
+    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: tables.parity(result))
     return 0
 
 

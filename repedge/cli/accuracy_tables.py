@@ -1,0 +1,50 @@
+"""Tables of accuracy: several bundles side by side, and the search for an accuracy budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from repedge.report import columns, say
+
+if TYPE_CHECKING:
+    from repedge.parity import Pair, Parity
+
+
+def parity(result: Parity) -> None:
+    """Each member against its float reference, then every two members against each other."""
+    skipped = f", {result.skipped} could not be decoded" if result.skipped else ""
+    say(f"[bold]{result.n} photos[/] ({escape(result.images)}{skipped})")
+    rows = []
+    for i, m in enumerate(result.members):
+        pair = None if m.reference is None else result.pair(m.reference, i)
+        numbers = [share(m.top1), share(m.top5), *_figures(pair)]
+        rows.append([f"[bold]{i + 1}[/]", escape(m.name), *numbers])
+    figures = "top-1", "top-5", "agrees with float", "SQNR dB", "KL nats"
+    columns(("", "", *figures), rows, right=figures)
+    say("")
+    say("[dim]agreement and SQNR (dB) of every two[/]")
+    header = ["", "", *(str(i + 1) for i in range(1, len(result.members)))]
+    matrix = []
+    for a, m in enumerate(result.members[:-1]):
+        cells = ["" if b <= a else _cell(result.pair(a, b)) for b in range(1, len(result.members))]
+        matrix.append([f"[bold]{a + 1}[/]", escape(m.name), *cells])
+    columns(header, matrix, right=header[2:])
+
+
+def _figures(pair: Pair | None) -> list[str]:
+    if pair is None:
+        return ["", "", ""]
+    kl = "-" if pair.kl is None else f"{pair.kl:.2e}"
+    return [share(pair.agree_top1), f"{pair.sqnr_db:.1f}", kl]
+
+
+def _cell(pair: Pair) -> str:
+    agree = "" if pair.agree_top1 is None else f"{pair.agree_top1:.2%}  "
+    return f"{agree}{pair.sqnr_db:5.1f}"
+
+
+def share(value: float | None) -> str:
+    """A fraction as per cent; a dash where there is none."""
+    return "-" if value is None else f"{value:.2%}"
