@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from repedge.models.registry import create
+
+COMPARED = (
+    "torch", "litert-torch", "coremltools", "openvino", "ai-edge-litert", "onnxruntime",
+    "ai-edge-quantizer", "nncf",
+)  # fmt: skip
 
 
 def fused_module(name: str) -> nn.Module:
@@ -53,12 +60,80 @@ def openvino_convert(module: nn.Module, x: torch.Tensor, path: Path, fp16: bool 
     ov.save_model(model, str(path), compress_to_fp16=fp16)
 
 
+def ai_edge_quantize(model: Path, photos: Sequence[np.ndarray], path: Path) -> None:
+    """ai-edge-quantizer: float .tflite -> static w8a8 .tflite; photos are float32 [1, C, H, W]."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    session = quantizer.Quantizer(str(model), recipe.static_wi8_ai8())
+    name, channels_last = _tflite_input(model)
+    turned = [x.transpose(0, 2, 3, 1) if channels_last else x for x in photos]
+    data = {"serving_default": [{name: np.ascontiguousarray(x)} for x in turned]}
+    result = session.quantize(session.calibrate(data, num_threads=1))
+    path.unlink(missing_ok=True)
+    result.export_model(str(path))
+
+
+def _tflite_input(model: Path) -> tuple[str, bool]:
+    """The name of the signature's input, and whether its channels come last."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_path=str(model)).get_signature_runner("serving_default")
+    ((name, detail),) = runner.get_input_details().items()
+    return name, int(detail["shape"][-1]) == 3
+
+
+def nncf_quantize(model: Path, photos: Sequence[np.ndarray], path: Path, fast: bool = True) -> None:
+    """NNCF: float IR -> int8 IR; ``fast`` is its default bias correction, else the accurate one."""
+    import nncf
+    import openvino as ov
+
+    done = nncf.quantize(
+        ov.Core().read_model(str(model)),
+        nncf.Dataset(list(photos)),
+        subset_size=len(photos),
+        fast_bias_correction=fast,
+    )
+    ov.save_model(done, str(path), compress_to_fp16=False)
+
+
+def onnxruntime_quantize(
+    model: Path, photos: Sequence[np.ndarray], path: Path, per_channel: bool = True, symmetric: bool = False
+) -> None:
+    """onnxruntime: float ONNX -> QDQ ONNX with the static quantizer's own defaults."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready = path.with_suffix(".ready.onnx")
+    quant_pre_process(str(model), str(ready))
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            import onnx
+
+            name = onnx.load(str(ready), load_external_data=False).graph.input[0].name
+            self._rest = iter([{name: x} for x in photos])
+
+        def get_next(self) -> Any:
+            return next(self._rest, None)
+
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True} if symmetric else {}
+    quantize_static(
+        str(ready),
+        str(path),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=per_channel,
+        extra_options=options,
+    )
+    ready.unlink()
+
+
 def versions() -> dict[str, str]:
     """What was compared."""
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, Any] = {}
-    for name in ("torch", "litert-torch", "coremltools", "openvino", "ai-edge-litert", "onnxruntime"):
+    for name in COMPARED:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,0 +1,164 @@
+"""int8: repedge beside the stock quantizers, same photos, same evaluation, artifacts really run.
+
+    python bench/int8.py accuracy --model mobileone --weights mobileone_s0_in1k.safetensors \\
+        --data imagenet-sample
+    python bench/int8.py accuracy --model repvit_demo --data cifar10.zip [--limit 200] [--only repedge-tflite]
+    python bench/int8.py latency [--models repvgg_a0 repvit_m0_9] [--threads 1]
+    python bench/int8.py memory --model mobileone --weights mobileone_s0_in1k.safetensors \\
+        --data imagenet-sample
+
+``accuracy`` takes a seeded choice of ``--calib`` photos to calibrate on (at most 200; no label is read)
+and evaluates on all others; with a train/ and a test/ part it calibrates on train and evaluates on test.
+Each method runs in a fresh process on one thread; finished rows are kept in the ``--work`` folder, and a
+second start goes on from them. repedge's artifacts take pixels (its default), the peers' the normalised
+float input, made from the same 8-bit pixels. Needs the bench extra: pip install 'repedge[bench]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+BARS = "bars: drop <= 0.3 points; MobileOne-S0 also agreement >= 97 %, SQNR >= 19 dB, KL <= 0.011, " \
+    "TensorRT-symmetric >= 15 dB; default recipe <= 60 s of one core; size <= 0.27 of fp32"  # fmt: skip
+PHOTO_COUNTS = (64, 200, 600)
+
+
+def accuracy(args: argparse.Namespace) -> None:
+    """One row per method; those that were measured before are only printed."""
+    import int8_data
+    import int8_methods
+    import peers
+
+    name = f"{Path(args.model).name}-{args.calib}-{args.limit or 'all'}-{args.seed}"
+    folder = args.work or Path("build/bench-int8") / name
+    work = int8_data.prepare(folder, args.model, args.weights, args.data, args.calib, args.limit, args.seed)
+    file = folder / "rows.json"
+    rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    labels, logits = work.evaluation[1], work.logits()
+    print("  ".join(f"{k} {v}" for k, v in peers.versions().items()))
+    print(
+        f"{args.model}, float top-1 {(logits.argmax(1) == labels).mean():.2%} of {len(labels)} photos; "
+        f"calibrated on {args.calib} others (seed {args.seed})\n{BARS}\n"
+    )
+    print("| method | runtime | n | top-1 | drop, points | agree | SQNR dB | KL | calib CPU s | size |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for key in args.only or list(int8_methods.METHODS):
+        if key not in rows:
+            row = child("row", str(folder), key, str(args.slow_limit))
+            if row is None:
+                continue
+            rows[key] = row
+            int8_data.write_json(file, rows)
+        print(line(rows[key]), flush=True)
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    import int8_methods
+
+    m = int8_methods.METHODS[row["key"]]
+    return (
+        f"| {m.who}, {m.how} | {m.runtime} | {row['n']} | {row['top1']:.2%} "
+        f"| {row['drop'] * 100:+.2f} ± {row['se'] * 100:.2f} | {row['agree']:.2%} | {row['sqnr']:.2f} "
+        f"| {row['kl']:.4f} | {row['cpu_s']:.0f} | {row['size']:.3f} |"
+    )
+
+
+def child(*arguments: str) -> dict[str, Any] | None:
+    """A part in a fresh process on one thread; its last line of output is JSON. None if it failed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, __file__, "child", *arguments],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        print(f"{' '.join(arguments)} failed:\n{done.stderr[-1500:]}", file=sys.stderr, flush=True)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_child(arguments: list[str]) -> None:
+    """What `child` starts."""
+    import torch
+
+    torch.set_num_threads(1)
+    part, *rest = arguments
+    result: dict[str, Any]
+    if part == "row":
+        from int8_data import Work
+        from int8_methods import measure
+
+        result = measure(Work(Path(rest[0])), rest[1], int(rest[2]))
+    else:
+        from int8_latency import calibrate
+
+        result = calibrate(rest[0], rest[1] or None, Path(rest[2]), int(rest[3]))
+    print("\n" + json.dumps(result))
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak memory of calibrating, which must not grow with the photos."""
+    print("| photos | peak MB | before calibrating MB | CPU s |")
+    print("| --- | --- | --- | --- |")
+    for count in PHOTO_COUNTS:
+        row = child("memory", args.model, str(args.weights or ""), str(args.data), str(count))
+        if row is not None:
+            print(
+                f"| {count} | {row['peak_mb']:.0f} | {row['before_mb']:.0f} | {row['cpu_s']:.0f} |",
+                flush=True,
+            )
+
+
+def latency(args: argparse.Namespace) -> None:
+    """repedge's integer artifacts and the peers' in turns."""
+    import int8_latency
+    import peers
+
+    print("  ".join(f"{k} {v}" for k, v in peers.versions().items()))
+    with tempfile.TemporaryDirectory() as scratch:
+        int8_latency.latency(args.models, args.work or Path(scratch), args.runs, args.threads)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = top.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("accuracy")
+    two = parts.add_parser("memory")
+    for sub in (one, two):
+        sub.add_argument("--model", required=True, help="mobileone, repvit_demo, or as for repedge compile")
+        sub.add_argument("--weights", type=Path)
+        sub.add_argument(
+            "--data", type=Path, required=True, help="folder with labels.json, or train/ and test/"
+        )
+    one.add_argument("--calib", type=int, default=200, help="photos to calibrate on")
+    one.add_argument("--limit", type=int, help="evaluate on this many")
+    one.add_argument("--seed", type=int, default=2026, help="of the split")
+    one.add_argument("--only", nargs="+", metavar="METHOD")
+    one.add_argument("--slow-limit", type=int, default=500, help="photos for the MIL interpreter")
+    one.add_argument("--work", type=Path, help="default: build/bench-int8/MODEL-CALIB-LIMIT-SEED")
+    three = parts.add_parser("latency")
+    three.add_argument("--models", nargs="+", default=["repvgg_a0", "repvit_m0_9"])
+    three.add_argument("--runs", type=int, default=100)
+    three.add_argument("--threads", type=int, default=1)
+    three.add_argument("--work", type=Path, help="keeps the artifacts")
+    return top
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        run_child(sys.argv[2:])
+        return
+    args = parser().parse_args()
+    {"accuracy": accuracy, "latency": latency, "memory": memory}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()

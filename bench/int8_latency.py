@@ -1,0 +1,183 @@
+"""Latency and memory of bench/int8.py: integer artifacts in turns, and what calibrating takes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+from int8_data import write_json
+from int8_methods import planar
+from latency import Invoke, interleave, interval
+
+import repedge
+from repedge.bundle import Bundle
+from repedge.config import Precision
+
+RANDOM_PHOTOS = 8
+"""Calibration photos of the latency part: random weights know no photos, and times hang on none."""
+
+
+def litert(path: Path, threads: int) -> Invoke:
+    """A .tflite in LiteRT, input filled once with what its type can hold."""
+    from repedge.targets.tflite_runner import open_interpreter
+
+    interpreter = open_interpreter(path, threads)
+    detail = interpreter.get_input_details()[0]
+    interpreter.set_tensor(detail["index"], _fill(detail["shape"], detail["dtype"]))
+    return interpreter.invoke
+
+
+def openvino(path: Path, threads: int, hint: str | None = None) -> Invoke:
+    """An IR in OpenVINO; without ``hint`` what is left in floating point runs as OpenVINO chooses."""
+    import openvino as ov
+
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    if hint is not None:
+        config["INFERENCE_PRECISION_HINT"] = hint
+    compiled = ov.Core().compile_model(str(path), "CPU", config)
+    request, port = compiled.create_infer_request(), compiled.input(0)
+    dtype = port.element_type.to_dtype()
+    request.set_input_tensor(ov.Tensor(_fill(port.shape, dtype)))
+    return request.infer
+
+
+def _fill(shape: Any, dtype: Any) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    shape = tuple(int(d) for d in shape)
+    if np.dtype(dtype).kind in "ui":
+        return rng.integers(0, 127, shape).astype(dtype)
+    return rng.normal(size=shape).astype(dtype)
+
+
+def artifacts(model: str, folder: Path) -> dict[str, Path]:
+    """Name -> artifact of one model with random weights; ours take pixels, the peers' normalised input."""
+    photos = folder / "photos"
+    if not photos.exists():
+        _noise(photos)
+    found = {}
+    builds: tuple[tuple[str, Precision, Any], ...] = (
+        ("tflite", "w8a8", "uint8"), ("tflite", "fp32", "uint8"), ("openvino", "w8a8", "uint8"),
+        ("openvino", "fp32", "uint8"), ("tflite", "fp32", "float32"), ("openvino", "fp32", "float32"),
+    )  # fmt: skip
+    for target, precision, kind in builds:
+        out = folder / f"{model}-{target}-{precision}-{kind}"
+        if not out.exists():
+            repedge.compile(
+                model, random_weights=True, targets=[target], precisions=[precision], out=out,
+                min_sqnr=-200.0, input_kind=kind, calib=photos if precision == "w8a8" else None, recipe="fast",
+            )  # fmt: skip
+        found[f"{target}-{precision}-{kind}"] = Bundle.open(next(out.iterdir())).artifact
+    inputs = [_normal(i) for i in range(RANDOM_PHOTOS)]
+    for name, make in _peers(model, found, inputs).items():
+        suffix = ".xml" if name == "nncf" else ".tflite"
+        found[name] = folder / f"{model}-{name}{suffix}"
+        if not found[name].exists():
+            make(found[name])
+    return found
+
+
+def _peers(model: str, found: dict[str, Path], inputs: list[np.ndarray]) -> dict[str, Callable[[Path], None]]:
+    def on_litert_torch(path: Path) -> None:
+        floats = path.with_suffix(".float.tflite")
+        peers.litert_torch_convert(peers.fused_module(model), peers.example_input(model), floats)
+        peers.ai_edge_quantize(floats, inputs, path)
+
+    return {
+        "ai-edge": on_litert_torch,
+        "ai-edge-ours": lambda p: peers.ai_edge_quantize(found["tflite-fp32-float32"], inputs, p),
+        "nncf": lambda p: peers.nncf_quantize(found["openvino-fp32-float32"], inputs, p),
+    }
+
+
+def _normal(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 3, 224, 224)).astype(np.float32)
+
+
+def _noise(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for i in range(RANDOM_PHOTOS):
+        array = np.random.default_rng(i).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        Image.fromarray(array).save(folder / f"{i}.png")
+
+
+PAIRS: tuple[tuple[str, str, str, dict[str, float]], ...] = (
+    # runtime, ours, theirs, bar of the ratio per model
+    ("LiteRT", "tflite-w8a8-uint8", "ai-edge", {"repvgg_a0": 1.0, "repvit_m0_9": 0.85}),
+    ("LiteRT", "tflite-w8a8-uint8", "ai-edge-ours", {}),
+    ("LiteRT", "tflite-w8a8-uint8", "tflite-fp32-uint8", {}),
+    ("OpenVINO", "openvino-w8a8-uint8", "nncf", {"repvgg_a0": 1.0, "repvit_m0_9": 1.0}),
+    ("OpenVINO", "openvino-w8a8-uint8", "openvino-fp32-uint8", {}),
+)
+TITLES = {
+    "ai-edge": "ai-edge-quantizer on litert-torch's",
+    "ai-edge-ours": "ai-edge-quantizer on repedge's fp32",
+    "tflite-fp32-uint8": "repedge fp32",
+    "openvino-fp32-uint8": "repedge fp32, run in bf16 where the CPU has it",
+    "nncf": "NNCF default",
+}
+
+
+def latency(models: list[str], folder: Path, runs: int, threads: int) -> None:
+    """Print the table."""
+    from repedge.targets.tflite_runner import partitions
+
+    folder.mkdir(parents=True, exist_ok=True)
+    print("| model | runtime | repedge w8a8 ms | against | ms | ratio | 95 % interval | bar |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    lines = []
+    for model in models:
+        found = artifacts(model, folder)
+        for name in ("tflite-w8a8-uint8", "ai-edge", "ai-edge-ours"):
+            parts = partitions(found[name])
+            outside = ", ".join(f"{parts.outside.count(n)} {n}" for n in dict.fromkeys(parts.outside))
+            lines.append(f"{model} {name}: {parts.count} XNNPACK partition(s), outside: {outside or 'none'}")
+        for runtime, ours, theirs, bars in PAIRS:
+            start = litert if runtime == "LiteRT" else openvino
+            a, b = interleave(start(found[ours], threads), start(found[theirs], threads), runs)
+            low, high = interval(a / b)
+            print(
+                f"| {model} | {runtime} | {np.median(a):.2f} | {TITLES[theirs]} | {np.median(b):.2f} "
+                f"| {np.median(a / b):.3f} | {low:.3f}..{high:.3f} | {bars.get(model, '')} |",
+                flush=True,
+            )
+    print("\n" + "\n".join(lines))
+
+
+def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict[str, float]:
+    """Calibrate on ``count`` photos of a folder (over again if there are fewer); this process's peak memory."""
+    from int8_data import MODELS, source_options
+
+    from repedge import images
+    from repedge.calib.recipe import calibrate as run
+    from repedge.calib.scheme import SCHEMES
+    from repedge.models.source import resolve
+    from repedge.passes.preprocess import fold_preprocess
+    from repedge.pipeline import optimize, to_graph
+
+    source = resolve(MODELS.get(model, model), **source_options(weights))
+    graph = to_graph(source)
+    optimize(graph, None)
+    source.module = None
+    graph = fold_preprocess(graph, source.preprocess)
+    samples = images.folder_samples(photos)
+    feed = (
+        planar(images.pixels(samples[i % len(samples)].load(), source.preprocess)[None]) for i in range(count)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.process_time()
+    run(graph, feed, SCHEMES["tflite-w8a8"], "default")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"photos": count, "before_mb": before, "peak_mb": peak, "cpu_s": time.process_time() - began}
+
+
+def remember(file: Path, rows: dict[str, Any], key: str, row: Any) -> None:
+    """Add a finished row to the file that a run goes on from."""
+    rows[key] = row
+    write_json(file, rows)
