@@ -25,9 +25,6 @@ LABELS = (
 )
 """What no language may trip over."""
 
-REAL_LABELS = tuple(" ".join(label.split()) for label in LABELS)
-"""Without control characters: compile refuses them in a class name."""
-
 ARTIFACTS = {
     "tflite": "net.tflite",
     "openvino": "net.xml",
@@ -56,7 +53,7 @@ def compile_net(out: Path, targets: Sequence[str], **options: Any) -> dict[str, 
         net(),
         targets=list(targets),
         out=out,
-        labels=list(REAL_LABELS),
+        labels=list(LABELS),
         count=2,
         **{"input_size": "24x40", "resize": 30, "interpolation": "bicubic", **options},
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ship_bundles import REAL_LABELS, compile_net, fake
+from ship_bundles import LABELS, compile_net, fake
 
 from repedge.ship import ship
 
@@ -100,10 +100,10 @@ def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> Non
         print(json.dumps([net.LABELS, guesses, logits[0].tolist()]))
     """
     labels, guesses, logits = json.loads(script(code, out))
-    assert labels == list(REAL_LABELS)
+    assert labels == list(LABELS)
     softmax = np.exp(logits) / np.exp(logits).sum()
     assert [g[0] for g in guesses] == list(np.argsort(-softmax))
-    assert [g[1] for g in guesses] == [REAL_LABELS[g[0]] for g in guesses]
+    assert [g[1] for g in guesses] == [LABELS[g[0]] for g in guesses]
     np.testing.assert_allclose([g[2] for g in guesses], np.sort(softmax)[::-1], rtol=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_cpp_package_is_built_and_passes_its_golden_test(
     photo = out / "golden" / variant / "0.png"
     sample = run([built / "net_sample", "--threads", "1", "--repeat", "3", photo])
     assert sample.returncode == 0, sample.stderr
-    assert sum(label in sample.stdout for label in REAL_LABELS) == 5
+    assert sum(label in sample.stdout for label in LABELS) == 5
     assert "median" in sample.stdout
     expected = out / "golden" / variant / "expected_0.f32"
     y = np.fromfile(expected, "<f4")

@@ -147,8 +147,8 @@ def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = No
         num_classes: Outputs of the network, where known.
 
     Raises:
-        UserError: The file is missing or not of these forms, or the number of names is not
-            ``num_classes``.
+        UserError: The file is missing or not of these forms, a name has control characters other than
+            tabs and line breaks, or the number of names is not ``num_classes``.
     """
     where = "the labels"
     if isinstance(labels, (str, Path)):
@@ -159,8 +159,8 @@ def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = No
     if not names:
         raise UserError(f"{where}: no class names in it")
     for name in names:
-        if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
-            raise UserError(f"{where}: the class name {name!r} is not one line of text")
+        if any((ord(c) < 32 and c not in "\t\n") or 0xD800 <= ord(c) < 0xE000 for c in name):
+            raise UserError(f"{where}: the class name {name!r} has characters that are no text")
     if num_classes is not None and len(names) != num_classes:
         raise UserError(f"{where}: {len(names)} class names for a network of {num_classes} classes")
     return tuple(names)
