@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 SCHEMES_OF = {"gpu": "tensorrt"}  # targets whose quantization scheme has another name
 GOLDEN = 4  # golden images per bundle
-TOOLS = ("torch", "onnx", "onnxruntime", "onnxsim", "coremltools", "ai-edge-litert", "openvino", "numpy")
+TOOLS = (
+    "torch", "onnx", "onnxruntime", "onnxsim", "coremltools", "ai-edge-litert", "openvino", "numpy", "pillow",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
