@@ -60,7 +60,7 @@ class OpenVINO(Engine):
         self._request.infer()
 
     def timed(self) -> float:
-        """See Engine.timed: the request's own clock, as in benchmark_app; Python's part of the call is not in."""
+        """See Engine.timed: by the request's own clock, as benchmark_app does: without Python's share."""
         self.invoke()
         return float(self._request.latency)
 
