@@ -1,9 +1,11 @@
-"""The accuracy budget: which layers to raise to float32, the fewest that meet it."""
+"""Mixed plans: which layers to raise to float32, by name or the fewest that meet an accuracy budget."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
@@ -11,9 +13,11 @@ import torch
 
 from repedge.calib.plan import QuantPlan
 from repedge.calib.ranges import output_distance
+from repedge.calib.scheme import QuantScheme
 from repedge.calib.simulate import Rounding, Simulator
 from repedge.calib.structure import TAKING, data_inputs, layers, place, set_array
-from repedge.errors import CheckFailed
+from repedge.errors import CheckFailed, UserError
+from repedge.graph.count import MACS
 from repedge.graph.values import const, only_reader
 
 Batches = Callable[[], Iterable[np.ndarray]]
@@ -38,14 +42,31 @@ class Trial:
     """One attempt of the search.
 
     Attributes:
-        raised: How many of the costliest layers got float32 weights and inputs.
+        raised: How many layers got float32 weights and inputs.
         nodes: How many nodes are float32 for that.
         cost: As measured.
+        layers: The raised layers.
+        macs: Share of the network's multiply-accumulates that is float32, 0 to 1.
     """
 
     raised: int
     nodes: int
     cost: float
+    layers: tuple[str, ...] = ()
+    macs: float = 0.0
+
+
+class BudgetNotMet(CheckFailed):
+    """No allowed set of raised layers meets the budget.
+
+    Attributes:
+        trials: Every attempt, in order.
+    """
+
+    def __init__(self, budget: float, most: int, trials: Sequence[Trial]) -> None:
+        table = "; ".join(f"{t.raised} raised: {t.cost:.4g}" for t in trials)
+        super().__init__(f"the budget of {budget:g} is not met with up to {most} layers in float32 ({table})")
+        self.trials = tuple(trials)
 
 
 def layer_costs(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> list[LayerCost]:
@@ -151,6 +172,46 @@ def keep_float(
     return model, plan
 
 
+def named(model: ir.Model, patterns: Sequence[str]) -> list[str]:
+    """The nodes whose names match.
+
+    Args:
+        model: A graph.
+        patterns: Names or glob patterns (``*``, ``?``, ``[..]``), with or without the operator that a
+            node's name ends in: ``features.0.c/Conv`` and ``features.0.c`` are the same.
+
+    Raises:
+        UserError: A pattern matches no node.
+    """
+    nodes = [str(node.name) for node in model.graph]
+    stems = {name: name.rpartition("/")[0] or name for name in nodes}
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        hits = [n for n in nodes if fnmatchcase(n, pattern) or fnmatchcase(stems[n], pattern)]
+        if not hits:
+            known = [la.name for la in layers(model)]
+            close = difflib.get_close_matches(pattern, [*known, *(stems[n] for n in known)], n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}?" if close else f"its layers are {', '.join(known[:8])}, ..."
+            raise UserError(f"no layer is called {pattern!r}; {hint}")
+        found.update(dict.fromkeys(hits))
+    return list(found)
+
+
+def chosen_float(model: ir.Model, scheme: QuantScheme, patterns: Sequence[str]) -> dict[str, str]:
+    """What must stay float32 for the named layers to do so: node -> why, as `calibrate` takes it.
+
+    Raises:
+        UserError: A pattern matches no node.
+    """
+    plan, weighted = QuantPlan(scheme=scheme), {la.name for la in layers(model)}
+    names = named(model, patterns)
+    found = dict.fromkeys(names, "kept in float by name")
+    for name in names:
+        for other in nodes_to_raise(model, plan, name) if name in weighted else ():
+            found.setdefault(other, f"beside {name}, which is kept in float by name")
+    return found
+
+
 def choose(
     model: ir.Model,
     reference: ir.Model,
@@ -160,6 +221,8 @@ def choose(
     *,
     measure: Measure | None = None,
     most: int | None = None,
+    costs: Sequence[LayerCost] | None = None,
+    lowered: int = 0,
 ) -> tuple[ir.Model, QuantPlan, list[Trial]]:
     """The fewest costliest layers in float32 that bring the output within the budget.
 
@@ -172,13 +235,16 @@ def choose(
         measure: (graph, plan) -> cost, for instance of the real artifact; by default
             `repedge.calib.ranges.output_distance` of the simulation on ``batches``.
         most: Greatest number of layers to raise; None: a quarter of them, at least 1.
+        costs: What `layer_costs` found; None: ask it, if integers alone don't meet the budget.
+        lowered: Once the budget is met, up to this many raised layers are tried in integers again, those
+            with most multiply-accumulates first; they stay so where the budget is still met.
 
     Returns:
         Graph and plan within the budget, and every trial in order. A raised layer reads float32, so that
         what writes its input is float32, too, where the target's integer operators give only integers.
 
     Raises:
-        CheckFailed: Not even ``most`` raised layers are enough; the trials are in the message.
+        BudgetNotMet: Not even ``most`` raised layers are enough; the trials are in the message.
     """
     reference_logits = None if measure else Simulator(reference).logits(batches())
 
@@ -187,33 +253,42 @@ def choose(
         return output_distance(reference_logits, Simulator(m, p).logits(batches()))
 
     judge = measure or simulated
-    trials = [Trial(0, 0, judge(model, plan))]
-    if trials[0].cost <= budget:
-        return model, plan, trials
-    order = layer_costs(model, reference, plan, batches)
-    most = max(1, len(order) // 4) if most is None else min(most, len(order))
+    macs = {str(n.name): MACS[n.op_type](n) for n in model.graph if n.op_type in MACS}
+    trials: list[Trial] = []
 
-    def attempt(k: int) -> tuple[ir.Model, QuantPlan]:
-        names = dict.fromkeys(n for f in order[:k] for n in nodes_to_raise(model, plan, f.node))
-        why = f"one of the {k} costliest layers at the output, or beside one"
-        made = keep_float(model, reference, plan, list(names), why)
-        trials.append(Trial(k, len(names), judge(*made)))
+    def attempt(names: Sequence[str]) -> tuple[ir.Model, QuantPlan]:
+        """One trial: these layers and what must be raised with them."""
+        nodes = list(dict.fromkeys(n for name in names for n in nodes_to_raise(model, plan, name)))
+        why = f"one of {len(names)} layers that cost most at the output, or beside one"
+        made = keep_float(model, reference, plan, nodes, why) if names else (model, plan)
+        share = sum(macs.get(n, 0) for n in nodes) / max(1, sum(macs.values()))
+        trials.append(Trial(len(names), len(nodes), judge(*made), tuple(names), share))
         return made
 
-    low, high, best = 0, 1, attempt(1)
+    best = attempt(())
+    if trials[0].cost <= budget:
+        return *best, trials
+    found = layer_costs(model, reference, plan, batches) if costs is None else costs
+    order = [f.node for f in found if f.node not in plan.float_nodes]
+    most = max(1, len(order) // 4) if most is None else min(most, len(order))
+    low, high, best = 0, 1, attempt(order[:1])
     while trials[-1].cost > budget and high < most:
         low, high = high, min(2 * high, most)
-        best = attempt(high)
+        best = attempt(order[:high])
     if trials[-1].cost > budget:
-        table = "; ".join(f"{t.raised} raised: {t.cost:.4g}" for t in trials)
-        raise CheckFailed(
-            f"the budget of {budget:g} is not met with up to {most} layers in float32 ({table})"
-        )
+        raise BudgetNotMet(budget, most, trials)
     while high - low > 1:
         middle = (low + high) // 2
-        made = attempt(middle)
+        made = attempt(order[:middle])
         if trials[-1].cost <= budget:
             high, best = middle, made
         else:
             low = middle
+    kept = order[:high]
+    # The last one raised was needed: the search found that the set without it is too costly.
+    for name in sorted(kept[:-1], key=lambda n: -macs.get(n, 0))[:lowered]:
+        fewer = [n for n in kept if n != name]
+        made = attempt(fewer)
+        if trials[-1].cost <= budget:
+            kept, best = fewer, made
     return *best, trials
