@@ -13,6 +13,7 @@ from string import Template
 import numpy as np
 
 from repedge.devices.protocol import Op
+from repedge.pages import style
 from repedge.profile.result import Profile
 from repedge.profile.trace import write_text
 
@@ -38,6 +39,7 @@ def page(profiles: Sequence[Profile]) -> str:
     title = f"Latency of {first.name}" if len(profiles) == 1 else f"Latency of {len(profiles)} artifacts"
     where = ", ".join(dict.fromkeys(f"{p.device} ({p.host.cpu or 'unknown CPU'})" for p in profiles))
     return template.substitute(
+        style=style(),
         title=escape(title),
         subtitle=escape(f"repedge {first.repedge}, measured on {where}"),
         summary=_table(profiles),

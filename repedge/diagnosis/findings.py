@@ -1,0 +1,103 @@
+"""The diagnosis in a few sentences, from its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from repedge.calib.diagnose import Diagnosis, LayerDiagnosis, Whole
+from repedge.diagnosis.metrics import cost, times
+
+GROWN = 4.0
+"""Range growth (two bits) from which a merged kernel is counted."""
+
+WILD = 2.0
+"""Outlier ratio from which a tensor is counted."""
+
+
+def findings(d: Diagnosis) -> list[str]:
+    """What stands out: merging, weights, activations, dead channels, cost."""
+    return [*_merging(d), *_weights(d), *_activations(d), *_dead(d), *_cost(d)]
+
+
+def _merging(d: Diagnosis) -> Iterator[str]:
+    merged = [la for la in d.layers if la.growth is not None]
+    peaked = [la for la in d.layers if (la.weights.centre_to_ring or 0) > GROWN]
+    if merged:
+        grown = [la for la in merged if (la.growth or 0) > GROWN]
+        worst = max(merged, key=lambda la: la.growth or 0)
+        bits = math.log2(max(worst.growth or 1, 1))
+        text = f"Merging made the range of {len(grown)} of {len(merged)} merged kernels more than {GROWN:g} times"
+        text += (
+            f" as wide as their widest branch's; the most in {worst.name}, {times(worst.growth or 0)} in the"
+        )
+        yield text + f" median channel, which takes {bits:.1f} of its 8 bits from that branch."
+    elif peaked:
+        worst = max(peaked, key=lambda la: la.weights.centre_to_ring or 0)
+        yield (
+            f"{len(peaked)} kernels have a centre tap more than {GROWN:g} times the others (most in "
+            f"{worst.name}: {times(worst.weights.centre_to_ring or 0)}), as merged identity branches leave it; "
+            "the training form would show what each branch lost."
+        )
+
+
+def _weights(d: Diagnosis) -> Iterator[str]:
+    loss = [la.weights.sqnr_db - la.weights.sqnr_per_tensor_db for la in d.layers]
+    worst = min(d.layers, key=lambda la: la.weights.sqnr_db)
+    yield (
+        f"Weights with a scale per output channel keep {median(la.weights.sqnr_db for la in d.layers):.0f} dB in "
+        f"the median layer and {worst.weights.sqnr_db:.0f} dB in the worst ({worst.name}); one scale per layer "
+        f"would cost another {median(loss):.0f} dB ({max(loss):.0f} dB where it matters most)."
+    )
+
+
+def _activations(d: Diagnosis) -> Iterator[str]:
+    seen = [la for la in d.layers if la.reads is not None]
+    if not seen:
+        yield "Activations were not looked at: no photos were given (--calib FOLDER)."
+        return
+    wild = [la for la in seen if _outlier(la) > WILD]
+    worst = max(seen, key=_outlier)
+    yield (
+        f"{len(wild) or 'No'} of {len(seen)} layers read{'s' if len(wild) == 1 else ''} a tensor whose largest "
+        f"value is more than {WILD:g} times the mean of the images' largest; most at {worst.name}: "
+        f"{times(_outlier(worst))}."
+    )
+
+
+def _outlier(la: LayerDiagnosis) -> float:
+    return la.reads.outlier if la.reads else 0.0
+
+
+def _dead(d: Diagnosis) -> Iterator[str]:
+    dead = sum(la.dead for la in d.layers)
+    if dead:
+        among = [la for la in d.layers if la.dead]
+        yield (
+            f"{dead} of {sum(la.channels for la in d.layers)} channels never change, in {len(among)} layers: "
+            "a smaller network would compute the same."
+        )
+
+
+def _cost(d: Diagnosis) -> Iterator[str]:
+    if d.stock is None or d.planned is None:
+        return
+    yield (
+        f"The whole network in simulated integers: {_whole(d.stock)} as stock tools calibrate; "
+        f"{_whole(d.planned)} with the recipe {d.planned.recipe!r} (on the {d.images} calibration images)."
+    )
+    costly = sorted((la for la in d.layers if la.cost is not None), key=lambda la: -(la.cost or 0))
+    total = sum(la.cost or 0 for la in costly)
+    if total > 0:
+        few = costly[:3]
+        share = sum(la.cost or 0 for la in few) / total
+        names = ", ".join(f"{la.name} ({cost(la.cost or 0)})" for la in few)
+        yield f"With the recipe the costliest layers alone are {names}: {share:.0%} of the sum over all layers."
+
+
+def _whole(w: Whole) -> str:
+    parts = [f"KL {w.kl:.2g}"] if w.kl is not None else []
+    parts.append(f"{w.sqnr_db:.1f} dB")
+    parts += [f"top-1 kept {w.agree_top1:.1%}"] if w.agree_top1 is not None else []
+    return ", ".join(parts)
