@@ -283,7 +283,9 @@ def test_every_model_of_the_issue_is_there() -> None:
     vgg = ["a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g2", "b2g4", "b3", "b3g2", "b3g4", "d2se"]
     vit = ["m0_6", "m0_9", "m1_0", "m1_1", "m1_5", "m2_3"]
     named = {f"repvgg_{v}" for v in vgg} | {"repvggplus_l2pse"} | {f"repvit_{v}" for v in vit}
-    assert set(MODELS) == named | {"repvit_demo", "repvgg_demo"}
+    friendly = [f"qarepvgg_{v}" for v in ("a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g4")]
+    friendly += [f"repopt_vgg_{v}" for v in ("b1", "b2", "l1", "l2")]
+    assert set(MODELS) == {*named, *friendly, "repvit_demo", "repvgg_demo"}
 
 
 @pytest.mark.parametrize(

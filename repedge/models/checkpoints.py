@@ -29,8 +29,8 @@ class Finding:
 
     Attributes:
         name: The model whose body it fits; None if none does.
-        family: None if it is neither a RepVGG nor a RepViT.
-        form: Training form or deploy (fused) form.
+        family: None if it is none that repedge has.
+        form: Training form, deploy (fused) form, or the search network of RepOptimizer.
         layout: Whose key names it uses.
         num_classes: Read from the classifier.
         distillation: Whether it has RepViT's second head (a fused one has both averaged in).
@@ -56,6 +56,9 @@ class Finding:
         """The sentence; what it looks like is left out where that is what was ``asked`` for."""
         if self.family is None:
             return "; ".join(("neither a RepVGG nor a RepViT", *self.notes))
+        if self.form == "search":
+            which = f"for {self.name}" if self.name else "of no known size"
+            return "; ".join((f"RepOptimizer's scales {which}, which training starts from", *self.notes))
         parts = [f"{self.form} form", f"{self.num_classes} classes"]
         if self.family == "repvit" and self.form == "training":
             parts.append("distillation head" if self.distillation else "no distillation head")
@@ -125,7 +128,12 @@ def load_into(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, Findin
 
     row, finding = spec(name), identify(state)
     body, renamed = _anatomy(state)
-    if body is not None and body.family != row.family:
+    if body is not None and body.form == "search":
+        raise UserError(
+            f"{_where(state)} holds {finding}; train with them (repedge.models.repopt.reparameterize) and "
+            "pass what the training saves"
+        )
+    if body is not None and not body.belongs(row.family):
         body = None
     with torch.device("meta"):  # no time or memory for weights that are replaced at once
         module = _build(row, body)

@@ -14,7 +14,7 @@ from typing import Literal
 from repedge.models.registry import MODELS, Family, ModelSpec
 
 Layout = Literal["official", "timm"]
-Form = Literal["training", "deploy"]
+Form = Literal["training", "deploy", "search"]  # search: the network that learns RepOpt-VGG's scales
 Shapes = Mapping[str, tuple[int, ...]]
 
 # timm -> official; the first rule that matches a key's beginning rewrites the whole key once.
@@ -119,8 +119,8 @@ class Anatomy:
     """What the shapes of a state dict in official names say about its network.
 
     Attributes:
-        family: Whose names the keys are.
-        form: Training or deploy form.
+        family: Whose names the keys are; RepVGG's for QARepVGG's deploy form, which is the same.
+        form: Training or deploy form, or RepOptimizer's search network (perhaps its scales alone).
         in_channels: Channels of the input image.
         num_classes: Rows of the classifier.
         distillation: Whether a second head is there (RepViT in training form).
@@ -144,8 +144,12 @@ class Anatomy:
 
     def fits(self, row: ModelSpec) -> bool:
         """Whether a row of the model table is this network, up to classes, heads and input channels."""
-        mine = self.family, self.depths, self.channels, self.groups, self.se
-        return mine == (row.family, *_body(row))
+        mine = self.depths, self.channels, self.groups, self.se
+        return self.belongs(row.family) and mine == _body(row)
+
+    def belongs(self, family: Family) -> bool:
+        """Whether the keys are those of a family's network in this form."""
+        return family == self.family or ((family, self.family, self.form) == ("qarepvgg", "repvgg", "deploy"))
 
     def likely(self) -> ModelSpec | None:
         """The row that this network is; the published one where a demo model has the same body."""
@@ -162,11 +166,13 @@ def _body(row: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...], int, bool]:
 
 
 def anatomy(shapes: Shapes) -> Anatomy | None:
-    """Read a state dict's shapes (official names); None where they are no RepVGG's or RepViT's."""
+    """Read a state dict's shapes (official names); None where they are of no family's."""
     if "features.0.0.c.weight" in shapes or "features.0.0.weight" in shapes:
         return _repvit(shapes)
     if "stage0.rbr_dense.conv.weight" in shapes or "stage0.rbr_reparam.weight" in shapes:
         return _repvgg(shapes)
+    if "stage0.conv.weight" in shapes or "stage0.scale_conv.weight" in shapes:
+        return _repopt(shapes)
     return None
 
 
@@ -200,25 +206,43 @@ def _repvit(shapes: Shapes) -> Anatomy:
 
 def _repvgg(shapes: Shapes) -> Anatomy:
     deploy = "stage0.rbr_reparam.weight" in shapes
-    conv = "rbr_reparam.weight" if deploy else "rbr_dense.conv.weight"
     plus = any(k.startswith("stage1.blocks.") for k in shapes)
-    pattern = re.compile(r"stage(\d)(?:_first|_second)?\.(?:blocks\.)?(\d+)\." + re.escape(conv))
+    aware = "stage0.rbr_1x1.weight" in shapes  # QARepVGG's 1x1 branch has no BN
+    return _stages(
+        shapes,
+        "repvggplus" if plus else "qarepvgg" if aware else "repvgg",
+        "deploy" if deploy else "training",
+        "rbr_reparam.weight" if deploy else "rbr_dense.conv.weight",
+    )
+
+
+def _repopt(shapes: Shapes) -> Anatomy:
+    if "stage0.scale_conv.weight" in shapes:
+        return _stages(shapes, "repoptvgg", "search", "scale_conv.weight")
+    form: Form = "training" if "stage0.bn.weight" in shapes else "deploy"
+    return _stages(shapes, "repoptvgg", form, "conv.weight")
+
+
+def _stages(shapes: Shapes, family: Family, form: Form, each: str) -> Anatomy:
+    """Widths and depths from ``each``: what every block has one of, one row per output channel."""
+    pattern = re.compile(r"stage(\d)(?:_first|_second)?\.(?:blocks\.)?(\d+)\." + re.escape(each))
     depths = dict.fromkeys("1234", 0)
     channels = dict.fromkeys("1234", 0)
     groups = 1
     for key, shape in shapes.items():
-        if (m := pattern.fullmatch(key)) and m[1] in depths and len(shape) == 4:
+        if (m := pattern.fullmatch(key)) and m[1] in depths and len(shape) in (1, 4):
             depths[m[1]] += 1
             channels[m[1]] = shape[0]
-            if m[2] == "1" and not plus:  # not the stage's first: as many channels in as out
+            # not the stage's first: as many channels in as out
+            if m[2] == "1" and family != "repvggplus" and len(shape) == 4:
                 groups = max(groups, shape[0] // max(shape[1], 1))
     return Anatomy(
-        "repvggplus" if plus else "repvgg",
-        "deploy" if deploy else "training",
-        in_channels=_size(shapes, f"stage0.{conv}", 1),
+        family,
+        form,
+        in_channels=_size(shapes, f"stage0.{each}", 1),
         num_classes=_size(shapes, "linear.weight", 0),
         depths=tuple(depths.values()),
-        channels=(_size(shapes, f"stage0.{conv}", 0), *channels.values()),
+        channels=(_size(shapes, f"stage0.{each}", 0), *channels.values()),
         groups=groups,
         se="stage0.se.down.weight" in shapes,
         aux="stage1_aux.0.conv.weight" in shapes,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from repedge.config import Preprocess
 
-Family = Literal["repvgg", "repvggplus", "repvit"]
+Family = Literal["repvgg", "repvggplus", "qarepvgg", "repoptvgg", "repvit"]
 
 DEMO = "repvit_demo"
 """What ``repedge compile`` takes when no model is named."""
@@ -31,6 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REPVIT_RELEASE = "https://github.com/THU-MIG/RepViT/releases/download/v1.0/"
 REPVGG_DRIVE = "https://drive.google.com/drive/folders/1Avome4KvNp0Lqh2QwhXO6L5URQjzCjUq"
 REPVGGPLUS_DRIVE = "https://drive.google.com/file/d/1x8VNLpfuLzg0xXDVIZv9yIIgqnSMoK-W"
+REPOPT_DRIVE = "https://drive.google.com/file/d/"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,19 @@ def _repvgg(name: str, depths: tuple[int, ...], widths: tuple[float, ...], **mor
     return ModelSpec(name, "repvgg", config, **row)
 
 
+def _qarepvgg(size: str, depths: tuple[int, ...], widths: tuple[float, ...], groups: int = 1) -> ModelSpec:
+    config = {"depths": depths, "widths": widths, "groups": groups}
+    return ModelSpec(f"qarepvgg_{size}", "qarepvgg", config)
+
+
+def _repopt(size: str, depths: tuple[int, ...], widths: tuple[float, ...], release: str) -> ModelSpec:
+    # crop: the authors evaluate on the centre of a photo whose short side is the input's.
+    config = {"depths": depths, "widths": widths}
+    return ModelSpec(
+        f"repopt_vgg_{size}", "repoptvgg", config, crop=1.0, release=REPOPT_DRIVE + release, license="MIT"
+    )
+
+
 def _repvit(name: str, widths: tuple[int, ...], depths: tuple[int, ...], **more: Any) -> ModelSpec:
     row: dict[str, Any] = {
         "distillation": True,
@@ -171,6 +185,20 @@ _ROWS = (
         release=f"RepVGGplus-L2pse-train256-acc84.06.pth at {REPVGGPLUS_DRIVE}",
         license="MIT",
     ),
+    # Quantization-friendly forms to train anew. Nobody released QARepVGG's ImageNet weights.
+    _qarepvgg("a0", _A, (0.75, 0.75, 0.75, 2.5)),
+    _qarepvgg("a1", _A, (1, 1, 1, 2.5)),
+    _qarepvgg("a2", _A, (1.5, 1.5, 1.5, 2.75)),
+    _qarepvgg("b0", _B, (1, 1, 1, 2.5)),
+    _qarepvgg("b1", _B, (2, 2, 2, 4)),
+    _qarepvgg("b1g2", _B, (2, 2, 2, 4), groups=2),
+    _qarepvgg("b1g4", _B, (2, 2, 2, 4), groups=4),
+    _qarepvgg("b2", _B, (2.5, 2.5, 2.5, 5)),
+    _qarepvgg("b2g4", _B, (2.5, 2.5, 2.5, 5), groups=4),
+    _repopt("b1", _B, (2, 2, 2, 4), "1kBDue-19AG0Rm2NaS5h6aTl-ZHvdPe5K"),
+    _repopt("b2", _B, (2.5, 2.5, 2.5, 5), "1o4enC7tFr0nORJHEE9vaHh8mHpusFvRE"),
+    _repopt("l1", _D, (2, 2, 2, 4), "19wd13WgBK6LtyLVA_N9ZjFYaLwduywnm"),
+    _repopt("l2", _D, (2.5, 2.5, 2.5, 5), "1PG0sSqOTRdnVoBS_ZBKPShcOIyHNLze6"),
     _repvit(
         "repvit_m0_6",
         (40, 80, 160, 320),
@@ -245,8 +273,12 @@ def create(
     Raises:
         UserError: No model is called so.
     """
+    from repedge.models.qarepvgg import QARepVGG
+    from repedge.models.repopt import RepOptVGG
     from repedge.models.repvgg import RepVGG, RepVGGplus
     from repedge.models.repvit import RepViT
+
+    plain = {"repvgg": RepVGG, "qarepvgg": QARepVGG, "repoptvgg": RepOptVGG}
 
     row = spec(name)
     options: dict[str, Any] = {
@@ -257,6 +289,6 @@ def create(
     if row.family == "repvit":
         dist = row.distillation if distillation is None else distillation
         return RepViT(**row.config, distillation=dist, **options)
-    if row.family == "repvgg":
-        return RepVGG(**row.config, **options)
+    if row.family in plain:
+        return plain[row.family](**row.config, **options)
     return RepVGGplus(**row.config, aux=aux, **options)

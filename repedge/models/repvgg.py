@@ -58,9 +58,9 @@ class RepVGGBlock(nn.Module):
         if deploy:
             self.rbr_reparam = nn.Conv2d(inp, out, 3, stride, 1, groups=groups)
         else:
-            self.rbr_identity = nn.BatchNorm2d(inp) if inp == out and stride == 1 else None
+            self.rbr_identity: nn.Module | None = nn.BatchNorm2d(inp) if inp == out and stride == 1 else None
             self.rbr_dense = conv_bn(inp, out, 3, stride, 1, groups)
-            self.rbr_1x1 = conv_bn(inp, out, 1, stride, 0, groups)
+            self.rbr_1x1: nn.Module = conv_bn(inp, out, 1, stride, 0, groups)
 
     def linear_part(self, x: torch.Tensor) -> torch.Tensor:
         """The part of the block that fuses to one convolution."""
@@ -83,7 +83,12 @@ class RepVGG(nn.Module):
         se: Squeeze-excite reduction before the ReLU, 0 for none (D2se uses 16).
         in_channels: Channels of the input image.
         deploy: Build the fused form.
+
+    Attributes:
+        block: What the stages are made of; subclasses have another one.
     """
+
+    block: type[nn.Module] = RepVGGBlock
 
     def __init__(
         self,
@@ -98,13 +103,13 @@ class RepVGG(nn.Module):
     ) -> None:
         super().__init__()
         stem, *channels = stage_channels(widths)
-        self.stage0 = RepVGGBlock(in_channels, stem, 2, se=se, deploy=deploy)
+        self.stage0 = self.block(in_channels, stem, 2, se=se, deploy=deploy)
         inp, layer = stem, 1
         for number, (depth, out) in enumerate(zip(depths, channels, strict=True), start=1):
             blocks = nn.ModuleList()
             for i in range(depth):
                 g = groups if layer in GROUPWISE_LAYERS else 1
-                blocks.append(RepVGGBlock(inp, out, 2 if i == 0 else 1, groups=g, se=se, deploy=deploy))
+                blocks.append(self.block(inp, out, 2 if i == 0 else 1, groups=g, se=se, deploy=deploy))
                 inp, layer = out, layer + 1
             self.add_module(f"stage{number}", blocks)
         self.gap = nn.AdaptiveAvgPool2d(1)
