@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from repedge import __version__, evaluation, pipeline, targets, verification
+from repedge import __version__, dryrun, evaluation, pipeline, targets, verification
 from repedge.bundle import Bundle, Verification, is_bundle
 from repedge.config import InputKind, Precision
+from repedge.dryrun import Preview
 from repedge.errors import UserError
 from repedge.health import Health
 from repedge.health import examine as doctor
@@ -45,12 +47,16 @@ class CompileReport:
     Attributes:
         name: The model's name.
         found: What was found in the checkpoint or model, in words.
-        bundles: One per target and precision, rejected ones included.
+        bundles: One per target and precision, rejected ones included; none of a dry run.
+        warnings: What to know of the calibration images.
+        plan: What a dry run would have done.
     """
 
     name: str
     found: str
     bundles: tuple[pipeline.Built, ...]
+    warnings: tuple[str, ...] = ()
+    plan: Preview | None = None
 
     @property
     def passed(self) -> bool:
@@ -64,6 +70,8 @@ class CompileReport:
             "model": self.name,
             "found": self.found,
             "bundles": [b.as_json() for b in self.bundles],
+            "warnings": list(self.warnings),
+            **({} if self.plan is None else {"plan": self.plan.as_json()}),
         }
 
 
@@ -79,12 +87,14 @@ def compile(
     count: int = 4,
     reference: bool = True,
     min_sqnr: float | None = None,
-    calib: Path | str | None = None,
+    calib: Path | str | Iterable[Any] | None = None,
     calib_count: int = 64,
+    calib_seed: int = 0,
     recipe: str = "default",
     options: dict[str, Any] | None = None,
     about: dict[str, str] | None = None,
     command: Sequence[str] = (),
+    dry_run: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
     **source_options: Any,
 ) -> CompileReport:
@@ -102,12 +112,16 @@ def compile(
         count: How many photos to verify on.
         reference: Put the float reference graph into the bundles.
         min_sqnr: Replaces the SQNR threshold of the precision, dB.
-        calib: Folder of photos to calibrate integer activations on; labels are not needed.
+        calib: Photos to calibrate integer activations on, without labels: a folder, a .zip, a .npz, a
+            uint8 [N, H, W, 3] or float32 [N, C, H, W] array, or an iterable of paths, PIL images and
+            uint8 [H, W, 3] arrays, which is read once; ``"random"`` takes noise, with a warning.
         calib_count: How many of them.
+        calib_seed: Of their choice.
         recipe: Calibration recipe: fast, default, best, or a .json file.
         options: Target options, such as ``{"deployment_target": "iOS17"}``.
         about: ``author``, ``license``, ``description``, ``version`` for the artifacts' metadata.
         command: Recorded in the manifests.
+        dry_run: Write nothing; the report's ``plan`` says what would be done.
         on_stage: Called with the name of each stage as it begins.
         source_options: weights, pretrained, random_weights, input_size, labels, mean, std, resize,
             interpolation, color: see `repedge.models.source.resolve`.
@@ -131,15 +145,27 @@ def compile(
         count=count,
         reference=reference,
         min_sqnr=min_sqnr,
-        calibration=None if calib is None else Calibration(Path(calib), calib_count, recipe),
+        calibration=None if calib is None else Calibration(calib, calib_count, recipe, calib_seed),
         options=options or {},
         about=about or {},
         command=tuple(command),
     )
+    if plan.calibration is not None:
+        plan.calibration.check()
     on_stage("load")
     source = _resolve(model, **source_options)
+    if dry_run:
+        return CompileReport(source.name, source.description, (), plan=dryrun.preview(source, plan))
+    pipeline.check_plan(source.name, plan)
+    photos = None
+    if plan.calibration is not None and dryrun.needs_photos(plan):
+        on_stage("calibration images")  # before the export: the images may be what is wrong
+        photos = plan.calibration.images(source.preprocess).record
     built = pipeline.compile_source(source, plan, on_stage)
-    return CompileReport(source.name, source.description, tuple(built))
+    notes = tuple(photos.warnings) if photos else ()
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return CompileReport(source.name, source.description, tuple(built), notes)
 
 
 def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:

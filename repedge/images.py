@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
@@ -62,7 +62,8 @@ def decode(file: Path | BinaryIO, name: str = "", *, upright: bool = False) -> I
             image.load()
             return eight_bits(turned(image) if upright else image)
     except Exception as e:  # Pillow's readers raise nearly anything on damaged files
-        raise UserError(f"{name or file} can't be read as an image ({e}); replace or remove it") from e
+        why = "of no known format" if isinstance(e, UnidentifiedImageError) else e
+        raise UserError(f"{name or file} can't be read as an image ({why}); replace or remove it") from e
 
 
 def turned(image: Image.Image) -> Image.Image:

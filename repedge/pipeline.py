@@ -149,10 +149,21 @@ def bundle_path(out: Path, name: str, target: str, precision: str) -> Path:
     return out / f"{name}-{target}-{precision}"
 
 
-def check_free(name: str, plan: Plan) -> None:
-    """Fail before any work where a bundle of ``plan`` could not be written."""
+def scheme_name(target: str, precision: Precision) -> str:
+    """The quantization scheme of a target's precision, a key of ``repedge.calib.scheme.SCHEMES``."""
+    return f"{SCHEMES_OF.get(target, target)}-{precision}"
+
+
+def check_plan(name: str, plan: Plan) -> None:
+    """Fail before any work where a bundle of ``plan`` could not be written, or has no photos to calibrate on.
+
+    Raises:
+        UserError: Says which.
+    """
     for target, precision in plan.builds:
         check_destination(bundle_path(plan.out, name, target, precision), plan.force)
+    if plan.calibration is None and any(precision in NEEDS_PHOTOS for _, precision in plan.builds):
+        raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
 
 
 def compile_source(
@@ -168,9 +179,7 @@ def compile_source(
         CheckFailed: The graph or the fused graph differs from the model. A bundle that differs is
             returned as rejected instead, so that the others are still built.
     """
-    check_free(source.name, plan)
-    if plan.calibration is None and any(precision in NEEDS_PHOTOS for _, precision in plan.builds):
-        raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
+    check_plan(source.name, plan)
     chosen = [(targets.get(name), precision) for name, precision in plan.builds]
     clock = Clock(report)
     with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
@@ -329,7 +338,7 @@ def _build(
     quantization = None
     if precision in NEEDS_PHOTOS:
         with clock.stage(f"{target.name} {precision}: calibrate"):
-            scheme = f"{SCHEMES_OF.get(target.name, target.name)}-{precision}"
+            scheme = scheme_name(target.name, precision)
             graph, quantization = quantize(
                 graph, scheme, source.preprocess, plan.input_kind, plan.calibration
             )
@@ -349,7 +358,10 @@ def _build(
             _link(reference, draft.path / REFERENCE)
         size = artifact_bytes(draft.path / artifact.main)
         manifest = _manifest(target, precision, artifact, source, plan, result, certificate)
-        draft.seal(manifest.model_copy(update={"quantization": quantization}))
+        warned = () if quantization is None else tuple(quantization["calibration"]["warnings"])
+        draft.seal(
+            manifest.model_copy(update={"quantization": quantization, "notes": manifest.notes + warned})
+        )
         path = draft.publish().path if result.passed else draft.reject()
     stages = {name.rsplit(": ")[-1]: s for name, s in clock.seconds.items()}
     return Built(path, target.name, precision, size, result, {**shared.seconds, **stages})

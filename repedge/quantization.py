@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from repedge import images
 from repedge.config import InputKind, Precision, Preprocess
 from repedge.errors import UserError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from repedge.calib.data import CalibrationImages
+
 NEEDS_PHOTOS: frozenset[Precision] = frozenset({"w8a8", "w8a16"})
 PIXELS = {"repedge.input": "pixels"}
 """Marks a graph whose preprocessing is folded already; see ``repedge.targets.qdq``."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Calibration:
-    """What to calibrate on.
+    """What to calibrate on. The images are read once, for all targets.
 
     Attributes:
-        folder: Photos like those that the app will see; labels are not needed.
-        count: How many of them, spread evenly over the folder.
+        source: Photos like those that the app will see (labels are not needed): a folder, a .zip, a
+            .npz, or from Python an array or an iterable; see `repedge.calib.sources.open_source`.
+        count: How many of them.
         recipe: fast, default, best, or a .json file.
+        seed: Of the choice.
     """
 
-    folder: Path
+    source: Any
     count: int = 64
     recipe: str = "default"
+    seed: int = 0
+    _loaded: dict[str, CalibrationImages] = field(default_factory=dict, init=False, repr=False)
+
+    def check(self) -> None:
+        """Find what is wrong with the options before any work.
+
+        Raises:
+            UserError: An impossible count or seed, or an unknown recipe.
+        """
+        from repedge.calib.data import check_count
+        from repedge.calib.recipe import find_recipe
+
+        check_count(self.count, self.seed)
+        find_recipe(self.recipe)
+
+    def images(self, pre: Preprocess) -> CalibrationImages:
+        """The chosen images, decoded and preprocessed at the first call.
+
+        Raises:
+            UserError: See `repedge.calib.data.load`.
+        """
+        from repedge.calib.data import load
+
+        key = pre.model_dump_json()
+        if key not in self._loaded:
+            self._loaded[key] = load(self.source, pre, count=self.count, seed=self.seed)
+        return self._loaded[key]
 
 
 def quantize(
@@ -54,7 +81,7 @@ def quantize(
         calibration: The photos.
 
     Raises:
-        UserError: No photos, none that can be decoded, or a graph with nothing to quantize.
+        UserError: No photos, unusable ones, or a graph with nothing to quantize.
     """
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
@@ -65,31 +92,17 @@ def quantize(
         raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
     pixels = kind == "uint8"
     model = fold_preprocess(graph, pre) if pixels else graph
-    samples = images.spread(images.folder_samples(calibration.folder), calibration.count)
-    skipped: list[str] = []
-    feed = _batches(samples, pre, pixels, skipped)
-    quantized, plan = calibrate(model, feed, SCHEMES[scheme], calibration.recipe, progress=report)
+    chosen = calibration.images(pre)
+    quantized, plan = calibrate(
+        model, chosen.feed(pixels), SCHEMES[scheme], calibration.recipe, progress=report
+    )
     qdq = to_qdq(quantized, plan)
     if pixels:
         qdq.metadata_props.update(PIXELS)
     summary = {
         "scheme": scheme,
         "recipe": plan.recipe,
-        "images": len(samples) - len(skipped),
-        "skipped": skipped,
-        "folder": calibration.folder.name,
+        "images": len(chosen),
+        "calibration": chosen.record.as_json(),
     }
     return qdq, summary
-
-
-def _batches(
-    samples: list[images.Sample], pre: Preprocess, pixels: bool, skipped: list[str]
-) -> Iterator[np.ndarray]:
-    """Network inputs float32 [1, C, H, W]: raw RGB pixels 0 to 255, or normalised."""
-    for sample in samples:
-        try:
-            array = images.pixels(sample.load(), pre)[None]
-        except UserError:
-            skipped.append(sample.name)
-            continue
-        yield array.transpose(0, 3, 1, 2).astype(np.float32) if pixels else images.normalise(array, pre)

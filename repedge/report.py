@@ -18,6 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from repedge.api import CompileReport
     from repedge.bundle import Verification
+    from repedge.dryrun import Preview
     from repedge.evaluation import Accuracy
     from repedge.health import Health
     from repedge.inspection import Inspection, Size
@@ -104,6 +105,32 @@ def compiled(result: CompileReport) -> None:
         say(f"[dim]       repedge eval {path} YOUR_PHOTOS[/]")
     if len(good) < len(result.bundles):
         say("rejected bundles are kept aside as *.rejected for a look; they are not to be shipped", err)
+
+
+def planned(p: Preview) -> None:
+    """What a dry run found: bundles, their schemes, the photos, the steps."""
+    say(_titled(p.model, p.found))
+    height, width = p.preprocess.size
+    say(f"  input {height}x{width} {p.preprocess.color}, artifacts take {p.input_kind}")
+    rows = []
+    for b in p.builds:
+        rows.append([b.target, b.precision, _scheme(b.scheme), escape(b.executor), escape(str(b.path))])
+    columns(("target", "precision", "integers", "verified in", "bundle"), rows)
+    c = p.calibration
+    if p.recipe is not None and c is not None:
+        of = "" if c["available"] is None else f" of {c['available']}"
+        where = f"{c['kind']} {c['source']} ({c['found']})"
+        say(f"calibration: {c['count']}{of} images, seed {c['seed']}, from {escape(where)}")
+        say(f"recipe {escape(str(p.recipe))}")
+    say("[dim]dry run: nothing was written[/]")
+
+
+def _scheme(scheme: dict[str, Any] | None) -> str:
+    if scheme is None:
+        return "[dim]no calibration[/]"
+    zero = "symmetric" if scheme["symmetric"] else "asymmetric"
+    weights = f"weights int{scheme['weight_bits']}" + (" per channel" if scheme["per_channel"] else "")
+    return f"activations {scheme['activations']} {zero}, {weights}"
 
 
 def verified(path: Path, v: Verification) -> None:

@@ -73,9 +73,14 @@ def compile(
         float | None, typer.Option(help="Replace the precision's SQNR threshold, dB.")
     ] = None,
     calib: Annotated[
-        Path | None, typer.Option(help="Photos to calibrate w8a8 and w8a16 on; no labels needed.")
+        str | None,
+        typer.Option(
+            help="Photos to calibrate w8a8 and w8a16 on, no labels needed: a folder, .zip or .npz.",
+            show_default=False,
+        ),
     ] = None,
     calib_count: Annotated[int, typer.Option(help="How many of them.")] = 64,
+    calib_seed: Annotated[int, typer.Option(help="Of their random choice.")] = 0,
     recipe: Annotated[str, typer.Option(help="Calibration: fast, default, best or FILE.json.")] = "default",
     deployment_target: Annotated[
         str | None, typer.Option(help="coreml: iOS16, iOS17 or iOS18.", show_default="iOS16")
@@ -87,6 +92,9 @@ def compile(
     author: Annotated[str, typer.Option(help="For the artifact's metadata.")] = "",
     license: Annotated[str, typer.Option(help="For the artifact's metadata.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace bundles that exist.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -107,15 +115,20 @@ def compile(
             min_sqnr=min_sqnr,
             calib=calib,
             calib_count=calib_count,
+            calib_seed=calib_seed,
             recipe=recipe,
             options={"deployment_target": deployment_target} if deployment_target else {},
             about={"description": description, "author": author, "license": license},
             command=["repedge", *sys.argv[1:]],
+            dry_run=dry_run,
             on_stage=on_stage,
             **source_options(
                 weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
                 labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
             ),
         )  # fmt: skip
-    show(as_json, result.as_json(), lambda: report.compiled(result))
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    plan = result.plan
+    show(as_json, result.as_json(), lambda: report.planned(plan) if plan else report.compiled(result))
     return 0 if result.passed else 3

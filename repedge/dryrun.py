@@ -1,0 +1,136 @@
+"""What ``repedge compile --dry-run`` tells: the work that a plan asks for, without doing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repedge import pipeline, targets
+from repedge.config import Precision, Preprocess
+from repedge.quantization import NEEDS_PHOTOS, Calibration
+
+if TYPE_CHECKING:
+    from repedge.calib.recipe import Recipe
+    from repedge.models.source import Source
+
+SCHEME_FIELDS = ("name", "activations", "symmetric", "narrow", "weight_bits", "per_channel", "bias")
+"""What a reader wants of a quantization scheme; the rest are rules of single operators."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One bundle that would be built.
+
+    Attributes:
+        path: The bundle's folder.
+        executor: What the artifact would be verified in.
+        scheme: `SCHEME_FIELDS` of the integers; None where nothing is calibrated.
+    """
+
+    target: str
+    precision: Precision
+    path: Path
+    executor: str
+    scheme: dict[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """One element of ``builds``."""
+        return {**vars(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The plan of a compile.
+
+    Attributes:
+        model, found: Name and description of the model.
+        preprocess: Of the model.
+        input_kind: What the artifacts would take.
+        builds: In the order of work.
+        recipe: Steps of the calibration; None where nothing is calibrated.
+        calibration: kind, source, found, available, count, seed of the images; None likewise.
+    """
+
+    model: str
+    found: str
+    preprocess: Preprocess
+    input_kind: str
+    builds: tuple[Step, ...]
+    recipe: Recipe | None
+    calibration: dict[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The ``plan`` object of ``repedge compile --dry-run --json``."""
+        return {
+            "model": self.model,
+            "found": self.found,
+            "preprocess": self.preprocess.model_dump(mode="json"),
+            "input_kind": self.input_kind,
+            "builds": [b.as_json() for b in self.builds],
+            "recipe": None if self.recipe is None else self.recipe.model_dump(mode="json"),
+            "calibration": self.calibration,
+        }
+
+
+def needs_photos(plan: pipeline.Plan) -> bool:
+    """Whether any bundle of the plan has integer activations."""
+    return any(precision in NEEDS_PHOTOS for _, precision in plan.builds)
+
+
+def preview(source: Source, plan: pipeline.Plan) -> Preview:
+    """What `repedge.pipeline.compile_source` would do; looks at the images' names, and decodes none.
+
+    Raises:
+        UserError: What would also end the real run before its work: a bundle that exists, no images
+            where they are needed or too few, an unknown recipe.
+    """
+    pipeline.check_plan(source.name, plan)
+    recipe = data = None
+    if plan.calibration is not None and needs_photos(plan):
+        from repedge.calib.recipe import find_recipe
+
+        recipe = find_recipe(plan.calibration.recipe)
+        data = _images(plan.calibration, source.preprocess)
+    return Preview(
+        source.name, source.description, source.preprocess, plan.input_kind,
+        _steps(source.name, plan), recipe, data,
+    )  # fmt: skip
+
+
+def _steps(name: str, plan: pipeline.Plan) -> tuple[Step, ...]:
+    builds: Sequence[tuple[str, Precision]] = plan.builds
+    return tuple(
+        Step(
+            target,
+            precision,
+            pipeline.bundle_path(plan.out, name, target, precision),
+            targets.get(target).executor,
+            _scheme(target, precision),
+        )
+        for target, precision in builds
+    )
+
+
+def _scheme(target: str, precision: Precision) -> dict[str, Any] | None:
+    if precision not in NEEDS_PHOTOS:
+        return None
+    from repedge.calib.scheme import SCHEMES
+
+    return SCHEMES[pipeline.scheme_name(target, precision)].model_dump(include=set(SCHEME_FIELDS))
+
+
+def _images(calibration: Calibration, pre: Preprocess) -> dict[str, Any]:
+    from repedge.calib.data import look
+
+    source = look(calibration.source, pre, calibration.seed)
+    total = source.total
+    return {
+        "kind": source.kind,
+        "source": source.name,
+        "found": source.found,
+        "available": total,
+        "count": calibration.count if total is None else min(total, calibration.count),
+        "seed": calibration.seed,
+    }
