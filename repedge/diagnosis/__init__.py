@@ -1,4 +1,4 @@
-"""``repedge diagnose``: what int8 will do to a network, and what will be done about it, before anything is built."""
+"""``repedge diagnose``: what int8 will do to a network, before anything is built."""
 
 from repedge.diagnosis.examine import Report, examine, scheme_name
 

@@ -28,27 +28,26 @@ def _merging(d: Diagnosis) -> Iterator[str]:
         grown = [la for la in merged if (la.growth or 0) > GROWN]
         worst = max(merged, key=lambda la: la.growth or 0)
         bits = math.log2(max(worst.growth or 1, 1))
-        text = f"Merging made the range of {len(grown)} of {len(merged)} merged kernels more than {GROWN:g} times"
-        text += (
-            f" as wide as their widest branch's; the most in {worst.name}, {times(worst.growth or 0)} in the"
-        )
+        text = f"Merging widened {len(grown)} of {len(merged)} merged kernels to more than {GROWN:g} times"
+        text += f" the range of their widest branch; most in {worst.name}, {times(worst.growth or 0)} in the"
         yield text + f" median channel, which takes {bits:.1f} of its 8 bits from that branch."
     elif peaked:
         worst = max(peaked, key=lambda la: la.weights.centre_to_ring or 0)
         yield (
             f"{len(peaked)} kernels have a centre tap more than {GROWN:g} times the others (most in "
-            f"{worst.name}: {times(worst.weights.centre_to_ring or 0)}), as merged identity branches leave it; "
-            "the training form would show what each branch lost."
+            f"{worst.name}: {times(worst.weights.centre_to_ring or 0)}), as merged identity branches leave "
+            "it; the training form would show what each branch lost."
         )
 
 
 def _weights(d: Diagnosis) -> Iterator[str]:
+    usual = median(la.weights.sqnr_db for la in d.layers)
     loss = [la.weights.sqnr_db - la.weights.sqnr_per_tensor_db for la in d.layers]
     worst = min(d.layers, key=lambda la: la.weights.sqnr_db)
     yield (
-        f"Weights with a scale per output channel keep {median(la.weights.sqnr_db for la in d.layers):.0f} dB in "
-        f"the median layer and {worst.weights.sqnr_db:.0f} dB in the worst ({worst.name}); one scale per layer "
-        f"would cost another {median(loss):.0f} dB ({max(loss):.0f} dB where it matters most)."
+        f"Weights with a scale per output channel keep {usual:.0f} dB in the median layer and "
+        f"{worst.weights.sqnr_db:.0f} dB in the worst ({worst.name}); one scale per layer would "
+        f"cost another {median(loss):.0f} dB ({max(loss):.0f} dB where it matters most)."
     )
 
 
@@ -60,9 +59,8 @@ def _activations(d: Diagnosis) -> Iterator[str]:
     wild = [la for la in seen if _outlier(la) > WILD]
     worst = max(seen, key=_outlier)
     yield (
-        f"{len(wild) or 'No'} of {len(seen)} layers read{'s' if len(wild) == 1 else ''} a tensor whose largest "
-        f"value is more than {WILD:g} times the mean of the images' largest; most at {worst.name}: "
-        f"{times(_outlier(worst))}."
+        f"{len(wild)} of {len(seen)} layers read a tensor whose largest value is more than {WILD:g} "
+        f"times the mean of the images' largest; most at {worst.name}: {times(_outlier(worst))}."
     )
 
 
@@ -93,7 +91,7 @@ def _cost(d: Diagnosis) -> Iterator[str]:
         few = costly[:3]
         share = sum(la.cost or 0 for la in few) / total
         names = ", ".join(f"{la.name} ({cost(la.cost or 0)})" for la in few)
-        yield f"With the recipe the costliest layers alone are {names}: {share:.0%} of the sum over all layers."
+        yield f"With the recipe the costliest layers alone are {names}: {share:.0%} of the sum over all."
 
 
 def _whole(w: Whole) -> str:

@@ -70,8 +70,8 @@ def cost(v: float) -> str:
 METRICS: tuple[Metric, ...] = (
     Metric(
         "growth", "merging", "range growth",
-        "Range of the merged kernel over that of its widest branch, median channel: each doubling takes a bit "
-        "from the branch.",
+        "Range of the merged kernel over that of its widest branch, median channel: each doubling takes a "
+        "bit from the branch.",
         lambda la: la.growth, 1, 32, True, times,
     ),
     Metric(
@@ -80,7 +80,7 @@ METRICS: tuple[Metric, ...] = (
         lambda la: la.weights.centre_to_ring, 1, 32, True, times,
     ),
     Metric(
-        "spread", "weights", "channel spread",
+        "spread", "weights", "channel spread, weights",
         "Largest over median range of the output channels: what one scale for all would have to span.",
         lambda la: la.weights.channel_spread, 1, 32, True, times,
     ),
@@ -96,11 +96,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "outlier", "activations it reads", "outlier images",
-        "Largest value of any image over the mean of the images' largest: a range for the one wastes the rest.",
+        "Largest value of any image over the mean of the images' largest: a range for the one "
+        "wastes the rest.",
         lambda la: la.reads.outlier if la.reads else None, 1, 6, True, times,
     ),
     Metric(
-        "channels", "activations it reads", "channel spread",
+        "channels", "activations it reads", "channel spread, values",
         "Largest over median range of the channels, which share one scale: quiet channels are left with "
         "few levels.",
         lambda la: la.reads.channel_spread if la.reads else None, 1, 32, True, times,
