@@ -7,11 +7,9 @@ through `Bundle.open`, which checks the size and sha256 of every file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from repedge.atomic import move, os_errors, remove, sweep
 from repedge.config import InputKind, Precision, Preprocess
-from repedge.errors import RepedgeError, UserError
+from repedge.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -180,7 +179,7 @@ def artifact_bytes(artifact: Path) -> int:
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path.is_file, says no where a name is impossible
         raise UserError(f"{path} is not a bundle: it has no {MANIFEST}; `repedge compile` makes bundles")
     try:
         data = json.loads(file.read_bytes())
@@ -193,19 +192,25 @@ def _read_manifest(path: Path) -> Manifest:
         if manifest.digest != digest_of(data):
             raise ValueError("it is not what was written: its digest differs")
         return manifest
-    except (ValueError, ValidationError, UnicodeDecodeError) as e:
+    except (ValueError, ValidationError, RecursionError) as e:
         first = str(e).splitlines()[0]
         raise UserError(f"{file} is damaged ({first}); compile the bundle again") from e
+    except OSError as e:
+        raise UserError(f"{file} can't be read: {e.strerror or e}") from e
 
 
 def _check_file(root: Path, entry: FileEntry) -> None:
     relative = PurePosixPath(entry.path)
-    if relative.is_absolute() or ".." in relative.parts:
+    if relative.is_absolute() or ".." in relative.parts or "\\" in entry.path or "\0" in entry.path:
         raise UserError(f"bundle {root} lists {entry.path!r}, a path outside the bundle; it can't be trusted")
     file = root / relative
     if not file.is_file() or file.is_symlink():
         raise UserError(f"bundle {root} lacks {entry.path!r}; compile it again")
-    if file.stat().st_size != entry.size or sha256(file) != entry.sha256:
+    try:
+        same = file.stat().st_size == entry.size and sha256(file) == entry.sha256
+    except OSError as e:
+        raise UserError(f"{file} can't be read: {e.strerror or e}") from e
+    if not same:
         raise UserError(f"{file} is not what was compiled (its sha256 differs); compile the bundle again")
 
 
@@ -234,17 +239,21 @@ def check_destination(final: Path, force: bool) -> None:
         UserError: It exists and ``force`` is not set, what exists is no bundle, or the folder is not
             writable.
     """
-    _sweep(final)
-    if final.exists():
-        if not force:
-            raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
-        if not (final / MANIFEST).is_file():
-            raise UserError(f"{final} exists and is no bundle, so --force will not replace it; move it away")
-    with _os_errors(final):
+    with os_errors(final):
+        sweep(final)
+        if os.path.lexists(final):
+            if not force:
+                raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
+            if not (final / MANIFEST).is_file():
+                raise UserError(
+                    f"{final} exists and is no bundle, so --force will not replace it; move it away"
+                )
         final.parent.mkdir(parents=True, exist_ok=True)
         probe = final.parent / f".{final.name}.probe-{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.touch()
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -260,12 +269,12 @@ def writing(final: Path, force: bool = False) -> Iterator[Draft]:
     """
     check_destination(final, force)
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    with _os_errors(final):
+    with os_errors(final):
         try:
             temporary.mkdir()
             yield Draft(temporary, final, force)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
 
 
 @dataclass(frozen=True)
@@ -291,81 +300,11 @@ class Draft:
 
     def publish(self) -> Bundle:
         """Move the folder to its final name."""
-        _move(self.path, self.final, self.force)
+        move(self.path, self.final, self.force)
         return Bundle(self.final, _read_manifest(self.final))
 
     def reject(self) -> Path:
         """Keep a bundle that failed its checks aside as ``NAME.rejected`` and return that path."""
         aside = self.final.with_name(self.final.name + ".rejected")
-        _move(self.path, aside, force=True)
+        move(self.path, aside, force=True)
         return aside
-
-
-def _move(source: Path, final: Path, force: bool) -> None:
-    for file in source.rglob("*"):  # on the disk before the name is
-        if file.is_file():
-            with file.open("rb+") as f:
-                os.fsync(f.fileno())
-    old = final.with_name(f".{final.name}.old-{uuid.uuid4().hex[:8]}")
-    if final.exists():
-        if not force:
-            raise UserError(f"{final} appeared while it was being made; pass --force to replace it")
-        final.rename(old)
-    try:
-        source.rename(final)
-    except OSError:
-        if old.exists():
-            old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sweep(final: Path) -> None:
-    """Remove what killed processes left: half-written folders; and put back a bundle moved aside."""
-    for leftover in final.parent.glob(f".{final.name}.partial-*"):
-        pid = leftover.name.rsplit("-", 2)[1]
-        if not (pid.isdigit() and _alive(int(pid))):
-            shutil.rmtree(leftover, ignore_errors=True)
-    for old in final.parent.glob(f".{final.name}.old-*"):
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(final)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _os_errors(final: Path) -> Iterator[None]:
-    """Operating-system errors of writing -> one sentence.
-
-    Writers in C++ (OpenVINO, coremltools) report a full disk as an error of their own, or as none.
-    """
-    try:
-        yield
-    except RepedgeError:
-        raise
-    except Exception as e:
-        number = e.errno if isinstance(e, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or _full(final.parent):
-            raise UserError(
-                f"the disk is full: {final} was not written; free some space or choose another --out"
-            ) from e
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
-            raise UserError(f"can't write {final} ({os.strerror(number)}); choose another --out") from e
-        raise
-
-
-def _full(folder: Path) -> bool:
-    try:
-        return shutil.disk_usage(folder).free < 4096
-    except OSError:
-        return False

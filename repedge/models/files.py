@@ -91,7 +91,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     state = strip_prefixes(tensors)
     state.path, state.entry, state.also = path, entry, also
     state.dtype = _common_dtype(state)
+    size = path.stat().st_size
     for key in state:
+        _check_tensor(path, key, state[key], size)
         state[key] = _own(state[key])
         if problem := unusable(key, state[key]):
             raise UserError(f"{path}: {problem}; the weights are damaged, use another checkpoint")
@@ -240,6 +242,17 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> Checkpoint:
         inner.prefix = state.prefix
         state = inner
     return state
+
+
+def _check_tensor(path: Path, key: str, t: Tensor, size: int) -> None:
+    """A tensor may say that it is far larger than what is stored of it: strides of 0, sparse layouts."""
+    if t.is_meta:
+        raise UserError(f"{path}: {key} is a meta tensor, a shape without values; save the trained weights")
+    if t.numel() * t.element_size() > 16 * size + (1 << 20):
+        raise UserError(
+            f"{path}: {key} unpacks to {t.numel() * t.element_size() / 1e9:.1f} GB, far over the size of the "
+            "file, so it is not loaded"
+        )
 
 
 def _common_dtype(state: Mapping[str, Tensor]) -> str:
