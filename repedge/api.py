@@ -20,6 +20,7 @@ import numpy as np
 from repedge import __version__, dryrun, evaluation, pipeline, targets, verification
 from repedge.bundle import Bundle, Verification, is_bundle
 from repedge.config import InputKind, Precision
+from repedge.diagnosis import examine as diagnose
 from repedge.dryrun import Preview
 from repedge.errors import UserError
 from repedge.health import Health
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from repedge.parity import Parity
 
 __all__ = [
-    "CompileReport", "Health", "Inspection", "compare_bundles", "compile", "doctor", "evaluate", "inspect",
-    "verify",
+    "CompileReport", "Health", "Inspection", "compare_bundles", "compile", "diagnose", "doctor", "evaluate",
+    "inspect", "verify",
 ]  # fmt: skip
 
 
