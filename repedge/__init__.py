@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "compare_bundles": "repedge.api",
     "compile": "repedge.api",
+    "diagnose": "repedge.api",
     "doctor": "repedge.api",
     "evaluate": "repedge.api",
     "inspect": "repedge.api",
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "compare_bundles",
     "compile",
+    "diagnose",
     "doctor",
     "evaluate",
     "inspect",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from repedge.api import compare_bundles, compile, doctor, evaluate, inspect, verify
+    from repedge.api import compare_bundles, compile, diagnose, doctor, evaluate, inspect, verify
     from repedge.bundle import Bundle
     from repedge.config import Preprocess
     from repedge.errors import RepedgeError
