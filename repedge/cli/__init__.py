@@ -15,14 +15,14 @@ import typer
 
 from repedge import __version__
 
-from repedge.cli import compile, check, profile, ship, about  # isort: skip - the order of the verbs in --help
+from repedge.cli import compile, diagnose, check, profile, ship, about  # isort: skip - the order in --help
 from repedge.cli.app import app
 from repedge.cli.streams import answer, tidy
 from repedge.errors import RepedgeError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
-__all__ = ["about", "app", "check", "compile", "main", "profile", "ship"]
+__all__ = ["about", "app", "check", "compile", "diagnose", "main", "profile", "ship"]
 
 
 @contextlib.contextmanager
