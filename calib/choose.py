@@ -221,7 +221,7 @@ def choose(
     *,
     measure: Measure | None = None,
     most: int | None = None,
-    costs: Sequence[LayerCost] | None = None,
+    costs: Callable[[], Sequence[LayerCost]] | None = None,
     lowered: int = 0,
 ) -> tuple[ir.Model, QuantPlan, list[Trial]]:
     """The fewest costliest layers in float32 that bring the output within the budget.
@@ -235,7 +235,7 @@ def choose(
         measure: (graph, plan) -> cost, for instance of the real artifact; by default
             `repedge.calib.ranges.output_distance` of the simulation on ``batches``.
         most: Greatest number of layers to raise; None: a quarter of them, at least 1.
-        costs: What `layer_costs` found; None: ask it, if integers alone don't meet the budget.
+        costs: Gives the layers' costs, where integers alone don't meet the budget; None: `layer_costs`.
         lowered: Once the budget is met, up to this many raised layers are tried in integers again, those
             with most multiply-accumulates first; they stay so where the budget is still met.
 
@@ -268,7 +268,7 @@ def choose(
     best = attempt(())
     if trials[0].cost <= budget:
         return *best, trials
-    found = layer_costs(model, reference, plan, batches) if costs is None else costs
+    found = layer_costs(model, reference, plan, batches) if costs is None else costs()
     order = [f.node for f in found if f.node not in plan.float_nodes]
     most = max(1, len(order) // 4) if most is None else min(most, len(order))
     low, high, best = 0, 1, attempt(order[:1])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 
 from repedge import __version__, dryrun, evaluation, pipeline, targets, verification
+from repedge.budget import PHOTOS, Budget
 from repedge.bundle import Bundle, Verification, is_bundle
 from repedge.config import InputKind, Precision
 from repedge.diagnosis import examine as diagnose
@@ -92,6 +93,11 @@ def compile(
     calib_count: int = 64,
     calib_seed: int = 0,
     recipe: str = "default",
+    keep_float: Sequence[str] = (),
+    max_drop: float | None = None,
+    max_kl: float | None = None,
+    eval_data: Path | str | None = None,
+    eval_count: int = PHOTOS,
     options: dict[str, Any] | None = None,
     about: dict[str, str] | None = None,
     command: Sequence[str] = (),
@@ -119,6 +125,12 @@ def compile(
         calib_count: How many of them.
         calib_seed: Of their choice.
         recipe: Calibration recipe: fast, default, best, or a .json file.
+        keep_float: Layers that stay float, by name or glob pattern.
+        max_drop: Points that integers may cost: of top-1 where ``eval_data`` has labels, else of photos
+            whose best class is not the float model's. Layers are raised to float to keep to it.
+        max_kl: The same as mean KL divergence from the float model, nats; one of the two.
+        eval_data: Photos to judge on; None takes calibration photos that were not calibrated on.
+        eval_count: At most this many of them.
         options: Target options, such as ``{"deployment_target": "iOS17"}``.
         about: ``author``, ``license``, ``description``, ``version`` for the artifacts' metadata.
         command: Recorded in the manifests.
@@ -146,13 +158,18 @@ def compile(
         count=count,
         reference=reference,
         min_sqnr=min_sqnr,
-        calibration=None if calib is None else Calibration(calib, calib_count, recipe, calib_seed),
+        calibration=(
+            None if calib is None else Calibration(calib, calib_count, recipe, calib_seed, _words(keep_float))
+        ),
+        budget=_budget(max_drop, max_kl, eval_data, eval_count),
         options=options or {},
         about=about or {},
         command=tuple(command),
     )
     if plan.calibration is not None:
         plan.calibration.check()
+    if plan.budget is not None:
+        plan.budget.check()
     on_stage("load")
     source = _resolve(model, **source_options)
     if dry_run:
@@ -173,6 +190,24 @@ def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
     from repedge.models.source import resolve
 
     return resolve(model, **options)
+
+
+def _words(given: Sequence[str]) -> tuple[str, ...]:
+    """Names, each of which may be several with commas between."""
+    given = (given,) if isinstance(given, str) else given
+    return tuple(w.strip() for item in given for w in item.split(",") if w.strip())
+
+
+def _budget(
+    max_drop: float | None, max_kl: float | None, data: Path | str | None, count: int
+) -> Budget | None:
+    if max_drop is None and max_kl is None:
+        if data is not None:
+            raise UserError(
+                "--eval-data is what an accuracy budget is measured on: give --max-drop or --max-kl"
+            )
+        return None
+    return Budget(max_drop, max_kl, None if data is None else Path(data), count)
 
 
 def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tuple[tuple[str, Precision], ...]:

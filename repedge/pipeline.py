@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from repedge import __version__, images, targets, verification
+from repedge import __version__, targets, verification
+from repedge.budget import Budget, Search, SearchResult
 from repedge.bundle import (
     REFERENCE,
     Draft,
@@ -30,20 +28,20 @@ from repedge.bundle import (
     writing,
 )
 from repedge.config import InputKind, Precision
-from repedge.errors import CheckFailed, RepedgeError, UnsupportedModel, UserError
-from repedge.quantization import NEEDS_PHOTOS, Calibration, quantize
+from repedge.errors import RepedgeError, UnsupportedModel, UserError
+from repedge.evidence import Evidence, gather
+from repedge.quantization import NEEDS_PHOTOS, Calibrated, Calibration, quantize
+from repedge.toolchain import toolchain
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from repedge.calib.plan import QuantPlan
     from repedge.models.source import Source
     from repedge.targets.base import Artifact, Target
 
 SCHEMES_OF = {"gpu": "tensorrt"}  # targets whose quantization scheme has another name
 GOLDEN = 4  # golden images per bundle
-TOOLS = (
-    "torch", "onnx", "onnxruntime", "onnxsim", "coremltools", "ai-edge-litert", "openvino", "numpy", "pillow",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class Plan:
         reference: Whether the bundles carry the float reference graph.
         min_sqnr: Replaces the precision's SQNR threshold, dB.
         calibration: Photos for the precisions with integer activations.
+        budget: How much accuracy these may cost; layers are raised to float to keep to it.
         options: Target options such as ``deployment_target``.
         about: author, license, description, version for the artifacts' metadata.
         command: The command line, recorded in the manifests.
@@ -73,6 +72,7 @@ class Plan:
     reference: bool = True
     min_sqnr: float | None = None
     calibration: Calibration | None = None
+    budget: Budget | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -88,6 +88,7 @@ class Built:
     size_bytes: int
     verify: Verification
     seconds: dict[str, float]
+    budget: SearchResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """One element of ``bundles`` in the JSON of ``repedge compile``."""
@@ -98,6 +99,7 @@ class Built:
             "size_bytes": self.size_bytes,
             "verify": self.verify.model_dump(),
             "seconds": self.seconds,
+            **({} if self.budget is None else {"budget": self.budget.as_json()}),
         }
 
 
@@ -118,32 +120,6 @@ class Clock:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 4)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Network inputs float32 [n, C, H, W] and what the unfused float graph makes of them."""
-
-    inputs: np.ndarray
-    outputs: list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What artifacts and the fused graph are held against.
-
-    Attributes:
-        samples: Real images as (name, image).
-        source: A phrase for where they came from.
-        pixels: The same as uint8 [n, H, W, C].
-        real, random: The unfused graph on them, and on normal noise.
-    """
-
-    samples: list[tuple[str, Image.Image]]
-    source: str
-    pixels: np.ndarray
-    real: Outcome
-    random: Outcome
-
-
 def bundle_path(out: Path, name: str, target: str, precision: str) -> Path:
     """Where a bundle goes: ``OUT/MODEL-TARGET-PRECISION``."""
     return out / f"{name}-{target}-{precision}"
@@ -162,8 +138,12 @@ def check_plan(name: str, plan: Plan) -> None:
     """
     for target, precision in plan.builds:
         check_destination(bundle_path(plan.out, name, target, precision), plan.force)
-    if plan.calibration is None and any(precision in NEEDS_PHOTOS for _, precision in plan.builds):
+    integer = any(precision in NEEDS_PHOTOS for _, precision in plan.builds)
+    if plan.calibration is None and integer:
         raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
+    kept = plan.calibration is not None and plan.calibration.keep_float
+    if (plan.budget is not None or kept) and not integer:
+        raise UserError("an accuracy budget or --keep-float is for w8a8 or w8a16: name one with --precision")
 
 
 def compile_source(
@@ -188,11 +168,12 @@ def compile_source(
             graph = to_graph(source)
         outputs = [str(v.name) for v in graph.graph.outputs]
         with clock.stage("reference"):
-            evidence = _evidence(source, graph, reference, plan)
+            evidence = gather(source, graph, reference, plan.images, plan.count)
         source.module = None
         with clock.stage("fuse"):
             certificate = optimize(graph, evidence)
         _check_supported(graph, [t for t, _ in chosen])
+        search = _search(source, graph, plan, reference, report)
         built: list[Built] = []
         for target, precision in chosen:
             own = Clock(report)
@@ -200,7 +181,7 @@ def compile_source(
             with _after(built), writing(final, plan.force) as draft:
                 built.append(
                     _build(target, precision, graph, source, plan, evidence, certificate, outputs,
-                           reference, draft, clock, own)
+                           reference, draft, clock, own, search)
                 )  # fmt: skip
     return built
 
@@ -261,48 +242,6 @@ def optimize(graph: ir.Model, evidence: Evidence | None) -> Any:
     return certify(fused, before, count(graph), Session(graph).run, evidence.real, evidence.random)
 
 
-def _evidence(source: Source, graph: ir.Model, reference: Path, plan: Plan) -> Evidence:
-    """Save the unfused graph, run it on real images, and hold it against the torch module."""
-    from repedge.graph.load import save_onnx
-    from repedge.graph.run import Session
-
-    save_onnx(graph, reference)
-    samples, phrase = verification.verification_samples(
-        source.preprocess, plan.images, plan.count, source.labels
-    )
-    pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
-    inputs = images.normalise(pixels, source.preprocess)
-    session = Session(reference)
-    outputs = session.run(inputs)
-    if not all(np.isfinite(o).all() for o in outputs):
-        raise CheckFailed(
-            "the model itself gives NaN or infinite outputs on real images; nothing was compiled"
-        )
-    if source.module is not None:
-        _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
-    noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
-    return Evidence(samples, phrase, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
-
-
-def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
-    """The graph against the torch module itself, so that no later check rests on the export alone."""
-    import torch
-
-    from repedge.graph.export import single_thread
-
-    singles = torch.from_numpy(inputs).split(1)  # one by one, as it was exported
-    with single_thread(), torch.inference_mode():
-        rows = [torch.utils._pytree.tree_leaves(module.eval()(image)) for image in singles]
-    for ours, *theirs in zip(outputs, *rows, strict=True):
-        expected = torch.cat(theirs).float().numpy()
-        worst = float(np.abs(ours - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
-        if not worst < 1e-4:
-            raise CheckFailed(
-                f"the exported graph differs from the torch model by {worst:.1e} of its largest output; "
-                "does its forward draw random numbers or keep a state?"
-            )
-
-
 def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
     """Every node that a chosen target has no lowering for, in one error."""
     lines = []
@@ -320,9 +259,29 @@ def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
     )
 
 
+def _search(
+    source: Source, graph: ir.Model, plan: Plan, reference: Path, report: Callable[[str], None]
+) -> Search | None:
+    """The search for the accuracy budget, its photos read; names of layers to keep in float are checked."""
+    from repedge.calib.choose import named
+
+    if plan.calibration is None:
+        return None
+    named(graph, plan.calibration.keep_float)
+    if plan.budget is None:
+        return None
+    search = Search(
+        plan.budget, plan.calibration, source.preprocess, source.labels, reference, plan.input_kind,
+        toolchain(), report,
+    )  # fmt: skip
+    search.exam()
+    return search
+
+
 def _build(
     target: Target, precision: Precision, graph: ir.Model, source: Source, plan: Plan, evidence: Evidence,
     certificate: Any, outputs: Sequence[str], reference: Path, draft: Draft, shared: Clock, clock: Clock,
+    search: Search | None,
 ) -> Built:  # fmt: skip
     from repedge.targets.base import Job
 
@@ -335,13 +294,24 @@ def _build(
         options={k: v for k, v in plan.options.items() if v is not None},
         **plan.about,
     )
-    quantization = None
+    quantization, outcome = None, None
     if precision in NEEDS_PHOTOS:
+        outcomes: list[SearchResult] = []
+
+        def raise_layers(found: Calibrated) -> tuple[ir.Model, QuantPlan]:
+            assert search is not None
+            with clock.stage(f"{target.name} {precision}: search"):
+                raised = search.run(target, job, outputs, found)
+            outcomes.append(raised.outcome)
+            return raised.model, raised.plan
+
         with clock.stage(f"{target.name} {precision}: calibrate"):
-            scheme = scheme_name(target.name, precision)
             graph, quantization = quantize(
-                graph, scheme, source.preprocess, plan.input_kind, plan.calibration
-            )
+                graph, scheme_name(target.name, precision), source.preprocess, plan.input_kind,
+                plan.calibration, raise_layers=raise_layers if search else None,
+            )  # fmt: skip
+        outcome = outcomes[0] if outcomes else None
+        quantization["budget"] = None if outcome is None else outcome.as_json()
     with clock.stage(f"{target.name} {precision}: compile"):
         artifact = target.compile(graph, job, draft.path)
     with clock.stage(f"{target.name} {precision}: verify"):
@@ -364,7 +334,7 @@ def _build(
         )
         path = draft.publish().path if result.passed else draft.reject()
     stages = {name.rsplit(": ")[-1]: s for name, s in clock.seconds.items()}
-    return Built(path, target.name, precision, size, result, {**shared.seconds, **stages})
+    return Built(path, target.name, precision, size, result, {**shared.seconds, **stages}, outcome)
 
 
 def _manifest(
@@ -399,15 +369,6 @@ def _manifest(
         toolchain=toolchain(),
         command=plan.command,
     )
-
-
-def toolchain() -> dict[str, str]:
-    """Versions of what had a hand in the artifact."""
-    found = {"python": platform.python_version()}
-    for name in TOOLS:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Sequence[np.ndarray]) -> None:

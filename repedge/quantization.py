@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from repedge.calib.data import CalibrationImages
+    from repedge.calib.feed import Feed
+    from repedge.calib.plan import QuantPlan
 
 NEEDS_PHOTOS: frozenset[Precision] = frozenset({"w8a8", "w8a16"})
 PIXELS = {"repedge.input": "pixels"}
@@ -29,12 +31,14 @@ class Calibration:
         count: How many of them.
         recipe: fast, default, best, or a .json file.
         seed: Of the choice.
+        keep_float: Names or patterns of layers that stay float; see `repedge.calib.choose.named`.
     """
 
     source: Any
     count: int = 64
     recipe: str = "default"
     seed: int = 0
+    keep_float: tuple[str, ...] = ()
     _loaded: dict[str, CalibrationImages] = field(default_factory=dict, init=False, repr=False)
 
     def check(self) -> None:
@@ -63,6 +67,33 @@ class Calibration:
         return self._loaded[key]
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration, before it becomes a QDQ graph.
+
+    Attributes:
+        graph: The float graph that was calibrated, its preprocessing folded in if ``pixels``.
+        model, plan: What `repedge.calib.recipe.calibrate` made of it.
+        feed: The images that it was calibrated on.
+        pixels: Whether the input is RGB pixels 0 to 255.
+    """
+
+    graph: ir.Model
+    model: ir.Model
+    plan: QuantPlan
+    feed: Feed
+    pixels: bool
+
+    def qdq(self, model: ir.Model, plan: QuantPlan) -> ir.Model:
+        """The QDQ graph that targets take, of this calibration or of one with raised layers."""
+        from repedge.calib.qdq import to_qdq
+
+        made = to_qdq(model, plan)
+        if self.pixels:
+            made.metadata_props.update(PIXELS)
+        return made
+
+
 def quantize(
     graph: ir.Model,
     scheme: str,
@@ -70,6 +101,7 @@ def quantize(
     kind: InputKind,
     calibration: Calibration | None,
     report: Callable[[str], None] = lambda step: None,
+    raise_layers: Callable[[Calibrated], tuple[ir.Model, QuantPlan]] | None = None,
 ) -> tuple[ir.Model, dict[str, Any]]:
     """Calibrate a clean float graph and return its QDQ graph and a summary for the manifest.
 
@@ -79,11 +111,13 @@ def quantize(
         pre: The model's preprocessing; folded in before calibrating for artifacts that take pixels.
         kind: What the artifact takes.
         calibration: The photos.
+        raise_layers: Gives the calibration with layers raised to float; see `repedge.budget`.
 
     Raises:
-        UserError: No photos, unusable ones, or a graph with nothing to quantize.
+        UserError: No photos, unusable ones, a layer to keep in float that the graph does not have, or a
+            graph with nothing to quantize.
     """
-    from repedge.calib.qdq import to_qdq
+    from repedge.calib.choose import chosen_float
     from repedge.calib.recipe import calibrate
     from repedge.calib.scheme import SCHEMES
     from repedge.passes.preprocess import fold_preprocess
@@ -93,16 +127,18 @@ def quantize(
     pixels = kind == "uint8"
     model = fold_preprocess(graph, pre) if pixels else graph
     chosen = calibration.images(pre)
-    quantized, plan = calibrate(
-        model, chosen.feed(pixels), SCHEMES[scheme], calibration.recipe, progress=report
-    )
-    qdq = to_qdq(quantized, plan)
-    if pixels:
-        qdq.metadata_props.update(PIXELS)
+    feed, rules = chosen.feed(pixels), SCHEMES[scheme]
+    floats = chosen_float(model, rules, calibration.keep_float)
+    quantized, plan = calibrate(model, feed, rules, calibration.recipe, float_nodes=floats, progress=report)
+    found = Calibrated(model, quantized, plan, feed, pixels)
+    if raise_layers is not None:
+        quantized, plan = raise_layers(found)
+    qdq = found.qdq(quantized, plan)
     summary = {
         "scheme": scheme,
         "recipe": plan.recipe,
         "images": len(chosen),
+        "float_nodes": dict(plan.float_nodes),
         "calibration": chosen.record.as_json(),
     }
     return qdq, summary

@@ -35,7 +35,9 @@ def say(line: str, where: Console = out) -> None:
     where.print(line, soft_wrap=True)
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+def columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), where: Console = out
+) -> None:
     """Aligned columns of cells with markup, never cut short, whatever the width of the terminal.
 
     Args:
@@ -50,7 +52,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
             pad = " " * (width - cell_len(cell.plain))
             line.append_text(Text(pad) + cell if i in at_right else cell + Text(pad)).append("  ")
         line.rstrip()
-        out.print(line, soft_wrap=True)
+        where.print(line, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def _fail(arguments: list[str], message: str, code: int, error: BaseException) -
         traceback.print_exception(error)
     if "--json" in arguments:
         with contextlib.suppress(RepedgeError):
-            answer(json.dumps({"repedge": __version__, "error": message, "exit_code": code}))
+            details = getattr(error, "details", {})
+            answer(json.dumps({"repedge": __version__, "error": message, "exit_code": code, **details}))
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

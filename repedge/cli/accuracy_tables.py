@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from repedge.report import columns, say
+from repedge.report import columns, out, say
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from repedge.budget import SearchResult
     from repedge.parity import Pair, Parity
 
 
@@ -48,3 +51,44 @@ def _cell(pair: Pair) -> str:
 def share(value: float | None) -> str:
     """A fraction as per cent; a dash where there is none."""
     return "-" if value is None else f"{value:.2%}"
+
+
+SHOWN = 8  # names of raised layers that are printed
+
+
+def budget(found: SearchResult) -> None:
+    """What was raised to keep to the budget, what that costs, and every trial."""
+    assert found.taken is not None
+    trial = found.trials[found.taken]
+    say(
+        f"[bold]{found.target} {found.precision}[/]: {_measured(found, found.taken)}, {found.limit:g} allowed"
+    )
+    if trial.layers:
+        names = ", ".join(trial.layers[:SHOWN]) + (", ..." if len(trial.layers) > SHOWN else "")
+        say(f"  in float: {escape(names)}")
+    trials(found)
+
+
+def trials(found: SearchResult, where: Console = out) -> None:
+    """One line for each set of raised layers that was tried."""
+    rows = []
+    for i, t in enumerate(found.trials):
+        mark = "[green]taken[/]" if i == found.taken else ""
+        cache = "cached" if found.cached[i] else ""
+        share = f"{t.raised} of {found.layers}"
+        rows.append([share, f"{t.macs:.1%}", f"{t.cost:.3g}", cache, mark])
+    phrase = f"{found.phrase}, {found.unit}"
+    columns(
+        ("layers in float", "their MACs", phrase, "", ""),
+        rows,
+        ("layers in float", "their MACs", phrase),
+        where,
+    )
+
+
+def _measured(found: SearchResult, index: int) -> str:
+    score = found.scores[index]
+    value = f"{found.phrase} {found.trials[index].cost:.3g} {found.unit}"
+    if found.unit == "points":
+        value += f" (standard error {score.standard_error:.2f})"
+    return f"{value} on {score.n} photos of {escape(found.source)}"

@@ -29,6 +29,8 @@ from repedge.cli.app import (
     words,
 )
 
+_BUDGET = "Accuracy budget of w8a8 and w8a16 (exit code 3 where it can't be met)"
+
 
 @app.command(
     epilog="Examples:  repedge compile -t tflite -t coreml   |   "
@@ -82,6 +84,33 @@ def compile(
     calib_count: Annotated[int, typer.Option(help="How many of them.")] = 64,
     calib_seed: Annotated[int, typer.Option(help="Of their random choice.")] = 0,
     recipe: Annotated[str, typer.Option(help="Calibration: fast, default, best or FILE.json.")] = "default",
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers that stay float: NAME or 'PATTERN*', commas between; repeatable."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Accuracy budget: points of top-1 (labelled --eval-data), else of disagreement with float; "
+            "raises layers to float to keep to it.",
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="The same as mean KL divergence from float, nats.", rich_help_panel=_BUDGET),
+    ] = None,
+    eval_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Photos to judge on: class sub-folders, or a labels.json, or no labels.",
+            show_default="--calib photos left over",
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None,
+    eval_count: Annotated[
+        int, typer.Option(help="At most this many of them.", rich_help_panel=_BUDGET)
+    ] = 2000,
     deployment_target: Annotated[
         str | None, typer.Option(help="coreml: iOS16, iOS17 or iOS18.", show_default="iOS16")
     ] = None,
@@ -100,35 +129,58 @@ def compile(
 ) -> int:
     """Fuse a model, compile it for one or more targets, and prove each artifact equal to it."""
     from repedge import api, report
+    from repedge.budget import NotMet
+    from repedge.cli import accuracy_tables as tables
 
-    with report.stages(quiet=as_json) as on_stage:
-        result = api.compile(
-            model,
-            targets=target or [],
-            precisions=words("precision", precision or [], PRECISIONS),
-            out=out,
-            input_kind=words("input", [input_kind], ["uint8", "float32"])[0],
-            force=force,
-            images=images,
-            count=count,
-            reference=not no_reference,
-            min_sqnr=min_sqnr,
-            calib=calib,
-            calib_count=calib_count,
-            calib_seed=calib_seed,
-            recipe=recipe,
-            options={"deployment_target": deployment_target} if deployment_target else {},
-            about={"description": description, "author": author, "license": license},
-            command=["repedge", *sys.argv[1:]],
-            dry_run=dry_run,
-            on_stage=on_stage,
-            **source_options(
-                weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
-                labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
-            ),
-        )  # fmt: skip
+    source = source_options(
+        weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
+        labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
+    )  # fmt: skip
+    try:
+        with report.stages(quiet=as_json) as on_stage:
+            result = api.compile(
+                model,
+                targets=target or [],
+                precisions=words("precision", precision or [], PRECISIONS),
+                out=out,
+                input_kind=words("input", [input_kind], ["uint8", "float32"])[0],
+                force=force,
+                images=images,
+                count=count,
+                reference=not no_reference,
+                min_sqnr=min_sqnr,
+                calib=calib,
+                calib_count=calib_count,
+                calib_seed=calib_seed,
+                recipe=recipe,
+                keep_float=keep_float or [],
+                max_drop=max_drop,
+                max_kl=max_kl,
+                eval_data=eval_data,
+                eval_count=eval_count,
+                options={"deployment_target": deployment_target} if deployment_target else {},
+                about={"description": description, "author": author, "license": license},
+                command=["repedge", *sys.argv[1:]],
+                dry_run=dry_run,
+                on_stage=on_stage,
+                **source,
+            )
+    except NotMet as e:
+        if not as_json:
+            tables.trials(e.result, report.err)
+        raise
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     plan = result.plan
-    show(as_json, result.as_json(), lambda: report.planned(plan) if plan else report.compiled(result))
+
+    def table() -> None:
+        if plan:
+            report.planned(plan)
+            return
+        for built in result.bundles:
+            if built.budget is not None:
+                tables.budget(built.budget)
+        report.compiled(result)
+
+    show(as_json, result.as_json(), table)
     return 0 if result.passed else 3
