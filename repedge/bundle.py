@@ -232,22 +232,28 @@ def _files(root: Path) -> list[PurePosixPath]:
     return sorted(PurePosixPath(p.relative_to(root).as_posix()) for p in found)
 
 
+def check_free(final: Path, force: bool) -> None:
+    """Fail where something is that a bundle may not replace; nothing is touched.
+
+    Raises:
+        UserError: It exists and ``force`` is not set, or what exists is no bundle.
+    """
+    if os.path.lexists(final):
+        if not force:
+            raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
+        if not (final / MANIFEST).is_file():
+            raise UserError(f"{final} exists and is no bundle, so --force will not replace it; move it away")
+
+
 def check_destination(final: Path, force: bool) -> None:
     """Fail early, before any work, where the bundle could not be written.
 
     Raises:
-        UserError: It exists and ``force`` is not set, what exists is no bundle, or the folder is not
-            writable.
+        UserError: As `check_free`, or the folder is not writable.
     """
     with os_errors(final):
         sweep(final)
-        if os.path.lexists(final):
-            if not force:
-                raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
-            if not (final / MANIFEST).is_file():
-                raise UserError(
-                    f"{final} exists and is no bundle, so --force will not replace it; move it away"
-                )
+        check_free(final, force)
         final.parent.mkdir(parents=True, exist_ok=True)
         probe = final.parent / f".{final.name}.probe-{uuid.uuid4().hex}"
         try:

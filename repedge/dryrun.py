@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repedge import pipeline, targets
+from repedge.bundle import check_free
 from repedge.config import Precision, Preprocess
 from repedge.quantization import NEEDS_PHOTOS, Calibration
 
@@ -86,7 +87,10 @@ def preview(source: Source, plan: pipeline.Plan) -> Preview:
         UserError: What would also end the real run before its work: a bundle that exists, no images
             where they are needed or too few, an unknown recipe.
     """
-    pipeline.check_plan(source.name, plan)
+    pipeline.check_options(plan)
+    steps = _steps(source.name, plan)
+    for step in steps:
+        check_free(step.path, plan.force)
     recipe = data = None
     if plan.calibration is not None and needs_photos(plan):
         from repedge.calib.recipe import find_recipe
@@ -95,7 +99,7 @@ def preview(source: Source, plan: pipeline.Plan) -> Preview:
         data = _images(plan.calibration, source.preprocess)
     return Preview(
         source.name, source.description, source.preprocess, plan.input_kind,
-        _steps(source.name, plan), recipe, data,
+        steps, recipe, data,
     )  # fmt: skip
 
 

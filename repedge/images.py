@@ -69,9 +69,11 @@ def decode(file: Path | BinaryIO, name: str = "", *, upright: bool = False) -> I
 def turned(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says; as it is where that can't be read."""
     try:
-        return ImageOps.exif_transpose(image)
+        result = ImageOps.exif_transpose(image)
     except Exception:
         return image
+    result.format = image.format
+    return result
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -131,13 +131,22 @@ def scheme_name(target: str, precision: Precision) -> str:
 
 
 def check_plan(name: str, plan: Plan) -> None:
-    """Fail before any work where a bundle of ``plan`` could not be written, or has no photos to calibrate on.
+    """Fail before any work where the options don't go together, or a bundle could not be written.
 
     Raises:
         UserError: Says which.
     """
+    check_options(plan)
     for target, precision in plan.builds:
         check_destination(bundle_path(plan.out, name, target, precision), plan.force)
+
+
+def check_options(plan: Plan) -> None:
+    """Fail where a precision lacks what it needs, such as photos to calibrate on.
+
+    Raises:
+        UserError: Says which.
+    """
     integer = any(precision in NEEDS_PHOTOS for _, precision in plan.builds)
     if plan.calibration is None and integer:
         raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
