@@ -177,6 +177,7 @@ def diagnose(
     recipe: str | Recipe = "default",
     *,
     branches: Mapping[str, Sequence[Branch]] | None = None,
+    float_nodes: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Diagnosis:
     """Look at every layer of a clean float graph.
@@ -187,6 +188,7 @@ def diagnose(
         feed: Calibration images; None looks at the weights alone.
         recipe: What would be done about it.
         branches: By `repedge.calib.merging.branch_growth`.
+        float_nodes: Nodes that stay in float32 with the recipe: name -> why.
         progress: Told each step as it begins.
 
     Raises:
@@ -201,7 +203,7 @@ def diagnose(
     if feed is not None:
         progress("observe activations")
         found.stats = observe(model, feed.batches())
-        found.simulate(model, feed, recipe, progress)
+        found.simulate(model, feed, recipe, float_nodes or {}, progress)
     rows = tuple(found.layer(i, la, (branches or {}).get(la.name, ())) for i, la in enumerate(layers(model)))
     count = 0 if feed is None else len(feed)
     return Diagnosis(
@@ -223,7 +225,10 @@ class _Found:
         self._costs_stock: dict[str, float] = {}
         self._costs: dict[str, float] = {}
 
-    def simulate(self, model: ir.Model, feed: Feed, recipe: Recipe, progress: Callable[[str], None]) -> None:
+    def simulate(
+        self, model: ir.Model, feed: Feed, recipe: Recipe, float_nodes: Mapping[str, str],
+        progress: Callable[[str], None],
+    ) -> None:  # fmt: skip
         """Run the stock calibration and the recipe, and measure both."""
         from repedge.calib.simulate import Simulator
 
@@ -232,7 +237,9 @@ class _Found:
         progress("calibrate as stock tools do")
         rounded, plan = calibrate(model, feed, self.scheme, STOCK)
         self.stock, self._costs_stock = self._measure(model, rounded, plan, feed, wanted, progress)
-        rounded, self.plan = calibrate(model, feed, self.scheme, recipe, progress=progress)
+        rounded, self.plan = calibrate(
+            model, feed, self.scheme, recipe, float_nodes=float_nodes, progress=progress
+        )
         self.planned, self._costs = self._measure(model, rounded, self.plan, feed, wanted, progress)
 
     def _measure(

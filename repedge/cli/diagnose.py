@@ -48,6 +48,10 @@ def diagnose(
     ] = None,
     calib_count: Annotated[int, typer.Option(help="How many of them.")] = 64,
     calib_seed: Annotated[int, typer.Option(help="Of their choice.")] = 0,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer that is to stay float: its name or a pattern; repeatable."),
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="What would be done: fast, default, best or FILE.json.")
     ] = "default",
@@ -91,6 +95,7 @@ def diagnose(
             calib=calib,
             calib_count=calib_count,
             calib_seed=calib_seed,
+            keep_float=keep_float or [],
             recipe=recipe,
             target=target,
             precision=words("precision", [precision], PRECISIONS)[0],

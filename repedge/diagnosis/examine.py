@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ def examine(
     calib: Any = None,
     calib_count: int = 64,
     calib_seed: int = 0,
+    keep_float: Sequence[str] = (),
     recipe: str = "default",
     target: str = "tflite",
     precision: Precision = "w8a8",
@@ -91,6 +92,7 @@ def examine(
         model: As for `repedge.compile`.
         calib: Photos as `repedge.calib.data.load` takes them; None looks at the weights alone.
         calib_count, calib_seed: How many of them, and the seed of their choice.
+        keep_float: Layers that are to stay float, by name or pattern.
         recipe: fast, default, best, or a .json file: what would be done.
         target, precision: Whose integer rules.
         on_stage: Called with the name of each stage as it begins.
@@ -100,27 +102,30 @@ def examine(
         UserError: The model, the photos or an option is wrong, or there is nothing to quantize.
     """
     from repedge import targets
+    from repedge.calib.choose import chosen_float
     from repedge.calib.diagnose import diagnose
     from repedge.calib.recipe import find_recipe
     from repedge.calib.scheme import SCHEMES
     from repedge.diagnosis.findings import findings
     from repedge.models.source import resolve
+    from repedge.quantization import Calibration
 
     scheme = SCHEMES[scheme_name(targets.get(target).name, precision)]
     chosen = find_recipe(recipe)
+    calibration = None if calib is None else Calibration(calib, calib_count, recipe, calib_seed)
+    if calibration is not None:
+        calibration.check()
     on_stage("load")
     source = resolve(model, **source_options)
     images = None
-    if calib is not None:  # before the export, which takes longer to fail
-        from repedge.calib.data import load
-
+    if calibration is not None:  # before the export, which takes longer to fail
         on_stage("read photos")
-        images = load(calib, source.preprocess, count=calib_count, seed=calib_seed)
+        images = calibration.images(source.preprocess)
     on_stage("fuse")
     graph, branches = _fused(source)
     found = diagnose(
         graph, scheme, images.feed(pixels=True) if images else None, chosen, branches=branches,
-        progress=on_stage,
+        float_nodes=chosen_float(graph, scheme, keep_float), progress=on_stage,
     )  # fmt: skip
     return Report(
         name=source.name,

@@ -28,8 +28,8 @@ def _merging(d: Diagnosis) -> Iterator[str]:
         grown = [la for la in merged if (la.growth or 0) > GROWN]
         worst = max(merged, key=lambda la: la.growth or 0)
         bits = math.log2(max(worst.growth or 1, 1))
-        text = f"Merging widened {len(grown)} of {len(merged)} merged kernels to more than {GROWN:g} times"
-        text += f" the range of their widest branch; most in {worst.name}, {times(worst.growth or 0)} in the"
+        text = f"Merging widened {len(grown) or 'none'} of {len(merged)} merged kernels to more than "
+        text += f"{GROWN:g} times the range of their widest branch; most in {worst.name}, {times(worst.growth or 0)} in the"
         yield text + f" median channel, which takes {bits:.1f} of its 8 bits from that branch."
     elif peaked:
         worst = max(peaked, key=lambda la: la.weights.centre_to_ring or 0)
@@ -71,10 +71,10 @@ def _outlier(la: LayerDiagnosis) -> float:
 def _dead(d: Diagnosis) -> Iterator[str]:
     dead = sum(la.dead for la in d.layers)
     if dead:
-        among = [la for la in d.layers if la.dead]
+        channels = sum(la.channels for la in d.layers)
+        where = f"{sum(la.dead > 0 for la in d.layers)} of the layers"
         yield (
-            f"{dead} of {sum(la.channels for la in d.layers)} channels never change, in {len(among)} layers: "
-            "a smaller network would compute the same."
+            f"{dead} of {channels} channels never change, in {where}: a smaller network would compute the same."
         )
 
 

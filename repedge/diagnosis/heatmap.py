@@ -220,12 +220,15 @@ class _Drawing:
     def _stages(self) -> None:
         """Brackets with the names that neighbouring layers share, and the layers' own where there is room."""
         y = self.y + 8
-        for begin, end, name in groups([la.name for la in self.layers]):
-            a, b = self._x(begin), self._x(end) + self.cell - self.gap
+        found = [
+            (self._x(begin), self._x(end) + self.cell - self.gap, name)
+            for begin, end, name in groups([la.name for la in self.layers])
+        ]
+        short = any((b - a) / 6.3 < len(name) for a, b, name in found)
+        for a, b, name in found:
             self.parts.append(f"<path class='bracket' d='M{a:.1f} {y:.0f} v5 H{b:.1f} v-5'/>")
-            room = int((b - a) / 6.3)
-            if room < len(name):
-                name = name if name.isdigit() and room >= len(name) else _tail(name, room)
+            if short:
+                name = _tail(name, int((b - a) / 6.3))
             self.parts.append(
                 f"<text x='{(a + b) / 2:.1f}' y='{y + 20:.0f}' text-anchor='middle'>{escape(name)}</text>"
             )
