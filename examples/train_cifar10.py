@@ -278,8 +278,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    family = args.model.split("_")[0]
-    recipe = RECIPES[args.recipe or (args.model if args.model in RECIPES else family)]
+    known = [n for n in (args.recipe, args.model, args.model.split("_")[0]) if n in RECIPES]
+    if not known:
+        parser.error(f"{args.model} has no recipe of its own; choose one with --recipe")
+    recipe = RECIPES[known[0]]
     if args.average:
         average(args, recipe)
         return

@@ -256,6 +256,8 @@ def test_scales_of_another_network_are_refused(tmp_path: Path) -> None:
         reparameterize(RepOptVGG((2, 3, 3, 1), SMALL["widths"]), scales)
     with pytest.raises(UserError, match="of another network: stage0 has 32 channels, its scales 16"):
         reparameterize(RepOptVGG(SMALL["depths"], (0.5, 0.25, 0.125, 0.125)), scales)
+    with pytest.raises(UserError, match="deploy form"):
+        reparameterize(RepOptVGG(**SMALL, deploy=True), scales)
     torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "none.pth")
     with pytest.raises(UserError, match="has no RepOptimizer scales in it"):
         read_scales(tmp_path / "none.pth")

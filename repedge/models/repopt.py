@@ -180,9 +180,11 @@ def reparameterize(net: RepOptVGG, scales: Scales) -> list[RemovableHandle]:
         A handle per convolution; ``handle.remove()`` gives it its own gradient back.
 
     Raises:
-        UserError: The scales are of another network.
+        UserError: The scales are of another network, or ``net`` is in deploy form.
     """
     convs = _convolutions(net)
+    if any(conv.bias is not None for conv in convs.values()):
+        raise UserError("a network in deploy form is not to be trained; create it without deploy=True")
     _check(convs, scales)
     handles = []
     for name, conv in convs.items():
