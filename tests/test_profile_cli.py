@@ -223,6 +223,57 @@ def test_names_cannot_inject_markup(page):
     assert "<img" not in text
 
 
+def test_the_page_tells_devices_apart_and_leaves_what_is_left_over_without_a_bar():
+    from test_profile_gate import profile
+
+    from repedge.devices.protocol import Op
+    from repedge.profile.html import page as render
+
+    ops = tuple(Op(name=f"op{i}", type="Conv", ms=1.0, where="CPU") for i in range(40))
+    here = profile().model_copy(update={"ops": ops})
+    there = here.model_copy(update={"device": "ssh://board"})
+    text = render([here, there])
+    assert "<td>ssh://board</td>" in text
+    assert "<h2>net on ssh://board</h2>" in text
+    assert "10 others" in text
+    assert text.count("<title>op") == 60  # 30 bars each
+    assert "<td>local</td>" not in render([here])
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+    from test_profile_gate import profile
+
+    from repedge.cli import profile_tables
+    from repedge.devices.protocol import Op
+
+    named = Op(name="[/red]x[bold]", type="[T]", ms=1.0, where="[/]cpu")
+    p = profile().model_copy(
+        update={"name": "net[1]", "ops": (named,), "warnings": ("[w]",), "notes": ("[/n]",)}
+    )
+    profile_tables.profiles([p, p.model_copy(update={"device": "ssh://[::1]"})])
+    out, err = capsys.readouterr()
+    for text in ("net[1]", "[/red]x[bold]", "[T]", "[/]cpu", "[/n]", "ssh://[::1]"):
+        assert text in out
+    assert "[w]" in err
+
+
+def test_a_narrow_terminal_goes_without_columns_but_cuts_no_number(monkeypatch, capsys):
+    from rich.console import Console
+    from test_profile_gate import profile
+
+    from repedge import report
+    from repedge.cli import profile_tables
+
+    narrow = Console(force_terminal=True, width=60, highlight=False, color_system=None)
+    monkeypatch.setattr(report, "out", narrow)
+    monkeypatch.setattr(profile_tables, "out", narrow)
+    profile_tables.profiles([profile()])
+    head, row = capsys.readouterr().out.splitlines()[:2]
+    assert "load" not in head
+    assert "p50 ms" in head
+    assert max(len(head), len(row)) <= 60
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_real_browser_draws_the_charts(page, tmp_path):
     from PIL import Image

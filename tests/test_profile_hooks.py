@@ -98,6 +98,17 @@ def test_stopwatch_counts_laps_and_logs(caplog):
     assert [r.message.split(",")[0] for r in caplog.records] == ["net: 2 laps", "net: 4 laps"]
 
 
+def test_stopwatch_in_a_long_loop_keeps_the_newest_laps():
+    lines = []
+    watch = repedge.profile.stopwatch("net", every=50, log=lines.append, keep=20)
+    for _ in range(100):
+        with watch:
+            pass
+    assert watch.laps == 100
+    assert 10 <= len(watch.samples_ms) <= 20
+    assert len(lines) == 2
+
+
 def test_stopwatch_quantiles():
     watch = repedge.profile.stopwatch()
     assert str(watch) == "stopwatch: no laps"

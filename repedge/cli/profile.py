@@ -39,7 +39,11 @@ def profile(
     ] = None,
     device_option: Annotated[
         list[str] | None,
-        typer.Option("--device-option", help="NAME=VALUE for the kind of device.", rich_help_panel=_DEVICE),
+        typer.Option(
+            "--device-option",
+            help="NAME=VALUE; `repedge devices` lists them; repeatable.",
+            rich_help_panel=_DEVICE,
+        ),
     ] = None,
     accept_host_key: Annotated[
         str | None, typer.Option(help="ssh: fingerprint of a new host's key.", rich_help_panel=_DEVICE)
@@ -237,13 +241,15 @@ def _save(name: str | None, rows: list[Profile], what: list[str], options: dict[
 
 
 def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Path | None) -> None:
-    from repedge.report import out
+    from rich.markup import escape
+
+    from repedge.report import say
 
     for file in (html, trace, saved):
         if file is not None:
-            out.print(f"[dim]written: {file}[/]")
+            say(f"[dim]written: {escape(str(file))}[/]")
     if len(rows) == 1 and not rows[0].ops:
-        out.print("[dim]next: --per-op for the operators   |   name a second bundle to compare[/]")
+        say("[dim]next: --per-op for the operators   |   name a second bundle to compare[/]")
 
 
 def _predict(what: list[str], device: str, options: dict[str, Any], as_json: bool) -> int:
@@ -265,7 +271,8 @@ def devices(as_json: Json = False, debug: Debug = False) -> int:
     rows: list[dict[str, Any]] = []
     for scheme in schemes():
         cls = load_class(scheme)
-        found = [{"uri": f.uri, "state": f.state, "note": f.note} for f in cls.found()]
-        rows += found or [{"uri": cls.example, "state": "example", "note": cls.title}]
+        kind = {"scheme": scheme, "options": dict(cls.options)}
+        found = [{"uri": f.uri, "state": f.state, "note": f.note, **kind} for f in cls.found()]
+        rows += found or [{"uri": cls.example, "state": "example", "note": cls.title, **kind}]
     show(as_json, {"repedge": __version__, "devices": rows}, lambda: tables.devices(rows))
     return 0

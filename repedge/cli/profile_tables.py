@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.text import Text
 
 from repedge.profile.gate import Regression
 from repedge.profile.predict import Estimate
 from repedge.profile.result import Profile
-from repedge.report import err, out
+from repedge.report import columns, err, out, say
 
 SHOWN_OPS = 15
+DISPENSABLE = ("load", "MB", "min", "p99")
+"""Columns that a narrow terminal goes without, first to last; JSON and the page have them all."""
 
 
 def profiles(rows: Sequence[Profile]) -> None:
     """One line per artifact; ratios where they were compared; operators where they were timed."""
-    compared = any(p.verdict for p in rows)
-    table = Table(box=None, pad_edge=False)
     several = len({p.device for p in rows}) > 1
+    compared = any(p.verdict for p in rows)
     heads = [
         "artifact",
         *(["device"] if several else []),
@@ -31,24 +34,44 @@ def profiles(rows: Sequence[Profile]) -> None:
         "load",
         "MB",
     ]
-    for head in [*heads, *(["ratio", "95 % of ratio", ""] if compared else [])]:
-        table.add_column(head, overflow="fold")
-    for p in rows:
-        cells = [
-            p.name,
-            *([p.device] if several else []),
-            _ms(p.p50_ms),
-            f"{_ms(p.p50_low)}..{_ms(p.p50_high)}",
-        ]
-        cells += [_ms(p.min_ms), _ms(p.p90_ms), _ms(p.p99_ms), _ms(p.load_ms)]
-        cells += ["-" if p.peak_rss_bytes is None else f"{p.peak_rss_bytes / 1e6:.0f}"]
-        if p.ratio_p50 is not None and p.ratio_p50_interval is not None:
-            low, high = p.ratio_p50_interval
-            cells += [f"{p.ratio_p50:.3f}", f"{low:.3f}..{high:.3f}", _verdict(p.verdict)]
-        table.add_row(*cells)
-    out.print(table)
+    heads += ["ratio", "95 % of ratio", "verdict"] if compared else []
+    lines = [_line(p) for p in rows]
+    if out.is_terminal:  # elsewhere all of them: a file has no width
+        for head in DISPENSABLE:
+            if _width(heads, lines) > out.width:
+                heads.remove(head)
+    right = [h for h in heads if h not in ("artifact", "device", "verdict")]
+    columns(heads, [[line[h] for h in heads] for line in lines], right)
     for p in {r.name: r for r in rows}.values():
         details(p, many=len(rows) > 1)
+
+
+def _line(p: Profile) -> dict[str, str]:
+    cells = {
+        "artifact": escape(p.name),
+        "device": escape(p.device),
+        "p50 ms": _ms(p.p50_ms),
+        "95 %": f"{_ms(p.p50_low)}..{_ms(p.p50_high)}",
+        "min": _ms(p.min_ms),
+        "p90": _ms(p.p90_ms),
+        "p99": _ms(p.p99_ms),
+        "load": _ms(p.load_ms),
+        "MB": "-" if p.peak_rss_bytes is None else f"{p.peak_rss_bytes / 1e6:.0f}",
+        "ratio": "1",
+        "95 % of ratio": "",
+        "verdict": "[dim]reference[/]",
+    }
+    if p.ratio_p50 is not None and p.ratio_p50_interval is not None:
+        low, high = p.ratio_p50_interval
+        cells |= {"ratio": f"{p.ratio_p50:.3f}", "95 % of ratio": f"{low:.3f}..{high:.3f}"}
+        cells["verdict"] = _verdict(p.verdict)
+    return cells
+
+
+def _width(heads: Sequence[str], lines: Sequence[dict[str, str]]) -> int:
+    """Cells that a table with these columns takes."""
+    cells = [[h, *(Text.from_markup(line[h]).plain for line in lines)] for h in heads]
+    return sum(max(map(cell_len, column)) + 2 for column in cells) - 2
 
 
 def details(p: Profile, many: bool) -> None:
@@ -59,19 +82,19 @@ def details(p: Profile, many: bool) -> None:
         f"{p.runs} runs after {p.warmup}",
     ]
     head = f"{p.name}: " if many else ""
-    out.print(f"[dim]{head}{', '.join(x for x in parts if x)} on {p.host.cpu or p.device}[/]")
+    say(f"[dim]{escape(head + ', '.join(x for x in parts if x))} on {escape(p.host.cpu or p.device)}[/]")
     if p.throughput_per_s is not None:
         out.print(f"  {p.throughput_per_s:.1f} runs per second")
     if p.partitions is not None:
         word = "partition" if p.partitions == 1 else "partitions"
         rest = f"; outside: {', '.join(p.outside[:6])}{', ...' if len(p.outside) > 6 else ''}"
-        out.print(f"  {p.partitions} {word} in the delegate{rest if p.outside else ', nothing outside'}")
+        say(f"  {p.partitions} {word} in the delegate{escape(rest) if p.outside else ', nothing outside'}")
     if p.residency and p.runtime == "coreml":
         out.print("  " + ", ".join(f"{k} {v:.1%}" for k, v in p.residency.items()))
     for note in p.notes:
-        out.print(f"  {note}")
+        say(f"  {escape(note)}")
     for warning in p.warnings:
-        err.print(f"  [yellow]{warning}[/]")
+        say(f"  [yellow]{escape(warning)}[/]", err)
     if p.ops:
         operators(p)
 
@@ -79,18 +102,18 @@ def details(p: Profile, many: bool) -> None:
 def operators(p: Profile) -> None:
     """The slowest operators; all of them are in the JSON."""
     timed = sorted((o for o in p.ops if o.ms is not None), key=lambda o: -(o.ms or 0))
-    table = Table("operator", "type", "ms", "share", "where", box=None, pad_edge=False)
     total = sum(o.ms or 0 for o in timed)
+    rows = []
     for o in timed[:SHOWN_OPS]:
         where = f"{o.where} {o.precision}" if o.precision and o.precision not in o.where else o.where
-        table.add_row(_short(o.name), o.type, _ms(o.ms), f"{(o.ms or 0) / total:.1%}" if total else "", where)
+        share = f"{(o.ms or 0) / total:.1%}" if total else ""
+        rows.append([escape(_short(o.name)), escape(o.type), _ms(o.ms), share, escape(where)])
     if len(timed) > SHOWN_OPS:
         rest = sum(o.ms or 0 for o in timed[SHOWN_OPS:])
-        table.add_row(
-            f"{len(timed) - SHOWN_OPS} others", "", _ms(rest), f"{rest / total:.1%}" if total else "", ""
-        )
-    out.print(table)
-    out.print(f"[dim]  {len(p.ops)} operators, together {_ms(total)} ms: {p.ops_note}[/]")
+        share = f"{rest / total:.1%}" if total else ""
+        rows.append([f"{len(timed) - SHOWN_OPS} others", "", _ms(rest), share, ""])
+    columns(("operator", "type", "ms", "share", "where"), rows, right=("ms", "share"))
+    say(f"[dim]  {len(p.ops)} operators, together {_ms(total)} ms: {escape(p.ops_note)}[/]")
 
 
 def regression(r: Regression) -> None:
@@ -104,22 +127,29 @@ def regression(r: Regression) -> None:
 
 def estimates(rows: Sequence[Estimate]) -> None:
     """The table of ``repedge profile --predict``."""
-    table = Table("network", "device", "GMAC", "estimate ms", "error", "range", box=None, pad_edge=False)
-    for r in rows:
-        table.add_row(
-            r.name, r.device, f"{r.gmacs:.3f}", f"{r.ms:.2f}", f"±{r.error:.1%}", f"{r.low:.2f}..{r.high:.2f}"
-        )
-    out.print(table)
+    heads = ("network", "device", "GMAC", "estimate ms", "error", "range")
+    cells = [
+        [escape(r.name), escape(r.device), f"{r.gmacs:.3f}", f"{r.ms:.2f}", f"±{r.error:.1%}",
+         f"{r.low:.2f}..{r.high:.2f}"]
+        for r in rows
+    ]  # fmt: skip
+    columns(heads, cells, right=heads[2:])
     for basis in dict.fromkeys(r.basis for r in rows):
-        out.print(f"[dim]estimates, not measurements: {basis}; error: leave-one-out[/]")
+        say(f"[dim]estimates, not measurements: {escape(basis)}; error: leave-one-out[/]")
 
 
 def devices(rows: Sequence[dict[str, Any]]) -> None:
-    """The table of ``repedge devices``."""
-    table = Table("device", "state", "what it is", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["uri"], row["state"], row["note"])
-    out.print(table)
+    """The table of ``repedge devices``, and what ``--device-option`` takes for each kind."""
+    columns(
+        ("device", "state", "what it is"),
+        [[escape(row["uri"]), escape(row["state"]), escape(row["note"])] for row in rows],
+    )
+    kinds = {row["scheme"]: row["options"] for row in rows if row["options"]}
+    for scheme, options in kinds.items():
+        say(f"\n[bold]{scheme}[/]: --device-option NAME=VALUE")
+        width = max(map(len, options))
+        for name, text in options.items():
+            say(f"  {name:<{width}}  [dim]{escape(text)}[/]")
 
 
 def _ms(value: float | None) -> str:

@@ -43,17 +43,20 @@ def page(profiles: Sequence[Profile]) -> str:
         title=escape(title),
         subtitle=escape(f"repedge {first.repedge}, measured on {where}"),
         summary=_table(profiles),
-        sections="\n".join(_section(p) for p in profiles),
+        sections="\n".join(_section(p, len({q.device for q in profiles}) > 1) for p in profiles),
     )
 
 
 def _table(profiles: Sequence[Profile]) -> str:
     compared = any(p.verdict for p in profiles)
-    heads = ["artifact", "p50 ms", "95 % of p50", *(["ratio", "95 % of ratio", ""] if compared else [])]
+    several = len({p.device for p in profiles}) > 1
+    heads = ["artifact", *(["device"] if several else []), "p50 ms", "95 % of p50"]
+    heads += ["ratio", "95 % of ratio", "verdict"] if compared else []
     heads += ["min", "p90", "p99", "load ms", "MB"]
     rows = []
     for p in profiles:
-        row = _cells(p.name, _ms(p.p50_ms), f"{_ms(p.p50_low)} to {_ms(p.p50_high)}")
+        row = _cells(p.name, *([p.device] if several else []))
+        row += _cells(_ms(p.p50_ms), f"{_ms(p.p50_low)} to {_ms(p.p50_high)}")
         if compared and p.ratio_p50 is not None and p.ratio_p50_interval is not None:
             low, high = p.ratio_p50_interval
             word = escape(p.verdict or "")
@@ -72,7 +75,7 @@ def _cells(*texts: str) -> str:
     return "".join(f"<td>{escape(t)}</td>" for t in texts)
 
 
-def _section(p: Profile) -> str:
+def _section(p: Profile, several_devices: bool) -> str:
     facts = [f"{p.runtime} {p.runtime_version}", p.unit, f"threads: {p.threads}" if p.threads else ""]
     facts += [
         f"computes in {p.precision_used}" if p.precision_used else "",
@@ -91,7 +94,8 @@ def _section(p: Profile) -> str:
         facts.append(f"{temperature[0]:.0f} to {temperature[1]:.0f} degrees Celsius")
     if p.partitions is not None:
         facts.append(f"partitions: {p.partitions}")
-    parts = [f"<h2>{escape(p.name)}</h2>", f"<p class='soft'>{escape(', '.join(f for f in facts if f))}</p>"]
+    title = f"{p.name} on {p.device}" if several_devices else p.name
+    parts = [f"<h2>{escape(title)}</h2>", f"<p class='soft'>{escape(', '.join(f for f in facts if f))}</p>"]
     if p.outside:
         parts.append(f"<p>Outside of the delegate: {escape(', '.join(p.outside[:20]))}</p>")
     parts += [f"<p class='warn'>{escape(w)}</p>" for w in p.warnings]
@@ -124,7 +128,8 @@ def _histogram(p: Profile) -> str:
     marks += _axis_x(least, most, across, "ms")
     marks.append(f"<text x='{LEFT - 6}' y='{TOP + 10}' text-anchor='end'>{tallest}</text>")
     marks.append(f"<text x='{LEFT - 6}' y='{floor}' text-anchor='end'>0</text>")
-    tail = f"; {beyond} slower runs are in the last bar" if beyond else ""
+    slower = "1 slower run is" if beyond == 1 else f"{beyond} slower runs are"
+    tail = f"; {slower} in the last bar" if beyond else ""
     caption = f"Histogram of {len(x)} runs; the line is the median, the band its 95 % interval{tail}"
     return _figure("histogram", caption, marks, HEIGHT)
 
@@ -159,11 +164,11 @@ def _operators(p: Profile) -> str:
         (_label(o), o.ms or 0, _where(o), "outside" if _is_outside(p, o) else "bar")
         for o in timed[:SHOWN_OPS]
     ]
-    rest = timed[SHOWN_OPS:]
-    if rest:
-        rows.append((f"{len(rest)} others", sum(o.ms or 0 for o in rest), "", "bar"))
     row, width, names = 19, 1000, 340
-    longest = max(ms for _, ms, _, _ in rows)
+    longest = rows[0][1]
+    rest = timed[SHOWN_OPS:]
+    if rest:  # without a bar: all of them together would dwarf the others
+        rows.append((f"{len(rest)} others", sum(o.ms or 0 for o in rest), "together", ""))
     marks = []
     for i, (name, ms, where, kind) in enumerate(rows):
         y = i * row + 4
@@ -172,7 +177,11 @@ def _operators(p: Profile) -> str:
         marks.append(
             f"<text class='name' x='{names - 8}' y='{y + 11}' text-anchor='end'>{escape(name)}</text>"
         )
-        marks.append(f"<rect class='{kind}' {_box(names, y, names + length, y + row - 5, 1)}>{tip}</rect>")
+        if kind:
+            marks.append(
+                f"<rect class='{kind}' {_box(names, y, names + length, y + row - 5, 1)}>{tip}</rect>"
+            )
+        length *= bool(kind)
         text = f"{_ms(ms)} ms, {ms / total:.1%} {where}"
         marks.append(f"<text x='{names + length + 6:.1f}' y='{y + 11}'>{escape(text)}</text>")
     caption = f"The slowest of {len(p.ops)} operators, together {_ms(total)} ms: {p.ops_note}"
