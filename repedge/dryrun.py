@@ -52,6 +52,8 @@ class Preview:
         builds: In the order of work.
         recipe: Steps of the calibration; None where nothing is calibrated.
         calibration: kind, source, found, available, count, seed of the images; None likewise.
+        keep_float: Names or patterns of layers that stay float.
+        budget: measure, limit, data, count of the accuracy budget; None without one.
     """
 
     model: str
@@ -61,6 +63,8 @@ class Preview:
     builds: tuple[Step, ...]
     recipe: Recipe | None
     calibration: dict[str, Any] | None
+    keep_float: tuple[str, ...] = ()
+    budget: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The ``plan`` object of ``repedge compile --dry-run --json``."""
@@ -72,6 +76,8 @@ class Preview:
             "builds": [b.as_json() for b in self.builds],
             "recipe": None if self.recipe is None else self.recipe.model_dump(mode="json"),
             "calibration": self.calibration,
+            "keep_float": list(self.keep_float),
+            "budget": self.budget,
         }
 
 
@@ -100,7 +106,17 @@ def preview(source: Source, plan: pipeline.Plan) -> Preview:
     return Preview(
         source.name, source.description, source.preprocess, plan.input_kind,
         steps, recipe, data,
+        () if plan.calibration is None else plan.calibration.keep_float, _budget(plan),
     )  # fmt: skip
+
+
+def _budget(plan: pipeline.Plan) -> dict[str, Any] | None:
+    if plan.budget is None:
+        return None
+    b = plan.budget
+    measure = "max_kl" if b.max_kl is not None else "max_drop"
+    data = None if b.data is None else str(b.data)
+    return {"measure": measure, "limit": b.limit, "data": data, "count": b.count}
 
 
 def _steps(name: str, plan: pipeline.Plan) -> tuple[Step, ...]:

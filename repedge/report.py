@@ -124,6 +124,12 @@ def planned(p: Preview) -> None:
         where = f"{c['kind']} {c['source']} ({c['found']})"
         say(f"calibration: {c['count']}{of} images, seed {c['seed']}, from {escape(where)}")
         say(f"recipe {escape(str(p.recipe))}")
+    if p.keep_float:
+        say(f"kept in float: {escape(', '.join(p.keep_float))}")
+    if p.budget is not None:
+        unit = "points" if p.budget["measure"] == "max_drop" else "nats"
+        on = escape(p.budget["data"] or "calibration photos left over")
+        say(f"budget: {p.budget['limit']:g} {unit} on at most {p.budget['count']} of {on}")
     say("[dim]dry run: nothing was written[/]")
 
 
