@@ -25,7 +25,7 @@ MEMBERS = 200_000
 """Most members of an archive."""
 
 LARGEST_PHOTO = 128 * 2**20
-"""Bytes of one inflated photo."""
+"""Bytes of one image file; larger ones are left out, so that memory stays bounded."""
 
 LARGEST_ARRAY = 64 * 2**30
 """Bytes of one inflated array; it is read row by row."""
@@ -93,8 +93,7 @@ def open_archive(path: Path, pre: Preprocess) -> Photos | Table:
 
 def _is_photo(name: str) -> bool:
     path = PurePosixPath(name)
-    hidden = any(part == "__MACOSX" or part.startswith("._") for part in path.parts)
-    return path.suffix.lower() in images.SUFFIXES and not hidden
+    return images.is_image_name(path.name) and "__MACOSX" not in path.parts
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo, largest: int) -> None:

@@ -41,6 +41,9 @@ LONGEST = 40
 SLACK = 0.25
 """How far network inputs may lie outside what pixels give, of the pixels' range: filters overshoot."""
 
+WHOLE_HASHES = 256
+"""Up to this many images, a manifest holds their whole hashes."""
+
 NOISE = "calibrated on random noise: accuracy will be poor; give photos of the kind to expect"
 
 
@@ -73,7 +76,8 @@ class Record:
         return hashlib.sha256("\n".join(self.files.values()).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
-        """The manifest's ``calibration`` object."""
+        """The manifest's ``calibration`` object; of more than `WHOLE_HASHES` images, hashes have 16 digits."""
+        digits = 64 if len(self.files) <= WHOLE_HASHES else 16
         return {
             "kind": self.kind,
             "source": self.source,
@@ -83,7 +87,7 @@ class Record:
             "count": len(self.files),
             "seed": self.seed,
             "digest": self.digest,
-            "sha256": dict(self.files),
+            "sha256": {name: digest[:digits] for name, digest in self.files.items()},
             "skipped": dict(self.skipped),
             "warnings": list(self.warnings),
         }

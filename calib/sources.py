@@ -17,16 +17,13 @@ import numpy as np
 from PIL import Image
 
 from repedge import images
-from repedge.calib.archives import open_archive
+from repedge.calib.archives import LARGEST_PHOTO, open_archive
 from repedge.calib.arrays import Table, as_image, memory_table
 from repedge.config import Preprocess
 from repedge.errors import UserError
 
 RANDOM = "random"
 """The word that asks for noise in place of photos."""
-
-LARGEST_FILE = 128 * 2**20
-"""Bytes of one image file; larger ones are left out, so that memory stays bounded."""
 
 TAKES = "a folder of photos, a .zip of photos, or a .npz of arrays"
 
@@ -111,9 +108,9 @@ def _open_path(path: Path, pre: Preprocess, seed: int) -> Source:
 
 def _file_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise UserError(f"the file is larger than {LARGEST_FILE >> 20} MiB")
+        data = file.read(LARGEST_PHOTO + 1)
+    if len(data) > LARGEST_PHOTO:
+        raise UserError(f"the file is larger than {LARGEST_PHOTO >> 20} MiB")
     return data
 
 

@@ -181,6 +181,8 @@ def compile(
         photos = plan.calibration.images(source.preprocess).record
     built = pipeline.compile_source(source, plan, on_stage)
     notes = tuple(photos.warnings) if photos else ()
+    if plan.calibration is not None and photos is None:
+        notes = ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return CompileReport(source.name, source.description, tuple(built), notes)

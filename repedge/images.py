@@ -124,6 +124,11 @@ def normalise(batch: np.ndarray, pre: Preprocess) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file's name is that of an image; macOS puts a ``._`` file with attributes beside each."""
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
+
+
 def image_files(folder: Path) -> list[Path]:
     """All image files below ``folder`` in name order.
 
@@ -132,7 +137,7 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder of images at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if is_image_name(p.name) and p.is_file())
     if not files:
         raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     return files

@@ -281,6 +281,10 @@ def test_the_manifest_says_what_it_was_calibrated_on(tmp_path: Path) -> None:
         report = repedge.compile(
             net, targets=["gpu"], calib="random", calib_count=8, out=tmp_path / "b", **options
         )
+    with pytest.warns(UserWarning, match="images were not used: name w8a8"):
+        repedge.compile(
+            net, targets=["gpu"], calib=arrays, out=tmp_path / "c", **{**options, "precisions": ["fp32"]}
+        )
     note = "calibrated on random noise: accuracy will be poor; give photos of the kind to expect"
     assert report.as_json()["warnings"] == [note]
     assert note in Bundle.open(report.bundles[0].path).manifest.notes

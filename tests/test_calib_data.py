@@ -157,6 +157,8 @@ def test_the_choice_is_seeded_and_recorded(tmp_path: Path) -> None:
     summary = one.as_json()
     assert (summary["count"], summary["seed"], summary["available"]) == (10, 1, 40)
     assert all(len(h) == 64 for h in summary["sha256"].values())
+    many = load(photos(300), PRE, count=300).record
+    assert many.as_json()["sha256"]["array[7]"] == many.files["array[7]"][:16]
     order = np.random.default_rng(1).permutation(40)[:10]
     assert list(one.files) == [f"{i:03}.png" for i in order]
 
