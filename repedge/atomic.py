@@ -11,11 +11,14 @@ import errno
 import glob
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from repedge.errors import RepedgeError, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def move(source: Path, final: Path, force: bool) -> None:
@@ -121,7 +124,7 @@ def os_errors(final: Path) -> Iterator[None]:
         raise
     except Exception as e:
         number = e.errno if isinstance(e, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or _full(final.parent):
+        if number in FULL or _full(final.parent):
             raise UserError(
                 f"the disk is full: {final} was not written; free some space or choose another --out"
             ) from e
@@ -132,6 +135,43 @@ def os_errors(final: Path) -> Iterator[None]:
                 f"can't write {final} ({os.strerror(number)}{elsewhere}); choose another --out"
             ) from e
         raise
+
+
+@contextlib.contextmanager
+def foreign_writer(name: Path | str) -> Iterator[None]:
+    """Writers in C++ raise RuntimeError where Python's raise OSError -> one sentence.
+
+    Raises:
+        UserError: ``name`` could not be written.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        reason = str(e).strip().split("\n")[0].split(" [/")[0]  # without the paths of temporary files
+        raise UserError(f"can't write {name}: {reason}; is the disk full?") from e
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files, removed afterwards.
+
+    Raises:
+        UserError: There is no place for one, or the disk is full.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="repedge-")
+    except OSError as e:
+        raise UserError(f"there is no place for temporary files ({e}); set TMPDIR to a folder") from e
+    try:
+        with folder as name:
+            yield Path(name)
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        raise UserError(
+            f"the disk is full: no room for temporary files in {tempfile.gettempdir()}; free some space or "
+            "set TMPDIR to another folder"
+        ) from e
 
 
 def _full(folder: Path) -> bool:

@@ -53,17 +53,19 @@ def gather(source: Source, graph: ir.Model, reference: Path, folder: Path | None
         folder, count: Photos; see `repedge.verification.verification_samples`.
 
     Raises:
+        UserError: The model does not run.
         CheckFailed: The model gives NaN or infinite outputs, or the graph differs from the module.
     """
     from repedge.graph.load import save_onnx
-    from repedge.graph.run import Session
+    from repedge.graph.run import Session, as_brought
 
     save_onnx(graph, reference)
     samples, phrase = verification.verification_samples(source.preprocess, folder, count, source.labels)
     pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
     inputs = images.normalise(pixels, source.preprocess)
-    session = Session(reference)
-    outputs = session.run(inputs)
+    with as_brought(source.name):
+        session = Session(reference)
+        outputs = session.run(inputs)
     if not all(np.isfinite(o).all() for o in outputs):
         raise CheckFailed(
             "the model itself gives NaN or infinite outputs on real images; nothing was compiled"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repedge import __version__, targets, verification
+from repedge.atomic import scratch
 from repedge.budget import Budget, Search, SearchResult
 from repedge.bundle import (
     REFERENCE,
@@ -171,8 +171,8 @@ def compile_source(
     check_plan(source.name, plan)
     chosen = [(targets.get(name), precision) for name, precision in plan.builds]
     clock = Clock(report)
-    with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
-        reference = Path(scratch) / REFERENCE
+    with scratch() as folder:
+        reference = folder / REFERENCE
         with clock.stage("export"):
             graph = to_graph(source)
         outputs = [str(v.name) for v in graph.graph.outputs]

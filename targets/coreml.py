@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from repedge.atomic import foreign_writer
 from repedge.config import Precision
 from repedge.errors import DeviceError, RepedgeError, UnsupportedModel, UserError
 from repedge.graph.values import shape_of
@@ -95,11 +96,8 @@ class CoreML(Target):
         if job.precision not in ("fp32", "fp16", "w8a8"):
             compress(built.program, job.precision)
         main = Path(f"{job.name}{self.suffix}")
-        with tempfile.TemporaryDirectory(dir=out, prefix=".weights-") as scratch:
-            try:
-                save(built, job, opset, out / main, Path(scratch))
-            except RuntimeError as error:  # what coremltools' file writers raise instead of OSError
-                raise UserError(f"can't write {main} into {out}: {error}; is the disk full?") from error
+        with tempfile.TemporaryDirectory(dir=out, prefix=".weights-") as scratch, foreign_writer(main):
+            save(built, job, opset, out / main, Path(scratch))
         return Artifact(
             main=main,
             inputs=(_input_spec(built.input, shape_of(model.graph.inputs[0]), job),),

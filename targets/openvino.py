@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from repedge.atomic import foreign_writer
 from repedge.config import Precision
 from repedge.errors import DeviceError, UnsupportedModel, UserError
 from repedge.graph.values import const, only_reader, shape_of
@@ -81,7 +82,8 @@ class OpenVINO(Target):
             _compress(lowered)
         _write_info(lowered, model, job)
         path = out / f"{job.name}{self.suffix}"
-        openvino.save_model(lowered, path, compress_to_fp16=False)
+        with foreign_writer(path.name):
+            openvino.save_model(lowered, path, compress_to_fp16=False)
         _slim(path)
         inputs = (_input_spec(model, job),)
         outputs = tuple(_output_spec(v) for v in model.graph.outputs)

@@ -344,7 +344,7 @@ def test_full_disk(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"can't write net\.mlpackage into .*; is the disk full\?"):
+        with pytest.raises(UserError, match=r"can't write net\.mlpackage: .*; is the disk full\?"):
             CoreML().compile(ir.from_proto(model), job("fp16"), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,19 @@ class Session:
         return found
 
 
+@contextlib.contextmanager
+def as_brought(what: str) -> Iterator[None]:
+    """A graph that fails before anything was done to it is the user's, not the runtime's.
+
+    Raises:
+        UserError: In place of `DeviceError`.
+    """
+    try:
+        yield
+    except DeviceError as error:
+        raise UserError(f"{what} does not run as it is: {error}") from error
+
+
 def _weight_bytes(model: ir.Model | str | os.PathLike) -> int:
     if isinstance(model, ir.Model):
         return sum(
@@ -150,4 +165,6 @@ def _expose(model: ir.Model, proto: Any, names: Sequence[str]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    line = str(error).strip().split("\n", 1)[0]
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"Load model from \S+ failed:", "", line)

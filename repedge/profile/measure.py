@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repedge import devices
+from repedge.atomic import scratch
 from repedge.devices.base import Device
 from repedge.devices.protocol import ProfileRequest, RawProfile
 from repedge.errors import UserError
@@ -61,8 +61,8 @@ def measure(
     """
     target = devices.get(device, device_options)
     subject = find(what, **dict(source_options or {}))
-    with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
-        asked = _request(subject, Path(scratch) / "samples", request)
+    with scratch() as folder:
+        asked = _request(subject, folder / "samples", request)
         on_stage(f"{subject.name} on {device}")
         raw = target.profile(subject.artifact, asked)
     return summarize(subject, str(target.uri), asked.hint, raw)
@@ -100,8 +100,8 @@ def compare(
     pairs = [(s, d) for d in targets for s in subjects]
     if len(pairs) < 2:
         raise UserError("a comparison needs at least two artifacts or two devices")
-    with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
-        asked = [_request(s, Path(scratch) / f"samples{i}", request) for i, (s, _) in enumerate(pairs)]
+    with scratch() as folder:
+        asked = [_request(s, folder / f"samples{i}", request) for i, (s, _) in enumerate(pairs)]
         if all(d.live for d in targets) and asked[0].hint == "latency":
             rows = _interleaved(pairs, asked, rounds, on_stage)
         else:
