@@ -76,7 +76,7 @@ class Record:
         return hashlib.sha256("\n".join(self.files.values()).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
-        """The manifest's ``calibration`` object; of more than `WHOLE_HASHES` images, hashes have 16 digits."""
+        """The manifest's ``calibration`` object; beyond `WHOLE_HASHES` images with short hashes."""
         digits = 64 if len(self.files) <= WHOLE_HASHES else 16
         return {
             "kind": self.kind,
