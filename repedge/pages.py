@@ -20,10 +20,11 @@ def check_new(file: Path, force: bool) -> None:
     Raises:
         UserError: The file exists (without ``force``), or its folder does not.
     """
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(
-            f"{file} can't be written: {'it is' if file.is_dir() else 'there is no such'} a folder"
-        )
+    folder = file.absolute().parent
+    if file.is_dir():
+        raise UserError(f"{file} can't be written: it is a folder")
+    if not folder.is_dir():
+        raise UserError(f"{file} can't be written: there is no folder {folder}")
     if file.exists() and not force:
         raise UserError(f"{file} exists; pass --force to replace it")
 

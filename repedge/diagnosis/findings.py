@@ -17,8 +17,23 @@ WILD = 2.0
 
 
 def findings(d: Diagnosis) -> list[str]:
-    """What stands out: merging, weights, activations, dead channels, cost."""
+    """What stands out: the network as a whole, merging, weights, activations, dead channels, cost."""
+    return [*whole(d), *details(d)]
+
+
+def details(d: Diagnosis) -> list[str]:
+    """`findings` without that of the network as a whole."""
     return [*_merging(d), *_weights(d), *_activations(d), *_dead(d), *_cost(d)]
+
+
+def whole(d: Diagnosis) -> list[str]:
+    """The network as a whole; nothing without images."""
+    if d.stock is None or d.planned is None:
+        return []
+    return [
+        f"The whole network in simulated integers: {_whole(d.stock)} as stock tools calibrate; "
+        f"{_whole(d.planned)} with the recipe {d.planned.recipe!r} (on the {d.images} calibration images)."
+    ]
 
 
 def _merging(d: Diagnosis) -> Iterator[str]:
@@ -28,9 +43,11 @@ def _merging(d: Diagnosis) -> Iterator[str]:
         grown = [la for la in merged if (la.growth or 0) > GROWN]
         worst = max(merged, key=lambda la: la.growth or 0)
         bits = math.log2(max(worst.growth or 1, 1))
-        text = f"Merging widened {len(grown) or 'none'} of {len(merged)} merged kernels to more than "
-        text += f"{GROWN:g} times the range of their widest branch; most in {worst.name}, {times(worst.growth or 0)} in the"
-        yield text + f" median channel, which takes {bits:.1f} of its 8 bits from that branch."
+        yield (
+            f"Merging widened {len(grown) or 'none'} of {len(merged)} merged kernels to more than {GROWN:g} "
+            f"times the range of their widest branch; most in {worst.name}, {times(worst.growth or 0)} in "
+            f"the median channel, which takes {bits:.1f} of its 8 bits from that branch."
+        )
     elif peaked:
         worst = max(peaked, key=lambda la: la.weights.centre_to_ring or 0)
         yield (
@@ -74,17 +91,12 @@ def _dead(d: Diagnosis) -> Iterator[str]:
         channels = sum(la.channels for la in d.layers)
         where = f"{sum(la.dead > 0 for la in d.layers)} of the layers"
         yield (
-            f"{dead} of {channels} channels never change, in {where}: a smaller network would compute the same."
+            f"{dead} of {channels} channels never change, in {where}: a smaller network "
+            "would compute the same."
         )
 
 
 def _cost(d: Diagnosis) -> Iterator[str]:
-    if d.stock is None or d.planned is None:
-        return
-    yield (
-        f"The whole network in simulated integers: {_whole(d.stock)} as stock tools calibrate; "
-        f"{_whole(d.planned)} with the recipe {d.planned.recipe!r} (on the {d.images} calibration images)."
-    )
     costly = sorted((la for la in d.layers if la.cost is not None), key=lambda la: -(la.cost or 0))
     total = sum(la.cost or 0 for la in costly)
     if total > 0:

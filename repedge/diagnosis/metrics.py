@@ -95,19 +95,19 @@ METRICS: tuple[Metric, ...] = (
         lambda la: la.weights.sqnr_per_tensor_db, 45, 20, False, decibels,
     ),
     Metric(
-        "outlier", "activations it reads", "outlier images",
-        "Largest value of any image over the mean of the images' largest: a range for the one "
-        "wastes the rest.",
+        "outlier", "activations", "outlier images",
+        "In what it reads: largest value of any image over the mean of the images' largest: a range for the "
+        "one wastes the rest.",
         lambda la: la.reads.outlier if la.reads else None, 1, 6, True, times,
     ),
     Metric(
-        "channels", "activations it reads", "channel spread, values",
-        "Largest over median range of the channels, which share one scale: quiet channels are left with "
-        "few levels.",
+        "channels", "activations", "channel spread, values",
+        "In what it reads: largest over median range of the channels, which share one scale: quiet "
+        "channels are left with few levels.",
         lambda la: la.reads.channel_spread if la.reads else None, 1, 32, True, times,
     ),
     Metric(
-        "dead", "activations it reads", "dead channels",
+        "dead", "activations", "dead channels",
         "Output channels of the layer that never change: they cost time and may overflow an integer bias.",
         lambda la: la.dead / max(la.channels, 1), 0, 0.3, False, percent,
     ),
@@ -115,12 +115,12 @@ METRICS: tuple[Metric, ...] = (
         "stock", "cost at the output", "stock calibration",
         "What the output loses (KL divergence, mostly) when this layer alone is in integers: least and "
         "greatest value, nearest rounding.",
-        lambda la: la.cost_stock, 1e-5, 1e-2, True, cost,
+        lambda la: la.cost_stock, 1e-5, 1e-1, True, cost,
     ),
     Metric(
         "cost", "cost at the output", "with the recipe",
         "The same with what repedge would do about it.",
-        lambda la: la.cost, 1e-5, 1e-2, True, cost,
+        lambda la: la.cost, 1e-5, 1e-1, True, cost,
     ),
 )  # fmt: skip
 """In the order of the heat map's rows."""

@@ -9,6 +9,7 @@ from typing import Any
 from repedge import __version__
 from repedge.calib.diagnose import LayerDiagnosis
 from repedge.diagnosis.examine import Report
+from repedge.diagnosis.findings import details
 from repedge.diagnosis.heatmap import STEPS, colours, describe, heatmap, step
 from repedge.diagnosis.metrics import METRICS, Metric, times, treatment_words
 from repedge.pages import style
@@ -30,6 +31,7 @@ def page(report: Report) -> str:
         report=report,
         version=__version__,
         d=d,
+        findings=details(d),
         wholes=[("stock calibration", d.stock), (f"recipe {report.recipe}", d.planned)] if d.stock else [],
         heatmap=Markup(heatmap(d)),
         steps=range(STEPS),
