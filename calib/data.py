@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -198,6 +198,14 @@ class _Spool:
         return np.frombuffer(self._file.read(self._like.nbytes), self._like.dtype).reshape(self._like.shape)
 
 
+class _Kept(NamedTuple):
+    """What is left of a usable image in memory."""
+
+    slot: int
+    name: str
+    sha256: str
+
+
 class _Chooser:
     """Reads items in the seeded order until enough are usable."""
 
@@ -207,7 +215,7 @@ class _Chooser:
         self._count = count
         self._record = Record(source.kind, source.name, source.found, source.total, count, seed)
         self._spool = _Spool()
-        self._kept: dict[int, tuple[int, Item]] = {}  # rank in the seeded order -> (slot in the spool, item)
+        self._kept: dict[int, _Kept] = {}  # by rank in the seeded order
         self._seen: dict[str, str] = {}
         self._unreadable: list[str] = []
         self._constant = 0
@@ -249,7 +257,7 @@ class _Chooser:
         elif digest in self._seen:
             self._record.skipped[item.name] = f"it is the same as {self._seen[digest]}"
         else:
-            self._kept[rank] = (self._spool.add(array), item)
+            self._kept[rank] = _Kept(self._spool.add(array), item.name, item.sha256)
             self._seen[digest] = item.name
 
     def _check_limit(self) -> None:
@@ -278,7 +286,7 @@ class _Chooser:
             )
         if found < FEWEST:
             raise UserError(_too_few(self._source, found, record.skipped))
-        record.files = {self._kept[r][1].name: self._kept[r][1].sha256 for r in ranks}
+        record.files = {self._kept[r].name: self._kept[r].sha256 for r in ranks}
         if self._source.kind == RANDOM:
             record.warnings.append(NOISE)
         elif found < WANTED[0]:
@@ -288,7 +296,7 @@ class _Chooser:
         if self._unreadable:
             some = [repr(n) for n in self._unreadable[:3]] + ["..."] * (len(self._unreadable) > 3)
             record.warnings.append(f"unreadable images left out: {len(self._unreadable)} ({', '.join(some)})")
-        return CalibrationImages(record, self._pre, self._spool, [self._kept[r][0] for r in ranks])
+        return CalibrationImages(record, self._pre, self._spool, [self._kept[r].slot for r in ranks])
 
 
 def _too_few(source: Source, found: int, skipped: dict[str, str]) -> str:

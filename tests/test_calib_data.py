@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import struct
@@ -281,3 +282,15 @@ def test_noise_only_when_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.M
     assert "random noise: accuracy will be poor" in one.record.warnings[0]
     folder(tmp_path / "random", photos(20))
     assert open_source("random", PRE).kind == "folder"
+
+
+def test_images_are_not_kept_in_memory(tmp_path: Path) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(o, Image.Image) for o in gc.get_objects())
+
+    path = folder(tmp_path, photos(40))
+    before = alive()
+    loaded = load(path, PRE, count=40)
+    assert len(loaded) == 40
+    assert alive() - before <= 1
