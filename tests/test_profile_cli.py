@@ -146,6 +146,10 @@ def test_trace_is_what_perfetto_reads(cli, tflite, tmp_path):
         (["--max-regression", "x"], "write a share such as 5%"),
         (["--baseline", "none.json"], "can't be read"),
         (["--trace", "no/such/folder/t.json"], "there is no folder"),
+        (["--html", __file__], "exists; pass --force"),
+        (["--save-as-device", "x/y"], "use small letters"),
+        (["--save-as-device", "box"], "needs three networks"),
+        (["--save-as-device", "iphone12"], "name of a bundled fit"),
         (["--predict", "pixel9"], "there is no fit for 'pixel9'"),
     ],
 )

@@ -94,6 +94,11 @@ def test_ones_own_measurements_become_a_device(monkeypatch):
     assert (fit.base_ms, fit.ms_per_gmac) == pytest.approx((1, 3), rel=1e-9)
     assert fit.loo_error == pytest.approx(0, abs=1e-9)
     assert predict.predict("b", "bench-box").ms == pytest.approx(4, rel=1e-9)
+    again = [measured(2 + 3 * g) for g in sizes.values()]
+    with pytest.raises(UserError, match=r"'bench-box' exists .*--force"):
+        predict.save_device("bench-box", again, list(sizes), {})
+    predict.save_device("bench-box", again, list(sizes), {}, force=True)
+    assert predict.predict("b", "bench-box").ms == pytest.approx(5, rel=1e-9)
 
 
 @pytest.mark.parametrize(

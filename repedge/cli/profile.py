@@ -92,6 +92,9 @@ def profile(
         str | None,
         typer.Option(help="Fit a new device from these measurements.", rich_help_panel=_PREDICT),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files and a device that exist.", rich_help_panel=_OUT)
+    ] = False,
     weights: Weights = None,
     random_weights: RandomWeights = False,
     input_size: InputSize = None,
@@ -112,7 +115,7 @@ def profile(
     limit, stored = gate.parse_limit(max_regression), gate.read_baseline(baseline) if baseline else None
     if stored is not None and len(what) * len(device or [1]) > 1:
         raise UserError("--baseline compares one artifact on one device with an earlier measurement of it")
-    _check_folders(trace, html)
+    _check_new(trace, html, force, save_as_device, what, device or ["local"])
     asked = {
         "runs": runs, "warmup": warmup, "threads": threads, "per_op": per_op, "unit": unit,
         "timeout_s": timeout, "hint": words("hint", [hint], ["latency", "throughput"])[0],
@@ -123,8 +126,8 @@ def profile(
     if stored is not None:
         rows, verdict = _regression(rows, stored, limit, what, device, given, asked, options, as_json)
         data = {**rows[0].model_dump(mode="json"), **_verdict_json(verdict)}
-    _write(rows, trace, html)
-    saved = _save(save_as_device, rows, what, options)
+    _write(rows, trace, html, force)
+    saved = _save(save_as_device, rows, what, options, force)
     from repedge.cli import profile_tables as tables
 
     def table() -> None:
@@ -215,29 +218,40 @@ def _device_options(pairs: list[str] | None, accept_host_key: str | None, on: st
     return given
 
 
-def _check_folders(*files: Path | None) -> None:
-    for file in files:
-        if file is not None and not file.resolve().parent.is_dir():
-            raise UserError(f"there is no folder {file.parent} to write {file.name} into")
+def _check_new(
+    trace: Path | None, html: Path | None, force: bool, name: str | None, what: list[str], on: list[str]
+) -> None:
+    """What can't be written is said before anything is measured."""
+    from repedge import pages
+
+    for file in (trace, html):
+        if file is not None:
+            pages.check_new(file, force)
+    if name is not None:
+        from repedge.profile.predict import check_new_device
+
+        check_new_device(name, what, len(on), force)
 
 
-def _write(rows: list[Profile], trace: Path | None, html: Path | None) -> None:
+def _write(rows: list[Profile], trace: Path | None, html: Path | None, force: bool) -> None:
     if trace is not None:
         from repedge.profile.trace import write
 
-        write(rows, trace)
+        write(rows, trace, force)
     if html is not None:
         from repedge.profile.html import write as write_page
 
-        write_page(rows, html)
+        write_page(rows, html, force)
 
 
-def _save(name: str | None, rows: list[Profile], what: list[str], options: dict[str, Any]) -> Path | None:
+def _save(
+    name: str | None, rows: list[Profile], what: list[str], options: dict[str, Any], force: bool
+) -> Path | None:
     if name is None:
         return None
     from repedge.profile.predict import save_device
 
-    return save_device(name, rows, what, options)
+    return save_device(name, rows, what, options, force)
 
 
 def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Path | None) -> None:

@@ -13,9 +13,8 @@ from string import Template
 import numpy as np
 
 from repedge.devices.protocol import Op
-from repedge.pages import style
+from repedge.pages import style, write_whole
 from repedge.profile.result import Profile
-from repedge.profile.trace import write_text
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
@@ -23,13 +22,13 @@ BINS = 40
 SHOWN_OPS = 30
 
 
-def write(profiles: Sequence[Profile], file: Path) -> None:
+def write(profiles: Sequence[Profile], file: Path, force: bool = False) -> None:
     """Write the page of one or more profiles.
 
     Raises:
-        UserError: The file can't be written.
+        UserError: The file exists (without ``force``), or can't be written.
     """
-    write_text(file, page(profiles))
+    write_whole(file, page(profiles), force)
 
 
 def page(profiles: Sequence[Profile]) -> str:

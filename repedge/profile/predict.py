@@ -21,11 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repedge.bundle import MANIFEST, Bundle
 from repedge.errors import UserError
+from repedge.pages import write_whole
 
 if TYPE_CHECKING:
     from repedge.profile.result import Profile
 
 FITS = Path(__file__).parent / "fits"
+TOO_FEW = "--save-as-device needs three networks of different size, for a line and its error"
 REACH = 1.25
 """How far beyond the smallest and the largest point a network may lie, as a factor of its MACs."""
 
@@ -249,25 +251,49 @@ def read(file: Path) -> Fit:
         raise UserError(f"the fit {file} is damaged ({str(e).splitlines()[0]}); remove it") from e
 
 
-def save_device(
-    name: str, rows: Sequence[Profile], what: Sequence[str], source_options: Mapping[str, Any]
-) -> Path:
-    """Fit a device from one's own measurements and keep it for ``--predict``.
+def check_new_device(name: str, what: Sequence[str], devices: int, force: bool) -> None:
+    """Fail before anything is measured where `save_device` would refuse.
 
     Args:
         name: Small letters, digits, dots, dashes and underscores.
-        rows, what: The profiles and what each was measured from, in the same order.
-        source_options: For models, as for `describe`.
+        what: What is to be measured.
+        devices: On how many devices.
+        force: Replace a device of one's own that has this name.
 
     Raises:
-        UserError: A bad name, fewer than three networks, or networks that make no line.
+        UserError: A bad or taken name, fewer than three networks, several devices.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", name):
         raise UserError(f"--save-as-device {name!r}: use small letters, digits, dots, dashes, underscores")
     if any(f.device == name for f in (read(p) for p in FITS.glob("*.json"))):
         raise UserError(f"--save-as-device {name!r} is the name of a bundled fit; choose another")
-    if len(rows) != len(what):
+    file = user_folder() / f"{name}.json"
+    if file.exists() and not force:
+        raise UserError(f"--save-as-device {name!r} exists ({file}); pass --force to replace it")
+    if devices != 1:
         raise UserError("--save-as-device fits one device; pass one --device")
+    if len(what) < 3:
+        raise UserError(TOO_FEW)
+
+
+def save_device(
+    name: str,
+    rows: Sequence[Profile],
+    what: Sequence[str],
+    source_options: Mapping[str, Any],
+    force: bool = False,
+) -> Path:
+    """Fit a device from one's own measurements and keep it for ``--predict``.
+
+    Args:
+        name, force: As for `check_new_device`.
+        rows, what: The profiles and what each was measured from, in the same order.
+        source_options: For models, as for `describe`.
+
+    Raises:
+        UserError: As `check_new_device`, or networks that make no line.
+    """
+    check_new_device(name, what, len(rows) // max(1, len(what)), force)
     networks = [describe(w, **source_options) for w in what]
     points = tuple(
         Point(model=n.name, gmacs=round(n.gmacs, 6), ms=r.p50_ms, source=f"measured on {r.device} by repedge")
@@ -285,15 +311,15 @@ def save_device(
     file = user_folder() / f"{name}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(fit.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     except OSError as e:
         raise UserError(f"{file} can't be written: {e.strerror}") from e
+    write_whole(file, json.dumps(fit.model_dump(mode="json"), indent=2) + "\n", force)
     return file
 
 
 def _check_points(networks: Sequence[Network], points: Sequence[Point]) -> None:
     if len({p.gmacs for p in points}) < 3:
-        raise UserError("--save-as-device needs three networks of different size, for a line and its error")
+        raise UserError(TOO_FEW)
     for what, values in (
         ("family", {n.family for n in networks}),
         ("target", {n.target for n in networks}),

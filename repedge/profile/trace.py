@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repedge.errors import UserError
+from repedge.pages import write_whole
 from repedge.profile.result import Profile
 
 
@@ -52,19 +52,11 @@ def _name(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def write(profiles: Sequence[Profile], file: Path) -> None:
+def write(profiles: Sequence[Profile], file: Path, force: bool = False) -> None:
     """Write the trace of one or more profiles.
 
     Raises:
-        UserError: The file can't be written.
+        UserError: The file exists (without ``force``), or can't be written.
     """
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": list(events(profiles))})
-    write_text(file, text)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a report file, with the operating system's refusal in one sentence."""
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{file} can't be written: {e.strerror}") from e
+    write_whole(file, text, force)
