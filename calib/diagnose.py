@@ -7,6 +7,7 @@ what the output loses when that layer alone is in integers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from repedge.calib.observe import Statistics, TensorStats, observe
 from repedge.calib.plan import QuantPlan
 from repedge.calib.recipe import Recipe, affordable, calibrate, find_recipe
 from repedge.calib.scheme import QuantScheme
-from repedge.calib.structure import Layer, channels, layers, own_parameters, place
+from repedge.calib.structure import TAKING, Layer, channels, layers, own_parameters, place
 from repedge.calib.weights import WeightFacts, kind, peaks, spread_of, weight_facts, weight_rows
 from repedge.errors import UserError
 from repedge.graph.values import only_reader
@@ -143,6 +144,7 @@ class Diagnosis:
         cost_images: How many of them the single-layer costs are measured on.
         layers: In the graph's order.
         stock, planned: The whole network; None without images.
+        float_ops: Operators that have no integers under the scheme: type -> how many.
         notes: What the recipe decided, in sentences.
         plan: The recipe's plan; None without images.
     """
@@ -153,6 +155,7 @@ class Diagnosis:
     layers: tuple[LayerDiagnosis, ...]
     stock: Whole | None = None
     planned: Whole | None = None
+    float_ops: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     plan: QuantPlan | None = field(default=None, repr=False)
 
@@ -165,6 +168,7 @@ class Diagnosis:
             "cost_images": self.cost_images,
             "stock": None if self.stock is None else asdict(self.stock),
             "planned": None if self.planned is None else asdict(self.planned),
+            "float_ops": dict(self.float_ops),
             "notes": list(self.notes),
             "layers": rows,
         }
@@ -192,11 +196,14 @@ def diagnose(
         progress: Told each step as it begins.
 
     Raises:
-        UserError: Nothing to quantize, an unknown recipe, or activations that are not finite.
+        UserError: Nothing to quantize, an unknown recipe, or weights or activations that are not finite.
     """
     recipe = find_recipe(recipe)
     if not place(model, scheme).layers:
         raise UserError(f"the graph {model.graph.name!r} has no layer that {scheme.name} could quantize")
+    for layer in layers(model):
+        if not np.isfinite(layer.array).all():
+            raise UserError(f"{layer.node.op_type} node {layer.name!r} has weights that are NaN or infinite")
     model = model.clone()
     own_parameters(model)
     found = _Found(scheme)
@@ -208,8 +215,24 @@ def diagnose(
     count = 0 if feed is None else len(feed)
     return Diagnosis(
         scheme.name, count, min(count, found.cost_images), rows, found.stock, found.planned,
-        tuple(found.plan.notes) if found.plan else (), found.plan,
+        _float_ops(model, scheme), tuple(found.plan.notes) if found.plan else (), found.plan,
     )  # fmt: skip
+
+
+def _float_ops(model: ir.Model, scheme: QuantScheme) -> dict[str, int]:
+    """Operators outside of the integer ones and of the activations that these take along."""
+    if scheme.weights_only:
+        return {}
+    integer = place(model, scheme).nodes
+
+    def taken(node: ir.Node) -> bool:
+        x = node.inputs[0] if node.op_type in scheme.fused else None
+        before = x.producer() if x is not None else None
+        return before is not None and before.op_type in TAKING and str(before.name) in integer
+
+    return dict(
+        Counter(n.op_type for n in model.graph if str(n.name) not in integer and not taken(n)).most_common()
+    )
 
 
 class _Found:

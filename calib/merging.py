@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.passes.fuse import find_merges
-from repedge.passes.geometry import Geometry, Refused
-from repedge.passes.linear import Apply, Block, Expr, Input, Sum, place
+from repedge.passes.geometry import Refused
+from repedge.passes.linear import Apply, Block, Expr, Input, Sum
 from repedge.passes.operators import Conv, Pool
 
 NEGLIGIBLE = 1e-6
@@ -84,25 +84,18 @@ def split(expr: Expr) -> list[Expr]:
 def _measure(sum_: Expr, terms: list[Expr]) -> tuple[Branch, ...]:
     """The branches, or none where one alone equals no convolution (the shift of one ends at a border)."""
     whole = sum_.geometry
+    merged = _peaks(sum_.collapse()[0])
     try:
-        kernels = [_aligned(whole, term) for term in terms]
+        kernels = [(term, term.geometry.kernel, _peaks(term.collapse()[0])) for term in terms]
     except Refused:
         return ()
-    merged = _peaks(sum_.collapse()[0])
     result = []
-    for term, kernel in zip(terms, kernels, strict=True):
-        peaks = _peaks(kernel)
+    for term, kernel, peaks in kernels:
         on = peaks > NEGLIGIBLE * merged.max(initial=0.0)
         ratio = merged[on] / peaks[on] if on.any() else np.ones(1)
-        widest = bool(on.any()) and term.geometry.kernel == whole.kernel
+        widest = bool(on.any()) and kernel == whole.kernel
         result.append(Branch(_kind(term), term.names, float(np.median(ratio)), float(ratio.max()), widest))
     return tuple(result)
-
-
-def _aligned(whole: Geometry, term: Expr) -> np.ndarray:
-    acc = np.zeros((whole.cout, whole.cin // whole.group, *whole.kernel))
-    place(acc, whole, term.collapse()[0], term.geometry)
-    return acc
 
 
 def _peaks(kernel: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from calib_nets import clean, images, mobile
+from calib_nets import clean, images, mixed, mobile
 from graph_helpers import parse
 from PIL import Image
 from torch import nn
@@ -31,6 +31,7 @@ from repedge.cli import main
 from repedge.diagnosis.findings import findings
 from repedge.diagnosis.heatmap import groups
 from repedge.diagnosis.page import page
+from repedge.errors import UserError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -206,6 +207,21 @@ def test_an_equalization_is_replayed_from_its_factors():
     )
 
 
+def test_weights_that_are_not_finite_are_named():
+    model = mobile()
+    layer = layers(model)[1]
+    array = layer.array.copy()
+    array[0] = np.nan
+    layer.weight.const_value = ir.tensor(array, name=layer.weight.name)
+    with pytest.raises(UserError, match=rf"{layer.name}.*NaN"):
+        diagnose(model, TFLITE_W8A8)
+
+
+def test_operators_without_integers_are_counted():
+    assert diagnose(mixed(), OPENVINO_W8A8).float_ops == {"Mul": 2}
+    assert diagnose(mobile(), TFLITE_W8A8).float_ops == {}
+
+
 # --- from a model to a report ------------------------------------------------------------------
 
 
@@ -216,7 +232,8 @@ def test_a_training_form_network_shows_what_merging_did(report):
     assert peaked.growth > 10 > calm.growth
     assert peaked.weights.centre_to_ring > 10
     assert by_name["stem"].branches == ()
-    assert "stage1.1" in report.findings[0]
+    assert report.findings[0].startswith("The whole network")
+    assert "stage1.1" in report.findings[1]
 
 
 def test_the_cli_prints_one_json_object_and_writes_the_page(cli, onnx_file, photos, tmp_path):
@@ -312,6 +329,7 @@ def test_brackets_are_the_modules_that_neighbours_share():
     names = ["stem.conv", "stage1.0.a", "stage1.0.b", "stage1.1.a", "head"]
     assert groups(names, most=3) == [(0, 0, "stem"), (1, 3, "stage1"), (4, 4, "head")]
     assert groups(names)[1] == (1, 2, "stage1.0")
+    assert groups(["/stem/Conv", "/body/a/Conv", "/body/b/Conv"], most=2)[-1] == (1, 2, "body")
     assert len(groups([f"stage{i // 12}.b{i}.conv" for i in range(120)])) == 10
 
 

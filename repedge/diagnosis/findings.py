@@ -23,7 +23,7 @@ def findings(d: Diagnosis) -> list[str]:
 
 def details(d: Diagnosis) -> list[str]:
     """`findings` without that of the network as a whole."""
-    return [*_merging(d), *_weights(d), *_activations(d), *_dead(d), *_cost(d)]
+    return [*_merging(d), *_weights(d), *_activations(d), *_operators(d), *_dead(d), *_cost(d)]
 
 
 def whole(d: Diagnosis) -> list[str]:
@@ -79,6 +79,12 @@ def _activations(d: Diagnosis) -> Iterator[str]:
         f"{len(wild)} of {len(seen)} layers read a tensor whose largest value is more than {WILD:g} "
         f"times the mean of the images' largest; most at {worst.name}: {times(_outlier(worst))}."
     )
+
+
+def _operators(d: Diagnosis) -> Iterator[str]:
+    if d.float_ops:
+        named = ", ".join(f"{count} {op}" for op, count in d.float_ops.items())
+        yield f"These operators run in float32 between integers, as {d.scheme} has none for them: {named}."
 
 
 def _outlier(la: LayerDiagnosis) -> float:

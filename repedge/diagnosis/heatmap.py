@@ -259,7 +259,7 @@ def groups(names: Sequence[str], most: int = 24) -> list[tuple[int, int, str]]:
     """Runs of layers below one module as (first, last, module), at the deepest level with few enough."""
     best = [(0, len(names) - 1, "")] if names else []
     for depth in range(1, 5):
-        heads = [".".join(n.partition("/")[0].split(".")[:depth]) for n in names]
+        heads = [".".join(_modules(n)[:depth]) for n in names]
         runs: list[tuple[int, int, str]] = []
         for i, head in enumerate(heads):
             if runs and runs[-1][2] == head:
@@ -270,6 +270,11 @@ def groups(names: Sequence[str], most: int = 24) -> list[tuple[int, int, str]]:
             break
         best = runs
     return best
+
+
+def _modules(name: str) -> list[str]:
+    """The parts of ``stage1.0.conv`` or, in other exporters' files, ``/stage1/stage1.0/Conv``."""
+    return name.strip("/").replace("/", ".").split(".")
 
 
 def _box(x: float, y: float, width: float, height: float) -> str:
