@@ -69,7 +69,8 @@ def artifacts(model: str, folder: Path) -> dict[str, Path]:
         if not out.exists():
             repedge.compile(
                 model, random_weights=True, targets=[target], precisions=[precision], out=out,
-                min_sqnr=-200.0, input_kind=kind, calib=photos if precision == "w8a8" else None, recipe="fast",
+                min_sqnr=-200.0, input_kind=kind, recipe="fast",
+                calib=photos if precision == "w8a8" else None,
             )  # fmt: skip
         found[f"{target}-{precision}-{kind}"] = Bundle.open(next(out.iterdir())).artifact
     inputs = [_normal(i) for i in range(RANDOM_PHOTOS)]
@@ -151,7 +152,7 @@ def latency(models: list[str], folder: Path, runs: int, threads: int) -> None:
 
 
 def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict[str, float]:
-    """Calibrate on ``count`` photos of a folder (over again if there are fewer); this process's peak memory."""
+    """Calibrate on ``count`` photos of a folder, again and again if there are fewer."""
     from int8_data import MODELS, source_options
 
     from repedge import images

@@ -84,7 +84,14 @@ def _plain(node: ir.Node) -> bool:
 
 
 def equalize(
-    model: ir.Model, stats: Statistics, *, alpha: float = 0.5, clamp: float = CLAMP, weights: float = 0.5
+    model: ir.Model,
+    stats: Statistics,
+    *,
+    alpha: float = 0.5,
+    clamp: float = CLAMP,
+    weights: float = 0.5,
+    depthwise: float | None = None,
+    quantile: float | None = None,
 ) -> tuple[ir.Model, dict[str, np.ndarray]]:
     """Even out the ranges of channels; the float function stays what it was.
 
@@ -95,6 +102,10 @@ def equalize(
         clamp: Factors lie between ``1 / clamp`` and ``clamp``.
         weights: How far the weights that read a channel are evened out against its range, for consumers
             whose filters mix channels (a depthwise filter has a scale of its own anyway).
+        depthwise: ``alpha`` in front of depthwise filters, where it costs their weights nothing; None
+            for ``alpha``.
+        quantile: A channel's range is this quantile over images of its greatest magnitude; None for the
+            mean.
 
     Returns:
         A new model, and for every changed tensor the factors [C] that it was divided by. Pass these to
@@ -104,7 +115,8 @@ def equalize(
     own_parameters(model)
     factors: dict[str, np.ndarray] = {}
     for pair in pairs(model):
-        r = _factor(pair, stats, alpha, clamp, weights)
+        power = alpha if depthwise is None or not pair.consumer.depthwise else depthwise
+        r = _factor(pair, stats, power, clamp, weights, quantile)
         if r is None or np.all(r == 1):
             continue
         _apply(pair, r)
@@ -125,12 +137,15 @@ def replay(model: ir.Model, factors: Mapping[str, Sequence[float]]) -> ir.Model:
     return model
 
 
-def _factor(pair: Pair, stats: Statistics, alpha: float, clamp: float, weights: float) -> np.ndarray | None:
+def _factor(
+    pair: Pair, stats: Statistics, alpha: float, clamp: float, weights: float, quantile: float | None
+) -> np.ndarray | None:
     """Division factor per channel, float64 [C]; 1 for channels that are never on."""
     name = str(pair.between[-1].name)
     if name not in stats.tensors:
         return None
-    t = stats.tensors[name].channel_magnitude
+    found = stats.tensors[name]
+    t = found.channel_magnitude if quantile is None else found.channel_quantile(quantile)
     if pair.repeat > 1:
         t = t.reshape(-1, pair.repeat).max(1)
     alive = t > 1e-6 * max(float(t.max()), 1e-30)

@@ -59,6 +59,10 @@ class TensorStats:
         """Mean over images of each channel's greatest magnitude, float64 [C]."""
         return np.maximum(np.abs(self.lows), np.abs(self.highs)).astype(np.float64).mean(0)
 
+    def channel_quantile(self, q: float) -> np.ndarray:
+        """Quantile over images of each channel's greatest magnitude, float64 [C]."""
+        return np.quantile(np.maximum(np.abs(self.lows), np.abs(self.highs)).astype(np.float64), q, axis=0)
+
     def divided(self, factor: np.ndarray) -> TensorStats:
         """The statistics of the tensor divided by ``factor`` [C] > 0; the histogram is given up."""
         lows, highs = self.lows / factor, self.highs / factor

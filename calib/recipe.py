@@ -135,21 +135,31 @@ def _observe(c: Calibration, images: int | None = None, moments: int = 64) -> No
     c.stats = observe(c.reference, c.feed.batches(images), moments=moments)
 
 
-def _equalize(c: Calibration, alphas: Sequence[Sequence[float]] = ((0.5, 0.25),), images: int = 16) -> None:
-    """Each of ``alphas`` is (alpha, weights) of `equalize`; of several, the best at the output is taken."""
+def _equalize(
+    c: Calibration,
+    alphas: Sequence[Sequence[float]] = ((0.5, 0.25, 1.0),),
+    quantile: float | None = 0.9,
+    images: int = 16,
+) -> None:
+    """Each of ``alphas`` is (alpha, weights) or (alpha, weights, depthwise) of `equalize`; of several, the
+    best at the output is taken."""
     if c.scheme.weights_only:
         return
     stats, before = c.observed(), c.reference
     best: tuple[float, ir.Model, dict[str, np.ndarray], str] | None = None
     costs = []
-    for alpha, weights in alphas:
-        model, factors = equalize(before, stats, alpha=alpha, weights=weights)
+    for alpha, weights, *more in alphas:
+        depthwise = (more or [alpha])[0]
+        model, factors = equalize(
+            before, stats, alpha=alpha, weights=weights, depthwise=depthwise, quantile=quantile
+        )
+        name = f"({', '.join(f'{v:g}' for v in (alpha, weights, *more))})"
         cost = 0.0
         if len(alphas) > 1:
             cost = min(_try_ranges(c, model, stats.divided(model, factors), images).values())
-            costs.append(f"({alpha:g}, {weights:g}): {cost:.4g}")
+            costs.append(f"{name}: {cost:.4g}")
         if best is None or cost < best[0]:
-            best = (cost, model, factors, f"({alpha:g}, {weights:g})")
+            best = (cost, model, factors, name)
     assert best is not None
     _, c.reference, factors, taken = best
     c.stats = stats.divided(c.reference, factors)
@@ -184,15 +194,8 @@ def _choose_ranges(
     if any(rule in NEED_HISTOGRAMS for rule, _ in candidates):
         stats = observe(c.reference, c.feed.batches(2 * images), histograms=True)
     batches = c.batches(images)
-    _, costs = choose_ranges(
-        c.reference,
-        stats,
-        c.scheme,
-        batches,
-        candidates=candidates,
-        float_nodes=c.plan.float_nodes,
-        plan=c.plan,
-    )
+    kept: dict[str, Any] = {"float_nodes": c.plan.float_nodes, "plan": c.plan}
+    _, costs = choose_ranges(c.reference, stats, c.scheme, batches, candidates=candidates, **kept)
     text = ", ".join(f"{k}: {v:.4g}" for k, v in costs.items())
     c.plan.notes.append(f"ranges by their cost at the output: {text}")
 
@@ -273,7 +276,7 @@ _RULES = ["mean", "median", "q90", "minmax", "p99.99", "mse"]
 
 _DEFAULT = _steps(
     ("observe", {"moments": 64}),
-    ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25], [0.5, 0.5]], "images": 16}),
+    ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25, 1.0], [0.5, 0.5]], "quantile": 0.9, "images": 24}),
     ("choose_ranges", {"rules": _RULES, "images": 32}),
     ("round", {"method": "closed-form"}),
     # Weight error first: a mean over clipped activations would be that of a few images.
@@ -303,10 +306,7 @@ RECIPES: dict[str, Recipe] = {
                 ("correct_bias_at_once", {}),  # last: it takes out what rounding left
             ),
         ),
-        Recipe(
-            name="default",
-            steps=_DEFAULT,
-        ),
+        Recipe(name="default", steps=_DEFAULT),
         Recipe(
             name="best",
             steps=(

@@ -92,7 +92,7 @@ def tune_ranges(
     free = _free_groups(model, plan)
     states = [simulator.start(x) for x in batches()]
     taken: dict[str, float] = {}
-    best = np.inf
+    trials = _Trials(simulator, wanted)
     for i, step in enumerate(simulator.steps):
         names = [n for n in step.writes if n in free]
         if not names or len(step.writes) > 1:
@@ -101,18 +101,17 @@ def tune_ranges(
             continue
         name, group = names[0], free[names[0]]
         raw = [_unrounded(simulator, step, s) for s in states]
-        if not np.isfinite(best):
-            best = _cost(simulator, i + 1, states, name, raw, wanted)
+        if not trials.started:
+            trials.better(i + 1, states, name, raw)
         old = plan.tensors[name].model_copy()
         for factor in factors:
-            trial = plan.model_copy(deep=True)
+            trial = QuantPlan(scheme=plan.scheme)
             trial.set_range(
-                _ties(trial, group), old.low * factor, old.high * factor, f"{old.why} x {factor:g}"
+                _ties(plan, group), old.low * factor, old.high * factor, f"{old.why} x {factor:g}"
             )
             simulator.set_rounding({n: Rounding.of(trial.tensors[n], plan.scheme) for n in group})
-            cost = _cost(simulator, i + 1, states, name, raw, wanted)
-            if cost < best * (1 - margin):
-                best, taken[name] = cost, factor
+            if trials.better(i + 1, states, name, raw, margin):
+                taken[name] = factor
                 for n in group:
                     plan.tensors[n] = trial.tensors[n]
         simulator.set_rounding({n: Rounding.of(plan.tensors[n], plan.scheme) for n in group})
@@ -146,11 +145,43 @@ def _unrounded(simulator: Simulator, step: Step, values: Values) -> Any:
     return step.run(*found)
 
 
-def _cost(
-    simulator: Simulator, index: int, states: list[Values], name: str, raw: list, wanted: np.ndarray
-) -> float:
-    changed = [{**s, name: simulator.round(name, y)} for s, y in zip(states, raw, strict=True)]
-    return output_distance(wanted, _rest(simulator, index, changed))
+class _Trials:
+    """The least cost so far, on all images and on the first third of them.
+
+    A trial that is no better on the third is given up there: most trials are, and the search takes half
+    the time.
+    """
+
+    def __init__(self, simulator: Simulator, wanted: np.ndarray) -> None:
+        self._simulator = simulator
+        self._wanted = wanted
+        self._best = (np.inf, np.inf)
+
+    @property
+    def started(self) -> bool:
+        return bool(np.isfinite(self._best[1]))
+
+    def better(
+        self, index: int, states: list[Values], name: str, raw: list[Any], margin: float = 0.0
+    ) -> bool:
+        """Run the steps from ``index`` on with the value ``name`` rounded anew; keep the cost if it is less.
+
+        Args:
+            raw: The value in every state, before rounding.
+            margin: Share by which the cost on all images must fall.
+        """
+        changed = [{**s, name: self._simulator.round(name, y)} for s, y in zip(states, raw, strict=True)]
+        few = max(1, len(changed) // 3)
+        first = _rest(self._simulator, index, changed[:few])
+        part = output_distance(self._wanted[: len(first)], first)
+        if not part < self._best[0]:
+            return False
+        rest = [_rest(self._simulator, index, changed[few:])] if changed[few:] else []
+        cost = output_distance(self._wanted, np.concatenate([first, *rest]))
+        if not cost < self._best[1] * (1 - margin):
+            return False
+        self._best = (part, cost)
+        return True
 
 
 def _rest(simulator: Simulator, index: int, states: list[Values]) -> np.ndarray:

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repedge.calib.bias import correct_bias, correct_bias_at_once
-from repedge.calib.equalize import equalize, pairs
 from repedge.calib.feed import Feed
 from repedge.calib.observe import RESERVOIR, observe
 from repedge.calib.ranges import RULES, choose_ranges, ranges
@@ -21,7 +20,7 @@ from repedge.calib.rounding import centred_error, enumerate_choices, gptq, round
 from repedge.calib.scheme import COREML_W8A8, OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, W8A32
 from repedge.calib.search import sensitivity
 from repedge.calib.simulate import Simulator
-from repedge.calib.structure import layers, own_parameters, place, set_array
+from repedge.calib.structure import layers, place, set_array
 from repedge.errors import UserError
 from repedge.graph.values import const
 
@@ -117,65 +116,6 @@ def test_feed_gives_the_images_again_and_again() -> None:
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate(list(feed.batches())), x)
     np.testing.assert_array_equal(np.concatenate(list(feed.batches(5))), x[::2])
-
-
-# --- equalize --------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000), st.floats(0.1, 1.0), st.floats(0.0, 1.0))
-def test_equalize_leaves_the_function_in_float64(seed: int, alpha: float, weights: float) -> None:
-    model, x = mobile(seed, spread=1.5), images(3, seed=seed)
-    changed, factors = equalize(model, observe(model, [x]), alpha=alpha, weights=weights)
-    assert factors
-    want, got = (_in_float64(m, x) for m in (model, changed))
-    # What is left is the rounding of the new weights to float32.
-    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
-
-
-def _in_float64(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    simulator = Simulator(model)
-    simulator.constants = {
-        n: c.double() if c.is_floating_point() else c for n, c in simulator.constants.items()
-    }
-    return simulator.run(x.astype(np.float64))[0].numpy()
-
-
-def test_equalized_statistics_are_those_of_the_equalized_graph() -> None:
-    model, x = mobile(), images(8)
-    stats = observe(model, [x], moments=8)
-    changed, factors = equalize(model, stats)
-    want, got = observe(changed, [x], moments=8), stats.divided(changed, factors)
-    for name in want.tensors:
-        np.testing.assert_allclose(got.tensors[name].highs, want.tensors[name].highs, rtol=1e-4, atol=1e-5)
-        assert got.tensors[name].high == pytest.approx(want.tensors[name].high, rel=1e-4)
-    for name in want.moments:
-        scale = np.abs(want.moments[name].cov[0]).max()
-        np.testing.assert_allclose(got.moments[name].cov[0], want.moments[name].cov[0], atol=1e-3 * scale)
-
-
-def test_equalize_evens_out_ranges() -> None:
-    model, x = mobile(spread=0.7), images(16)
-    stats = observe(model, [x])
-    changed, _ = equalize(model, stats, alpha=1.0, weights=0.0)
-    after = observe(changed, [x]).tensors["r2"].channel_magnitude
-    before = stats.tensors["r2"].channel_magnitude
-    alive = before > 1e-6
-    assert after[alive].max() / after[alive].min() < 1.001
-    assert before[alive].max() / before[alive].min() > 3
-
-
-def test_only_homogeneous_functions_are_crossed() -> None:
-    found = {(p.producer.out.name, p.consumer.out.name) for p in pairs(_with_biases(mixed()))}
-    assert not any(a == "c0" for a, _ in found)  # GELU
-    assert ("s0", "u") not in found  # Sigmoid
-    relu6 = mobile()
-    assert len(pairs(_with_biases(relu6))) == 5
-
-
-def _with_biases(model: ir.Model) -> ir.Model:
-    own_parameters(model)
-    return model
 
 
 # --- ranges ----------------------------------------------------------------------------------------------
