@@ -112,6 +112,8 @@ def diagnose(
     from repedge.cli.diagnose_tables import diagnosed
 
     show(
-        as_json, {"repedge": __version__, **result.as_json()}, lambda: diagnosed(result, top, by_depth, html)
+        as_json,
+        {"repedge": __version__, **result.as_json()},
+        lambda: diagnosed(result, model, top, by_depth, html),
     )
     return 0

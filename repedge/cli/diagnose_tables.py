@@ -29,7 +29,7 @@ COLOURS = ((0.85, "red"), (0.6, "yellow"))
 """Least heat -> colour of a cell."""
 
 
-def diagnosed(r: Report, top: int, by_depth: bool, html: Path | None) -> None:
+def diagnosed(r: Report, model: str | None, top: int, by_depth: bool, html: Path | None) -> None:
     """Findings, the layers that matter most (or all in depth order), and what to do next."""
     say(f"[bold]{escape(r.name)}[/] for {r.target} {r.precision}: {escape(r.found)}")
     for warning in r.warnings:
@@ -52,8 +52,8 @@ def diagnosed(r: Report, top: int, by_depth: bool, html: Path | None) -> None:
     elif html is None:
         say("[dim]next:  --html FILE writes the heat map over depth[/]")
     else:
-        name = escape(shlex.quote(r.name))
-        say(f"[dim]next:  repedge compile {name} -t {r.target} -p {r.precision} --calib PHOTOS[/]")
+        name = f"{escape(shlex.quote(model))} " if model else ""
+        say(f"[dim]next:  repedge compile {name}-t {r.target} -p {r.precision} --calib PHOTOS[/]")
 
 
 def ranking(layers: tuple[LayerDiagnosis, ...]) -> list[LayerDiagnosis]:
