@@ -2,7 +2,7 @@
 
 For each artifact, repedge and the peer (OpenVINO's benchmark_app, LiteRT's litert-benchmark, both from
 the runtimes' pip packages) measure in turns, each time in a fresh process, with the same settings: threads,
-one request at a time on one stream, called in sync, the precision that the runtime chooses itself (checked).
+one request at a time on one stream, called in sync, arithmetic in f32 (threads and arithmetic are checked).
 The table has the median over the rounds of repedge / peer, with the 95 % interval that order statistics
 give: rounds that other work on the machine fell into do not move it. On a machine that is never quiet, the
 last column still tells whether both do the same thing: the fastest run of all of ours over theirs.
@@ -40,7 +40,8 @@ def benchmark_app(artifact: Path, threads: int, runs: int) -> tuple[float, float
     """
     command = [
         str(BIN / "benchmark_app"), "-m", str(artifact), "-d", "CPU", "-hint", "none", "-api", "sync",
-        "-nstreams", "1", "-nireq", "1", "-nthreads", str(threads), "-niter", str(runs),
+        "-infer_precision", "f32", "-nstreams", "1", "-nireq", "1", "-nthreads", str(threads),
+        "-niter", str(runs),
     ]  # fmt: skip
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
     found = re.search(r"Median:\s+([\d.]+) ms.*Min:\s+([\d.]+) ms", text, re.DOTALL)

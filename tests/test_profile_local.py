@@ -72,9 +72,17 @@ def test_tflite_says_what_the_delegate_took(bundles):
     assert p.residency == {"xnnpack": 1.0}
 
 
-def test_openvino_says_what_it_computed_in_and_takes_the_throughput_hint(bundles):
+def test_openvino_computes_as_verified_and_shipped_unless_told_otherwise(bundles):
+    p = measure(bundles["openvino"], **FAST)
+    own = measure(bundles["openvino"], infer_precision="auto", **FAST)
+    assert p.precision_used == "f32"
+    assert own.precision_used in ("f32", "bf16", "f16")  # the CPU decides
+    with pytest.raises(UserError, match="infer_precision"):
+        measure(bundles["openvino"], infer_precision="f8", **FAST)
+
+
+def test_openvino_takes_the_throughput_hint(bundles):
     p = measure(bundles["openvino"], hint="throughput", **FAST)
-    assert p.precision_used in ("f32", "bf16", "f16")
     assert p.throughput_per_s > 0
     assert p.hint == "throughput"
 

@@ -60,6 +60,12 @@ def profile(
         int | None, typer.Option(help="CPU threads.", show_default="the usable cores, at most 4")
     ] = None,
     hint: Annotated[str, typer.Option(help="OpenVINO: latency or throughput.")] = "latency",
+    infer_precision: Annotated[
+        str,
+        typer.Option(
+            help="OpenVINO on a CPU: f32 (as verified and shipped), bf16, f16, or auto (the plugin's choice)."
+        ),
+    ] = "f32",
     unit: Annotated[
         str,
         typer.Option(
@@ -119,6 +125,7 @@ def profile(
     asked = {
         "runs": runs, "warmup": warmup, "threads": threads, "per_op": per_op, "unit": unit,
         "timeout_s": timeout, "hint": words("hint", [hint], ["latency", "throughput"])[0],
+        "infer_precision": words("infer-precision", [infer_precision], ["f32", "bf16", "f16", "auto"])[0],
     }  # fmt: skip
     given = _device_options(device_option, accept_host_key, on)
     rows, data = _measure(what, device or ["local"], given, asked, options, quiet=as_json)

@@ -14,6 +14,7 @@ PROTOCOL = 1
 
 Runtime = Literal["tflite", "openvino", "onnxruntime", "coreml", "torch", "benchmark_model", "aihub"]
 Hint = Literal["latency", "throughput"]
+InferPrecision = Literal["f32", "bf16", "f16", "auto"]
 
 
 class _Model(BaseModel):
@@ -48,6 +49,8 @@ class ProfileRequest(_Model):
         threads: CPU threads; None: as many as the process may use, at most 4.
         per_op: Whether to time the operators as well, after the timed runs.
         hint: OpenVINO: one request at a time, or as many at once as the plugin thinks best.
+        infer_precision: OpenVINO on a CPU: ``f32`` is how artifacts were verified and how shipped packages
+            run them; ``auto`` is what the plugin chooses by itself, bf16 or f16 where the CPU has it.
         unit: Where to run: an OpenVINO device, an ONNX Runtime provider, Core ML compute units.
         samples: Input data; None: the device makes seeded noise.
         factory: ``module:function`` that returns a torch module, for the runtime ``torch`` only.
@@ -61,6 +64,7 @@ class ProfileRequest(_Model):
     threads: int | None = Field(default=None, ge=1)
     per_op: bool = False
     hint: Hint = "latency"
+    infer_precision: InferPrecision = "f32"
     unit: str = ""
     samples: SampleFile | None = None
     factory: str = ""

@@ -125,6 +125,7 @@ def comparable(now: Profile, then: Profile) -> None:
         ("threads", now.threads, then.threads),
         ("unit", now.unit, then.unit),
         ("hint", now.hint, then.hint),
+        ("arithmetic", now.precision_used, then.precision_used),
         ("CPU", now.host.cpu, then.host.cpu),
     ):
         if a != b:

@@ -21,6 +21,9 @@ class OpenVINO(Engine):
         self._config: dict = {"PERFORMANCE_HINT": (request.get("hint") or "latency").upper()}
         if self.unit == "CPU":
             self._config["INFERENCE_NUM_THREADS"] = self.threads
+            precision = request.get("infer_precision") or "f32"
+            if precision != "auto":  # left alone, bf16 or f16 where the CPU has it, which nobody verified
+                self._config["INFERENCE_PRECISION_HINT"] = precision
         core = openvino.Core()
         if self.unit.partition(":")[0].partition(".")[0] not in (
             *core.available_devices,
