@@ -52,7 +52,7 @@ def measure(
         device_options: Options of the device's kind.
         on_stage: Called with the name of each stage as it begins.
         source_options: For models: weights, random_weights, input_size as for `repedge.compile`.
-        request: runs, warmup, threads, per_op, hint, unit, timeout_s: see
+        request: runs, warmup, threads, per_op, hint, infer_precision, unit, timeout_s: see
             `repedge.devices.protocol.ProfileRequest`.
 
     Raises:
