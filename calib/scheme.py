@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 ActivationType = Literal["int8", "uint8", "int16", "uint16", "float32"]
 
@@ -92,6 +92,11 @@ class QuantScheme(BaseModel):
     fixed: dict[str, FixedParams] = {}
     integer_outputs: bool = False
     quantize_outputs: bool = False
+
+    @field_serializer("integer_ops", "fused", "tied", when_used="json")
+    def _in_order(self, names: frozenset[str]) -> list[str]:
+        """Sets have another order in each process; JSON must not."""
+        return sorted(names)
 
     def __hash__(self) -> int:
         return hash(self.name)

@@ -261,3 +261,14 @@ def test_the_cache_folder_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_
     ):
         monkeypatch.setattr("sys.platform", platform)
         assert cache_folder() == path
+
+
+def test_a_scheme_has_one_json() -> None:
+    """What the cache is keyed by, and what a saved plan holds, is the same in every process."""
+    from repedge.calib.scheme import SCHEMES, QuantScheme
+
+    for scheme in SCHEMES.values():
+        text = scheme.model_dump_json()
+        data = json.loads(text)
+        assert all(data[name] == sorted(data[name]) for name in ("integer_ops", "fused", "tied"))
+        assert QuantScheme.model_validate_json(text) == scheme
