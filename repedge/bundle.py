@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from repedge.atomic import move, os_errors, remove, sweep
 from repedge.config import InputKind, Precision, Preprocess
@@ -25,6 +26,7 @@ from repedge.errors import UserError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.onnx"
+GOLDEN = "golden"
 
 
 class _Model(BaseModel):
@@ -76,7 +78,7 @@ class Origin(_Model):
 class Manifest(_Model):
     """manifest.json."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
     repedge: str
     name: str
     target: str
@@ -98,6 +100,18 @@ class Manifest(_Model):
     command: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = ()
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Manifest:
+        pre = self.preprocess
+        if not len(pre.mean) == len(pre.std) == pre.channels:
+            raise ValueError(f"preprocess: mean and std are not one number per channel of {pre.color}")
+        floor = self.options.get("min_sqnr", 0.0)
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not math.isfinite(floor):
+            raise ValueError(f"options: min_sqnr is {floor!r}, not a number of decibels")
+        if self.artifact in (MANIFEST, REFERENCE) or self.artifact.split("/")[0] == GOLDEN:
+            raise ValueError(f"artifact: {self.artifact!r} is another part of the bundle")
+        return self
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
@@ -192,11 +206,19 @@ def _read_manifest(path: Path) -> Manifest:
         if manifest.digest != digest_of(data):
             raise ValueError("it is not what was written: its digest differs")
         return manifest
-    except (ValueError, ValidationError, RecursionError) as e:
-        first = str(e).splitlines()[0]
-        raise UserError(f"{file} is damaged ({first}); compile the bundle again") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is damaged ({_first_reason(e)}); compile the bundle again") from e
     except OSError as e:
         raise UserError(f"{file} can't be read: {e.strerror or e}") from e
+
+
+def _first_reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason
 
 
 def _check_file(root: Path, entry: FileEntry) -> None:

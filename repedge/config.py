@@ -17,6 +17,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Color = Literal["RGB", "BGR", "GRAY"]
 
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=16384)]
 
 
 class Preprocess(BaseModel):
@@ -37,7 +38,7 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: tuple[Positive, Positive] = (224, 224)
+    size: tuple[Side, Side] = (224, 224)
     resize: Positive | None = 256
     interpolation: Interpolation = "bilinear"
     color: Color = "RGB"

@@ -114,9 +114,11 @@ def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     """How many labels are best, and among the five best, of their row."""
     if not len(labels):
         return 0, 0
-    if labels.max() >= logits.shape[1] or labels.min() < 0:
+    worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
+    if not 0 <= worst < logits.shape[1]:
         raise UserError(
-            f"a label is {labels.max()}, but the model has {logits.shape[1]} classes; check labels.json"
+            f"a label is {worst}, but the model has {logits.shape[1]} classes; check labels.json or the "
+            "class folders"
         )
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     return int((order[:, 0] == labels).sum()), int((order == labels[:, None]).any(1).sum())

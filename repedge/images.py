@@ -23,6 +23,8 @@ from repedge.errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 # Of all that Pillow reads, what is meant to be a photo; among the rest is PostScript, a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
+LARGEST = 1 << 27
+"""Pixels of an image in memory; a strip of 1x60000 pixels, resized by its short side, would be larger."""
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -98,15 +100,26 @@ def pixels(image: Image.Image, pre: Preprocess) -> np.ndarray:
     The geometry is that of the usual ImageNet evaluation: the short side becomes ``pre.resize`` (the
     long side is rounded down), then the centre is cut out; an image smaller than the crop is padded
     with zeros. With ``resize=None`` the image is squashed to ``pre.size``.
+
+    Raises:
+        UserError: The image, resized, would not fit into memory.
     """
     image = image.convert("L" if pre.color == "GRAY" else "RGB")
     height, width = pre.size
+    if height * width > LARGEST:
+        raise UserError(
+            f"an input of {height}x{width} pixels is more than memory holds; choose a smaller one"
+        )
     method = _FILTERS[pre.interpolation]
     if pre.resize is None:
         image = image.resize((width, height), method)
     else:
         w, h = image.size
         short = min(w, h)
+        if short == 0 or pre.resize * pre.resize * max(w, h) > LARGEST * short:
+            raise UserError(
+                f"an image of {w}x{h} pixels can't be resized to a short side of {pre.resize}; crop it first"
+            )
         new_w, new_h = (pre.resize * w // short, pre.resize * h // short)
         image = image.resize((max(1, new_w), max(1, new_h)), method)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -173,7 +186,7 @@ def _label_index(folder: Path, files: list[Path], labels: Sequence[str]) -> Call
         return lambda p: None
     if labels and set(classes) <= set(labels):
         by_name = {name: labels.index(name) for name in classes}
-    elif all(c.isdigit() for c in classes):
+    elif all(c.isdecimal() and len(c) < 10 for c in classes):
         by_name = {c: int(c) for c in classes}
     else:
         by_name = {name: i for i, name in enumerate(classes)}
@@ -186,8 +199,10 @@ def _read_label_table(file: Path) -> dict[str, int]:
         for name, index in table.items():
             if isinstance(index, bool) or not isinstance(index, int):
                 raise TypeError(f"{name!r} has {index!r}, not the index of a class")
+            if not 0 <= index < 1 << 31:
+                raise ValueError(f"{name!r} has {index}, which no model has as a class")
         return table
-    except (OSError, ValueError, AttributeError, TypeError) as e:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
         raise UserError(f'{file} must be a JSON object like {{"photo.jpg": 3}} ({e})') from e
 
 

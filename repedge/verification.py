@@ -149,6 +149,8 @@ def open_bundle(bundle: Bundle, threads: int | None = None) -> tuple[Target, Run
             f"running a {target.name} artifact here needs {', '.join(missing)}: pip install repedge"
         )
     names = [t.name for t in bundle.manifest.outputs]
+    if not names or not bundle.manifest.inputs:
+        raise UserError(f"bundle {bundle.path} says nothing of its inputs and outputs; compile it again")
     return target, target.open(bundle.artifact, job_of(bundle), names, threads)
 
 
