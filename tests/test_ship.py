@@ -155,6 +155,7 @@ def test_bundles_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     assert "are both fp32" in refused(tmp_path, [a, fake(tmp_path / "b")])
     other = fake(tmp_path / "c", precision="fp16", labels=("x", "y", "z"))
     assert "differ in outputs" in refused(tmp_path, [a, other])
+    assert "differ in target" in refused(tmp_path, [a, fake(tmp_path / "d", target="openvino")])
     assert "it got 3" in refused(tmp_path, [a, other, a])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from ship_bundles import LABELS, compile_net, fake
 
 from repedge.ship import ship
@@ -60,6 +61,22 @@ def test_python_package_passes_its_own_golden_test(
     assert "2 images as verified" in done.stdout
 
 
+def test_python_packages_of_integer_artifacts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (30, 46, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    bundles = compile_net(
+        tmp_path / "b", ["tflite", "openvino"], precisions=["w8a8"], calib=tmp_path / "photos",
+        calib_count=8, recipe="fast", min_sqnr=5.0,
+    )  # fmt: skip
+    for target in bundles:
+        out = packed(bundles, target, "python", tmp_path / target)
+        done = run([sys.executable, "test_golden.py"], cwd=out)
+        assert done.returncode == 0, done.stderr
+        assert "w8a8: 2 images as verified" in done.stdout
+
+
 @pytest.mark.parametrize("target", ["tflite", "openvino"])
 def test_python_package_of_a_float32_artifact(float32: dict[str, Path], tmp_path: Path, target: str) -> None:
     out = packed(float32, target, "python", tmp_path / "app")
@@ -88,6 +105,29 @@ def test_golden_test_notices_what_is_wrong(
     done = run([sys.executable, "test_golden.py"], cwd=out)
     assert done.returncode == 1
     assert complaint in done.stderr
+
+
+@pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
+def test_python_takes_images_of_the_input_size_and_outputs_stay(
+    uint8: dict[str, Path], tmp_path: Path, target: str
+) -> None:
+    """Decoded files are read-only memory when nothing resizes them; runtimes reuse theirs for outputs."""
+    out = packed(uint8, target, "python", tmp_path / "app")
+    code = """if True:
+        import net, numpy as np
+        from PIL import Image
+        rng = np.random.default_rng(0)
+        model = net.Model(threads=1)
+        first, second = (rng.integers(0, 256, (24, 40, 3), dtype=np.uint8) for _ in range(2))
+        Image.fromarray(first).save("exact.png")
+        first.setflags(write=False)
+        a = model.run_pixels(first)[0]
+        kept = a.copy()
+        b = model.run_pixels(second)[0]
+        assert (a == kept).all() and (a != b).any()
+        assert model.run("exact.png")[net.OUTPUTS[0]].shape == (1, 7)
+    """
+    script(code, out)
 
 
 def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> None:

@@ -142,15 +142,15 @@ def _check_outputs(b: Bundle) -> None:
 
 
 def _check_pair(a: Bundle, b: Bundle) -> None:
-    if a.manifest.precision == b.manifest.precision:
-        raise UserError(
-            f"{a.path} and {b.path} are both {a.manifest.precision}; ship takes two precisions of one model"
-        )
     for field in ("target", "inputs", "outputs", "labels", "preprocess", "input_kind"):
         if getattr(a.manifest, field) != getattr(b.manifest, field):
             raise UserError(
                 f"{a.path} and {b.path} differ in {field}; ship takes two precisions of one model"
             )
+    if a.manifest.precision == b.manifest.precision:
+        raise UserError(
+            f"{a.path} and {b.path} are both {a.manifest.precision}; ship takes two precisions of one model"
+        )
 
 
 def _check_out(out: Path, bundles: Sequence[Bundle], force: bool) -> None:
