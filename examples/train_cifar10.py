@@ -81,6 +81,7 @@ RECIPES = {
     "repvgg-second": Recipe("sgd", 0.1, 5e-4, 12, ((1.0, SIZE),), 12, 0.1),
     "repvgg-last": Recipe("sgd", 0.03, 5e-4, 5, ((1.0, SIZE),), 8, 0.05),
     "repvgg-long": Recipe("sgd", 0.1, 5e-4, 20, ((1.0, SIZE),), 12, 0.1, ema=0.998),
+    "repvgg-end": Recipe("sgd", 0.06, 5e-4, 10, ((1.0, SIZE),), 8, 0.05, ema=0.998),
     "repvgg_a0": Recipe("sgd", 0.2, 5e-4, 10, ((0.4, 32), (1.0, 48)), 0, 0.0),
 }
 
