@@ -218,6 +218,8 @@ def build(package: Path) -> Path:
     for command in (["cmake", "-S", package, "-B", folder, *options], ["cmake", "--build", folder]):
         done = run(command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        if "Could NOT find PNG" in done.stdout + done.stderr:
+            pytest.skip("libpng's headers are not installed: the golden test starts from image files")
     return folder
 
 
