@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,23 @@ def test_models_targets_and_doctor_as_json(capsys: pytest.CaptureFixture[str]) -
 
 def test_version() -> None:
     assert run("--version").stdout.startswith("repedge 0.")
+
+
+def test_ctrl_c_is_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("repedge.api.doctor", interrupted)
+    code, out, err = call(capsys, "doctor", "--json")
+    assert code == 130
+    assert json.loads(out)["exit_code"] == 130
+    assert err == "interrupted; nothing half-written is left\n"
+
+
+def test_ctrl_c_while_packages_load_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    command = [sys.executable, "-c", "from repedge.__main__ import main; main()"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; nothing half-written is left\n"

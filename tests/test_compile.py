@@ -229,10 +229,16 @@ def test_odd_sizes_and_own_photos(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_interrupted_compile_leaves_no_bundle(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_interrupted_compile_leaves_no_bundle(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, sent: signal.Signals, code: int
+) -> None:
     command = [sys.executable, "-m", "repedge", "compile", "-t", "tflite", "-o", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    temporary = tmp_path_factory.mktemp("temporary")
+    env = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "compile" in line or "verify" in line:
@@ -242,8 +248,9 @@ def test_interrupted_compile_leaves_no_bundle(tmp_path: Path, sent: signal.Signa
         assert process.wait() == code
     visible = [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")]
     assert visible == []
-    if sent == signal.SIGINT:
+    if sent != signal.SIGKILL:
         assert "interrupted" in rest
+        assert list(temporary.glob("repedge*")) == []
         assert list(tmp_path.iterdir()) == []
     assert repedge.compile(targets=["tflite"], out=tmp_path).passed
     assert [p.name for p in tmp_path.iterdir()] == ["repvit_demo-tflite-fp32"]

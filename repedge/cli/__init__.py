@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -21,6 +23,9 @@ from repedge.cli.streams import answer, tidy
 from repedge.errors import RepedgeError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+TERMINATED = 143  # 128 + SIGTERM
+
+_terminated = False
 
 __all__ = ["about", "app", "check", "compile", "diagnose", "main", "profile", "ship"]
 
@@ -33,8 +38,13 @@ def _one_line(arguments: list[str]) -> Iterator[None]:
     except RepedgeError as e:
         _fail(arguments, str(e), e.exit_code, e)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; nothing half-written is left", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = TERMINATED if _terminated else INTERRUPTED
+        message = "interrupted; nothing half-written is left"
+        if "--json" in arguments:
+            with contextlib.suppress(RepedgeError):
+                answer(json.dumps({"repedge": __version__, "error": message, "exit_code": code}))
+        print(message, file=sys.stderr)
+        sys.exit(code)
     except Exception as e:
         if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
             _fail(arguments, e.format_message(), 2, e)
@@ -57,10 +67,32 @@ def _fail(arguments: list[str], message: str, code: int, error: BaseException) -
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM (``docker stop``, a CI's time limit) cleans up as Ctrl-C does."""
+    global _terminated
+    _terminated = False
+
+    def stop(number: int, frame: Any) -> None:
+        global _terminated
+        _terminated = True
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread may
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``repedge`` program."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with tidy("--json" in arguments, "--debug" in arguments), _one_line(arguments):
+    with tidy("--json" in arguments, "--debug" in arguments), _one_line(arguments), _terminable():
         code = app(arguments, standalone_mode=False, prog_name="repedge")
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
