@@ -273,6 +273,8 @@ def check_destination(final: Path, force: bool) -> None:
     Raises:
         UserError: As `check_free`, or the folder is not writable.
     """
+    if "\0" in str(final):
+        raise UserError(f"{str(final)!r} is no name that a file can have; choose another --out")
     with os_errors(final):
         sweep(final)
         check_free(final, force)

@@ -192,6 +192,8 @@ def check_count(count: int) -> None:
     Raises:
         UserError: The count is below 1.
     """
+    if not hasattr(count, "__index__"):
+        raise UserError(f"a count is a whole number of images, not {count!r}")
     if count < 1:
         raise UserError("verification needs at least one image; pass a count of 1 or more")
 

@@ -162,3 +162,39 @@ def test_writers_in_other_languages_on_a_full_disk() -> None:
     message = r"can't write net.xml: iostream error; is the disk full\?"
     with pytest.raises(UserError, match=message), atomic.foreign_writer("net.xml"):
         raise RuntimeError("iostream error [/tmp/x]\nmore")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"input_size": 2.5}, "input size 2.5 is not"),
+        ({"input_size": (16, None)}, "input size .* is not"),
+        ({"input_sise": 16}, "no option 'input_sise'; did you mean input_size"),
+        ({"count": "4"}, "whole number of images"),
+        ({"count": 2.5}, "whole number of images"),
+        ({"resize": [1]}, "neither a number of pixels"),
+        ({"interpolation": 4}, "none of nearest"),
+        ({"labels": 5}, "labels are a file or a list"),
+        ({"out": "a\0b"}, "no name that a file can have"),
+        ({"model": torch.nn.ReLU}, "ReLU is a class"),
+        ({"model": 5}, "not a int"),
+    ],
+)
+def test_wrong_types_in_python_are_one_sentence(tmp_path: Path, wrong: dict, message: str) -> None:
+    given = {
+        "model": torch.nn.ReLU(),
+        "targets": "tflite",
+        "out": tmp_path / "out",
+        "input_size": 16,
+        **wrong,
+    }
+    with pytest.raises(UserError, match=message) as caught:
+        repedge.compile(**given)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.tflite"))
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    size = (np.int64(9), np.int32(12))
+    assert repedge.compile(network, targets="tflite", input_size=size, out=tmp_path, count=np.int64(2)).passed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,9 +32,10 @@ def parse_input_size(size: InputSize) -> tuple[int, int]:
             raise UserError(wrong)
         sides = [int(m[1]), int(m[2] or m[1])]
     else:
-        sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, int) for s in sides):
-        raise UserError(wrong)
+        given = list(size) if isinstance(size, Iterable) else [size, size]
+        if len(given) != 2 or any(isinstance(s, bool) or not hasattr(s, "__index__") for s in given):
+            raise UserError(wrong)
+        sides = [operator.index(s) for s in given]  # numpy's integers, too
     if not all(0 < s <= MAX_SIDE for s in sides):
         raise UserError(
             f"input size {sides[0]}x{sides[1]} is impossible; sides go from 1 to {MAX_SIDE} pixels"
@@ -109,7 +111,7 @@ def _choice(value: str | None, option: str, allowed: Sequence[str]) -> str | Non
     if value is None:
         return None
     for word in allowed:
-        if word.lower() == value.lower():
+        if word.lower() == str(value).lower():
             return word
     raise UserError(f"--{option} {value!r} is none of {', '.join(allowed)}")
 
@@ -123,7 +125,7 @@ def _resize(base: Preprocess, size: tuple[int, int], resize: int | str | None) -
         return None
     try:
         side = int(resize)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UserError(f"--resize {resize!r} is neither a number of pixels nor 'squash'") from None
     if not 0 < side <= MAX_SIDE:
         raise UserError(f"--resize {side} is impossible; sides go from 1 to {MAX_SIDE} pixels")
@@ -155,6 +157,8 @@ def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = No
         where = f"{labels}"
         names = _label_file(Path(labels))
     else:
+        if not isinstance(labels, Iterable):
+            raise UserError(f"labels are a file or a list of names, not {labels!r}")
         names = [str(n) for n in labels]
     if not names:
         raise UserError(f"{where}: no class names in it")

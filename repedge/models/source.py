@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["named", "onnx", "module", "timm", "demo"]
 TIMM = "timm:"
 SEED = 0  # of random weights
+OPTIONS = ("input_size", "mean", "std", "resize", "interpolation", "color")  # of `adjust`
 
 
 @dataclass
@@ -115,6 +117,10 @@ def resolve(
         raise UserError("--weights goes neither with --pretrained nor with --random-weights; choose one")
     if num_classes is not None and num_classes < 1:
         raise UserError(f"a network needs at least one class, not {num_classes}")
+    if unknown := [name for name in preprocess if name not in OPTIONS]:
+        close = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(OPTIONS)}"
+        raise UserError(f"there is no option {unknown[0]!r}; {hint}")
     options = {k: v for k, v in preprocess.items() if v is not None}
     if "input_size" in options:
         options["input_size"] = parse_input_size(options["input_size"])
@@ -142,6 +148,8 @@ def _find(model: str | nn.Module | None, request: Request) -> Found:
     if model is None:
         return _demo(request) if request.weights is None else _unnamed(request)
     if not isinstance(model, str):
+        if isinstance(model, type):
+            raise UserError(f"{model.__name__} is a class; pass a network made of it: {model.__name__}(...)")
         if not hasattr(model, "state_dict"):
             raise UserError(f"a model is a name, a file or an nn.Module, not a {type(model).__name__}")
         return _module(model, type(model).__name__, request)
