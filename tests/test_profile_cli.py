@@ -258,7 +258,8 @@ def test_names_with_brackets_are_printed_as_they_are(capsys):
     out, err = capsys.readouterr()
     for text in ("net[1]", "[/red]x[bold]", "[T]", "[/]cpu", "[/n]", "ssh://[::1]"):
         assert text in out
-    assert "[w]" in err
+    assert "  net[1] on local: [w]\n" in err
+    assert "  net[1] on ssh://[::1]: [w]\n" in err
 
 
 def test_a_narrow_terminal_goes_without_columns_but_cuts_no_number(monkeypatch, capsys):

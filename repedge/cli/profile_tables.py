@@ -44,6 +44,10 @@ def profiles(rows: Sequence[Profile]) -> None:
     columns(heads, [[line[h] for h in heads] for line in lines], right)
     for p in {r.name: r for r in rows}.values():
         details(p, many=len(rows) > 1)
+    for p in rows:
+        label = "" if len(rows) == 1 else f"{p.name} on {p.device}: " if several else f"{p.name}: "
+        for warning in p.warnings:
+            say(f"  [yellow]{escape(label + warning)}[/]", err)
 
 
 def _line(p: Profile) -> dict[str, str]:
@@ -75,7 +79,7 @@ def _width(heads: Sequence[str], lines: Sequence[dict[str, str]]) -> int:
 
 
 def details(p: Profile, many: bool) -> None:
-    """Where it ran, what is outside of the delegate, warnings, operators."""
+    """Where it ran, what is outside of the delegate, operators."""
     parts = [f"{p.runtime} {p.runtime_version}", p.unit, f"threads: {p.threads}" if p.threads else ""]
     parts += [
         f"computes in {p.precision_used}" if p.precision_used else "",
@@ -93,8 +97,6 @@ def details(p: Profile, many: bool) -> None:
         out.print("  " + ", ".join(f"{k} {v:.1%}" for k, v in p.residency.items()))
     for note in p.notes:
         say(f"  {escape(note)}")
-    for warning in p.warnings:
-        say(f"  [yellow]{escape(warning)}[/]", err)
     if p.ops:
         operators(p)
 
