@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from repedge.quantization import Calibration
 if TYPE_CHECKING:
     from torch import nn
 
+    from repedge.auto import Choice
     from repedge.models.source import Source
     from repedge.parity import Parity
 
@@ -52,6 +53,7 @@ class CompileReport:
         bundles: One per target and precision, rejected ones included; none of a dry run.
         warnings: What to know of the calibration images.
         plan: What a dry run would have done.
+        choices: What precision ``auto`` kept, and why.
     """
 
     name: str
@@ -59,6 +61,7 @@ class CompileReport:
     bundles: tuple[pipeline.Built, ...]
     warnings: tuple[str, ...] = ()
     plan: Preview | None = None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -74,6 +77,7 @@ class CompileReport:
             "bundles": [b.as_json() for b in self.bundles],
             "warnings": list(self.warnings),
             **({} if self.plan is None else {"plan": self.plan.as_json()}),
+            **({"auto": [c.as_json() for c in self.choices]} if self.choices else {}),
         }
 
 
@@ -81,7 +85,7 @@ def compile(
     model: str | Path | nn.Module | None = None,
     *,
     targets: Sequence[str] = ("coreml",),
-    precisions: Sequence[Precision] = (),
+    precisions: Sequence[Precision | Literal["auto"]] = (),
     out: Path | str = "build",
     input_kind: InputKind = "uint8",
     force: bool = False,
@@ -111,7 +115,8 @@ def compile(
         model: A name from ``repedge models``, ``file.onnx``, ``package.module:factory``, ``timm:NAME``,
             an ``nn.Module``, or None for the bundled demo model.
         targets: Names from ``repedge targets``.
-        precisions: Precision words; empty takes each target's default.
+        precisions: Precision words; empty takes each target's default. ``auto`` builds integers and
+            floats, times them here and keeps the fastest (tflite, openvino, gpu).
         out: Folder that receives the bundles.
         input_kind: ``uint8`` artifacts take RGB pixels, ``float32`` ones the normalised input.
         force: Replace bundles that exist.
@@ -148,7 +153,12 @@ def compile(
         raise UserError(f"an SQNR threshold is a number of decibels, not {min_sqnr}")
     if input_kind not in get_args(InputKind):
         raise UserError(f"input_kind {input_kind!r} is not one of {', '.join(get_args(InputKind))}")
-    builds = choose_builds(targets, precisions)
+    automatic = "auto" in precisions
+    if automatic and tuple(precisions) not in (("auto",), tuple("auto")):
+        raise UserError("precision auto chooses one itself: name it alone")
+    builds = (
+        _automatic(targets) if automatic else choose_builds(targets, cast("Sequence[Precision]", precisions))
+    )
     plan = pipeline.Plan(
         builds=builds,
         out=Path(out),
@@ -179,19 +189,32 @@ def compile(
     if plan.calibration is not None and dryrun.needs_photos(plan):
         on_stage("calibration images")  # before the export: the images may be what is wrong
         photos = plan.calibration.images(source.preprocess).record
-    built = pipeline.compile_source(source, plan, on_stage)
+    choices: tuple[Choice, ...] = ()
+    if automatic:
+        from repedge import auto
+
+        built, choices = auto.build(lambda: _resolve(model, **source_options), plan, on_stage)
+    else:
+        built = pipeline.compile_source(source, plan, on_stage)
     notes = tuple(photos.warnings) if photos else ()
     if plan.calibration is not None and photos is None:
         notes = ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return CompileReport(source.name, source.description, tuple(built), notes)
+    return CompileReport(source.name, source.description, tuple(built), notes, choices=choices)
 
 
 def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
     from repedge.models.source import resolve
 
     return resolve(model, **options)
+
+
+def _automatic(names: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
+    from repedge import auto
+
+    chosen = choose_builds(names, ())  # says what is wrong with the names
+    return auto.candidates([name for name, _ in chosen])
 
 
 def _words(given: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,6 +12,7 @@ from repedge.report import columns, out, say
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from repedge.auto import Choice
     from repedge.budget import SearchResult
     from repedge.parity import Pair, Parity
 
@@ -92,3 +94,15 @@ def _measured(found: SearchResult, index: int) -> str:
     if found.unit == "points":
         value += f" (standard error {score.standard_error:.2f})"
     return f"{value} on {score.n} photos of {escape(found.source)}"
+
+
+def choices(found: Sequence[Choice]) -> None:
+    """The latencies that precision ``auto`` went by, and what it kept."""
+    for choice in found:
+        say(f"[bold]{choice.target}[/]: {escape(choice.why)}; {choice.precision} kept")
+        rows = []
+        for c in choice.candidates:
+            ratio = "" if c.ratio is None else "{:.3f} ({:.3f}..{:.3f})".format(*c.ratio)
+            size = f"{c.size_bytes / 1e6:.2f}"
+            rows.append([c.precision, size, f"{c.p50_ms:.3f}", ratio, c.verdict or ""])
+        columns(("precision", "MB", "p50 ms", "ratio", ""), rows, ("MB", "p50 ms", "ratio"))

@@ -47,7 +47,7 @@ def compile(
         typer.Option(
             "--precision",
             "-p",
-            help="fp32, fp16, w8a8, ... (`repedge targets`); default: the target's.",
+            help="fp32, fp16, w8a8, ... (`repedge targets`); auto: the fastest here; default: the target's.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the bundles.")] = Path(
@@ -141,7 +141,7 @@ def compile(
             result = api.compile(
                 model,
                 targets=target or [],
-                precisions=words("precision", precision or [], PRECISIONS),
+                precisions=words("precision", precision or [], [*PRECISIONS, "auto"]),
                 out=out,
                 input_kind=words("input", [input_kind], ["uint8", "float32"])[0],
                 force=force,
@@ -177,6 +177,7 @@ def compile(
         if plan:
             report.planned(plan)
             return
+        tables.choices(result.choices)
         for built in result.bundles:
             if built.budget is not None:
                 tables.budget(built.budget)
