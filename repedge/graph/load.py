@@ -290,5 +290,10 @@ def _infer_shapes(model: ir.Model, path: Any) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    while isinstance(error.__cause__, ValueError):  # onnx_ir says where, its cause says what
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    whole = " ".join(lines) if lines[0].endswith(":") else lines[0]  # onnx puts the node on lines of its own
+    return whole[:300].rstrip(".")
