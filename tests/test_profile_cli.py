@@ -237,11 +237,12 @@ def test_the_page_tells_devices_apart_and_leaves_what_is_left_over_without_a_bar
     here = profile().model_copy(update={"ops": ops})
     there = here.model_copy(update={"device": "ssh://board"})
     text = render([here, there])
-    assert "<td>ssh://board</td>" in text
+    assert "<td class='device'>ssh://board</td>" in text
+    assert "<h1>Latency of net on 2 devices</h1>" in text
     assert "<h2>net on ssh://board</h2>" in text
     assert "10 others" in text
     assert text.count("<title>op") == 60  # 30 bars each
-    assert "<td>local</td>" not in render([here])
+    assert "class='device'" not in render([here])
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):

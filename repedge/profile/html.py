@@ -35,7 +35,9 @@ def page(profiles: Sequence[Profile]) -> str:
     """The page's HTML."""
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     first = profiles[0]
-    title = f"Latency of {first.name}" if len(profiles) == 1 else f"Latency of {len(profiles)} artifacts"
+    names, places = len({p.name for p in profiles}), len({p.device for p in profiles})
+    title = f"Latency of {first.name if names == 1 else f'{names} artifacts'}"
+    title += f" on {places} devices" if places > 1 else ""
     where = ", ".join(dict.fromkeys(f"{p.device} ({p.host.cpu or 'unknown CPU'})" for p in profiles))
     return template.substitute(
         style=style(),
@@ -54,7 +56,7 @@ def _table(profiles: Sequence[Profile]) -> str:
     heads += ["min", "p90", "p99", "load ms", "MB"]
     rows = []
     for p in profiles:
-        row = _cells(p.name, *([p.device] if several else []))
+        row = _cells(p.name) + (f"<td class='device'>{escape(p.device)}</td>" if several else "")
         row += _cells(_ms(p.p50_ms), f"{_ms(p.p50_low)} to {_ms(p.p50_high)}")
         if compared and p.ratio_p50 is not None and p.ratio_p50_interval is not None:
             low, high = p.ratio_p50_interval
