@@ -166,7 +166,7 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     graph = to_graph(source)
     optimize(graph, None)
     source.module = None
-    graph = fold_preprocess(graph, source.preprocess)
+    graph = fold_preprocess(graph, source.preprocess, border=True)
     samples = images.folder_samples(photos)
     feed = (
         planar(images.pixels(samples[i % len(samples)].load(), source.preprocess)[None]) for i in range(count)

@@ -272,7 +272,7 @@ def _steps(*specs: tuple[str, dict[str, Any]]) -> tuple[StepSpec, ...]:
     return tuple(StepSpec(step=name, options=options) for name, options in specs)
 
 
-_RULES = ["mean", "median", "q90", "minmax", "p99.99", "mse"]
+_RULES = ["mean", "median", "q75", "q90", "minmax", "p99.99", "mse"]
 
 _DEFAULT = _steps(
     ("observe", {"moments": 64}),

@@ -149,6 +149,17 @@ def elementwise(function: Function) -> Callable[[ir.Node], Function]:
     return lambda node: function
 
 
+def _concat(node: ir.Node) -> Function:
+    def run(*xs: torch.Tensor) -> torch.Tensor:
+        images = max(len(x) for x in xs)  # constants are there for one image
+        axis = attr(node, "axis")
+        if axis % xs[0].ndim:
+            xs = tuple(x if len(x) == images else x.expand(images, *x.shape[1:]) for x in xs)
+        return torch.cat(xs, axis)
+
+    return run
+
+
 OPS: dict[str, Callable[[ir.Node], Function]] = {
     # windows and products
     "Conv": conv,
@@ -187,7 +198,7 @@ OPS: dict[str, Callable[[ir.Node], Function]] = {
     "Sqrt": elementwise(torch.sqrt),
     "Erf": elementwise(torch.erf),
     # moving elements
-    "Concat": lambda node: lambda *xs: torch.cat(xs, attr(node, "axis")),
+    "Concat": _concat,
     "Split": split,
     "Slice": slice_,
     "Reshape": reshape,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from repedge.calib.data import CalibrationImages
     from repedge.calib.feed import Feed
     from repedge.calib.plan import QuantPlan
+    from repedge.calib.scheme import QuantScheme
 
 NEEDS_PHOTOS: frozenset[Precision] = frozenset({"w8a8", "w8a16"})
 PIXELS = {"repedge.input": "pixels"}
@@ -94,6 +95,11 @@ class Calibrated:
         return made
 
 
+def exact_pixels(rules: QuantScheme) -> bool:
+    """Whether pixels themselves are a scheme's integers (a symmetric one wants them centred)."""
+    return not rules.weights_only and not rules.symmetric
+
+
 def quantize(
     graph: ir.Model,
     scheme: str,
@@ -125,9 +131,10 @@ def quantize(
     if calibration is None:
         raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
     pixels = kind == "uint8"
-    model = fold_preprocess(graph, pre) if pixels else graph
+    rules = SCHEMES[scheme]
+    model = fold_preprocess(graph, pre, border=exact_pixels(rules)) if pixels else graph
     chosen = calibration.images(pre)
-    feed, rules = chosen.feed(pixels), SCHEMES[scheme]
+    feed = chosen.feed(pixels)
     floats = chosen_float(model, rules, calibration.keep_float)
     quantized, plan = calibrate(model, feed, rules, calibration.recipe, float_nodes=floats, progress=report)
     found = Calibrated(model, quantized, plan, feed, pixels)

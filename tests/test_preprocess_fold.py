@@ -106,6 +106,25 @@ def test_normalisation_goes_into_the_first_convolution(pre, pad):
         np.testing.assert_allclose(shift.reshape(-1), 255 * np.asarray(rgb_mean), rtol=1e-7)
 
 
+@pytest.mark.parametrize("pre", [IMAGENET, BGR, ZERO_MEAN], ids=["RGB", "BGR", "mean 0"])
+@pytest.mark.parametrize(("pad", "stride"), [(0, 1), (1, 1), (1, 2), (2, 3)])
+def test_a_border_of_the_mean_pixel_leaves_the_pixels_as_they_are(pre, pad, stride):
+    """What the convolution reads is the image itself and 255 mean, which need 256 integers, not 276."""
+    model, _ = conv_model(pre, pad)
+    if stride != 1:
+        node = model.graph[0]
+        node.attributes["strides"] = ir.AttrInt64s("strides", [stride, stride])
+        out = node.outputs[0]
+        out.shape = ir.Shape([1, 6, *((n + 2 * pad - 3) // stride + 1 for n in SIZE)])
+    x = pixels(pre).astype(np.float32)
+    expected = run(fold_preprocess(model, pre), x)[0]
+    folded = fold_preprocess(model, pre, border=True)
+    check_clean(folded)
+    onnx.checker.check_model(ir.serde.serialize_model(folded), full_check=True)
+    assert "Sub" not in [n.op_type for n in folded.graph]
+    assert np.abs(run(folded, x)[0] - expected).max() <= 3e-6 * np.abs(expected).max()
+
+
 def test_border_pixels_are_why_the_mean_is_not_folded_into_a_padded_convolution():
     model, weights = conv_model(IMAGENET, 1)
     exact = convolved(normalised(pixels(IMAGENET), IMAGENET), weights["w"], weights["b"], 1)

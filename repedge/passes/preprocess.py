@@ -10,9 +10,15 @@ so 1 / (255 std) goes into the first convolution's weights and the colour order 
 input channels. A zero in the padding of z is the pixel 255 mean, not the pixel 0: so the mean goes
 into the bias only where the convolution does not pad, and stays one Sub in front of it otherwise.
 All in float64, cast once.
+
+Centred pixels span 276 units of colour, more than 8 bits hold. A graph that is to be quantized therefore
+gets a border of the mean pixel instead (two Concats and no padding), and its mean goes into the bias:
+pixels then are the integers that the convolution reads, of scale 1.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +35,7 @@ IMAGE = "image"
 PIXEL_MAX = 255.0
 
 
-def fold_preprocess(model: ir.Model, pre: Preprocess) -> ir.Model:
+def fold_preprocess(model: ir.Model, pre: Preprocess, border: bool = False) -> ir.Model:
     """A copy of the clean graph that takes pixels instead of normalised values.
 
     The input is ``image``, float32 [1, C, H, W], RGB pixel values 0 to 255 (one channel for GRAY).
@@ -40,6 +46,8 @@ def fold_preprocess(model: ir.Model, pre: Preprocess) -> ir.Model:
         model: A clean graph with one input [1, C, H, W]; it is not changed. All weights but the
             first convolution's are shared with the copy.
         pre: The preprocessing that the network was trained with.
+        border: For graphs of batch 1 that are to be quantized with zero points: a padded first
+            convolution reads the pixels in a border of the mean pixel.
 
     Raises:
         UserError: The input's channels or size are not what ``pre`` says.
@@ -53,7 +61,7 @@ def fold_preprocess(model: ir.Model, pre: Preprocess) -> ir.Model:
     image.metadata_props.clear()
     conv = _foldable_conv(image, pre)
     if conv is not None:
-        _fold_into(folded.graph, conv, image, pre)
+        _fold_into(folded.graph, conv, image, pre, border)
     else:
         _normalise_explicitly(folded.graph, image, pre, old_name)
     return folded
@@ -98,7 +106,7 @@ def _foldable_conv(image: ir.Value, pre: Preprocess) -> ir.Node | None:
     return conv
 
 
-def _fold_into(graph: ir.Graph, conv: ir.Node, image: ir.Value, pre: Preprocess) -> None:
+def _fold_into(graph: ir.Graph, conv: ir.Node, image: ir.Value, pre: Preprocess, border: bool) -> None:
     weight = np.asarray(const(conv.inputs[1])).astype(np.float64)  # [O, C / group, kh, kw]
     bias = const(input_at(conv, 2))
     mean, std = np.asarray(pre.mean, np.float64), np.asarray(pre.std, np.float64)
@@ -109,13 +117,15 @@ def _fold_into(graph: ir.Graph, conv: ir.Node, image: ir.Value, pre: Preprocess)
     first = np.repeat(np.arange(group), weight.shape[0] // group) * per_group
     channels = first[:, None] + np.arange(per_group)
     scaled = weight / (PIXEL_MAX * std)[channels][:, :, None, None]
-    if any(conv_attrs(conv).pads) and mean.any():
-        # Sub sees the image's channel order: channel order[c] of the image is the network's c.
-        shift = np.empty_like(mean)
-        shift[order] = PIXEL_MAX * mean
+    # New nodes see the image's channel order: channel order[c] of the image is the network's c.
+    shift = np.empty_like(mean)
+    shift[order] = PIXEL_MAX * mean
+    if any(conv_attrs(conv).pads) and mean.any() and not border:
         centered = _node("Sub", [image, _channel_vector(graph, "image_mean", shift)], conv, image)
         conv.replace_input_with(0, centered)
     elif mean.any():
+        if any(conv_attrs(conv).pads):
+            _border(graph, conv, shift)
         offset = -np.einsum("ojhw,oj->o", scaled, PIXEL_MAX * mean[channels])
         total = offset if bias is None else bias.astype(np.float64) + offset
         _set_input(graph, conv, 2, _initializer(graph, f"{conv.name}_bias", total))
@@ -124,6 +134,32 @@ def _fold_into(graph: ir.Graph, conv: ir.Node, image: ir.Value, pre: Preprocess)
         flipped[:, order] = scaled
         scaled = flipped
     _set_input(graph, conv, 1, _initializer(graph, f"{conv.name}_weight", scaled))
+
+
+def _border(graph: ir.Graph, conv: ir.Node, pixel: np.ndarray) -> None:
+    """Rows and columns of ``pixel`` [C] around the input, as many as the padding that the filters reach."""
+    a = conv_attrs(conv)
+    x = conv.inputs[0]
+    assert x is not None
+    for axis in (0, 1):
+        size = shape_of(x)[2 + axis]
+        reach = a.dilations[axis] * (a.kernel[axis] - 1) + 1
+        before, after = a.pads[axis], a.pads[axis + 2]
+        last = (size + before + after - reach) // a.strides[axis] * a.strides[axis] + reach
+        parts = [x]
+        for count, first in ((before, True), (last - size - before, False)):
+            if count > 0:
+                shape = list(shape_of(x))
+                shape[2 + axis] = count
+                rows = np.broadcast_to(pixel.reshape(1, -1, 1, 1), shape)
+                parts.insert(0 if first else len(parts), _initializer(graph, "image_border", rows))
+        if len(parts) > 1:
+            shape = list(shape_of(x))
+            shape[2 + axis] = sum(shape_of(v)[2 + axis] for v in parts)
+            x = _node("Concat", parts, conv, x, {"axis": 2 + axis}, tuple(shape))
+    conv.replace_input_with(0, x)
+    conv.attributes.pop("auto_pad", None)
+    conv.attributes["pads"] = ir.AttrInt64s("pads", [0, 0, 0, 0])
 
 
 def _normalise_explicitly(graph: ir.Graph, image: ir.Value, pre: Preprocess, old_name: str) -> None:
@@ -155,10 +191,12 @@ def _node(
     inputs: list[ir.Value],
     before: ir.Node,
     image: ir.Value,
-    attributes: dict[str, list[int]] | None = None,
+    attributes: dict[str, Any] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> ir.Value:
-    """The output of a new node ahead of ``before``, of the image's shape."""
-    out = insert(before, op_type, inputs, attributes, shape=shape_of(image), dtype=ir.DataType.FLOAT)
+    """The output of a new node ahead of ``before``; of the image's shape if no other is given."""
+    shape = shape_of(image) if shape is None else shape
+    out = insert(before, op_type, inputs, attributes, shape=shape, dtype=ir.DataType.FLOAT)
     graph, node = before.graph, out.producer()
     if isinstance(graph, ir.Graph) and node is not None:
         out.name = fresh_value_name(graph, f"image_{op_type.lower()}")
