@@ -108,7 +108,7 @@ def examine(
     from repedge.calib.scheme import SCHEMES
     from repedge.diagnosis.findings import findings
     from repedge.models.source import resolve
-    from repedge.quantization import Calibration
+    from repedge.quantization import Calibration, exact_pixels
 
     scheme = SCHEMES[scheme_name(targets.get(target).name, precision)]
     chosen = find_recipe(recipe)
@@ -122,7 +122,7 @@ def examine(
         on_stage("read photos")
         images = calibration.images(source.preprocess)
     on_stage("fuse")
-    graph, branches = _fused(source)
+    graph, branches = _fused(source, exact_pixels(scheme))
     found = diagnose(
         graph, scheme, images.feed(pixels=True) if images else None, chosen, branches=branches,
         float_nodes=chosen_float(graph, scheme, keep_float), progress=on_stage,
@@ -140,7 +140,7 @@ def examine(
     )
 
 
-def _fused(source: Any) -> tuple[Any, dict[str, Any]]:
+def _fused(source: Any, border: bool) -> tuple[Any, dict[str, Any]]:
     """The fused graph that takes pixels, and what merging did to the layers that were branches."""
     from repedge import passes
     from repedge.calib.merging import branch_growth
@@ -153,4 +153,4 @@ def _fused(source: Any) -> tuple[Any, dict[str, Any]]:
     passes.canonicalize(canonical)
     branches = branch_growth(canonical)
     pipeline.optimize(graph, None)
-    return fold_preprocess(graph, source.preprocess), branches
+    return fold_preprocess(graph, source.preprocess, border=border), branches
