@@ -161,10 +161,11 @@ def folder_samples(folder: Path, labels: Sequence[str] = ()) -> list[Sample]:
 
     Class indices come from a ``labels.json`` (file name -> index) in the folder; else from class
     sub-folders: matched with ``labels`` by name where every sub-folder is one, read as numbers where
-    all are, else numbered in sorted order.
+    all are, else numbered in sorted order if there are as many as ``labels`` (or no labels).
 
     Raises:
-        UserError: No such folder, no images in it, or an unusable labels.json.
+        UserError: No such folder, no images in it, an unusable labels.json, or folders that are no classes
+            of the model.
     """
     files = image_files(folder)
     index = _label_index(folder, files, labels)
@@ -184,10 +185,16 @@ def _label_index(folder: Path, files: list[Path], labels: Sequence[str]) -> Call
     classes = sorted({p.relative_to(folder).parts[0] for p in files if p.parent != folder})
     if not classes or any(p.parent == folder for p in files):
         return lambda p: None
-    if labels and set(classes) <= set(labels):
+    strange = [c for c in classes if c not in labels] if labels else []
+    if labels and not strange:
         by_name = {name: labels.index(name) for name in classes}
     elif all(c.isdecimal() and len(c) < 10 for c in classes):
         by_name = {c: int(c) for c in classes}
+    elif labels and (len(strange) < len(classes) or len(classes) != len(labels)):
+        raise UserError(
+            f"the folder {strange[0]!r} in {folder} is none of the model's {len(labels)} class names; rename "
+            'it, or put a labels.json {"photo.jpg": class index} beside the photos'
+        )
     else:
         by_name = {name: i for i, name in enumerate(classes)}
     return lambda p: by_name[p.relative_to(folder).parts[0]]

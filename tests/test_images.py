@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def test_labels_from_folders_names_and_json(tmp_path: Path) -> None:
         save(tmp_path / name)
     assert [s.label for s in images.folder_samples(tmp_path / "a")] == [0, 1]
     assert [s.label for s in images.folder_samples(tmp_path / "a", ("dog", "bird", "cat"))] == [2, 0]
+    assert [s.label for s in images.folder_samples(tmp_path / "a", ("Hund", "Katze"))] == [0, 1]
     assert [s.label for s in images.folder_samples(tmp_path / "n")] == [12, 7]
     (tmp_path / "j" / "labels.json").write_text(json.dumps({"x.png": 3}))
     assert [s.label for s in images.folder_samples(tmp_path / "j")] == [3, None]
@@ -60,6 +62,12 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
         images.folder_samples(tmp_path / "absent")
     with pytest.raises(UserError, match="holds no images"):
         images.folder_samples(tmp_path)
+    for folder in ("dog", "cart"):
+        save(tmp_path / "classes" / folder / "1.png")
+    for labels in (("cat", "dog"), ("Hund", "Katze", "Maus")):
+        with pytest.raises(UserError, match="'cart' in .* is none of the model's"):
+            images.folder_samples(tmp_path / "classes", labels)
+    shutil.rmtree(tmp_path / "classes")
     (tmp_path / "x.jpg").write_bytes(b"\xff\xd8 not a jpeg")
     with pytest.raises(UserError, match=r"x\.jpg can't be read as an image"):
         images.folder_samples(tmp_path)[0].load()

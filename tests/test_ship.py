@@ -45,6 +45,20 @@ def test_package_carries_the_model_its_proof_and_its_papers(
     assert vectors["1.png"] == (bundle / "golden" / "1.png").read_bytes()
 
 
+def test_names_of_calibration_photos_stay_at_home(tmp_path: Path) -> None:
+    bundle = fake(tmp_path / "b", precision="w8a8")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    photos = {"count": 1, "digest": "d", "source": "ward 7", "sha256": {"Jane Doe.jpg": "0"}, "skipped": {}}
+    manifest["quantization"] = {"scheme": "tflite-w8a8", "calibration": photos}
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
+    ship([bundle], "android", tmp_path / "app")
+    text = (tmp_path / "app" / "manifest.json").read_text()
+    assert not any(name in text for name in ("Jane", "ward 7"))
+    found = json.loads(text)
+    assert found["quantization"]["calibration"] == {"count": 1, "digest": "d"}
+    assert found["digest"] == digest_of(found)
+
+
 @pytest.mark.parametrize(("platform", "target"), FITS)
 def test_same_bundle_same_bytes(tmp_path: Path, platform: str, target: str) -> None:
     bundle = fake(tmp_path / "b", target)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repedge import __version__
-from repedge.bundle import MANIFEST, Bundle, artifact_bytes, writing
+from repedge.bundle import MANIFEST, Bundle, artifact_bytes, digest_of, writing
 from repedge.errors import UserError
 from repedge.ship import golden, names
 from repedge.ship.context import context
@@ -173,12 +173,28 @@ def _write(
         _copy_artifact(b, root / platform.model_dir.format(variant=variant, **place))
         golden.write(vectors, root / platform.golden_dir.format(variant=variant, **place))
         manifest = MANIFEST if b is bundles[0] else f"manifest-{variant}.json"
-        shutil.copyfile(b.path / MANIFEST, root / manifest)
+        (root / manifest).write_text(_public(b.path / MANIFEST), encoding="utf-8", newline="\n")
     for path, text in render(platform, values).items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8", newline="\n")
     (root / MARKER).write_text(json.dumps(_marker(values, platform), indent=2) + "\n", encoding="utf-8")
+
+
+PRIVATE = ("source", "sha256", "skipped")
+"""What a manifest says of the calibration photos that their owner may not want in an app: names."""
+
+
+def _public(manifest: Path) -> str:
+    """The manifest's text, without the names of the photos that it was calibrated on."""
+    text = manifest.read_text(encoding="utf-8")
+    content = json.loads(text)
+    calibration = (content.get("quantization") or {}).get("calibration") or {}
+    if not calibration:
+        return text
+    for key in PRIVATE:
+        calibration.pop(key, None)
+    return json.dumps({**content, "digest": digest_of(content)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def render(platform: Platform, values: dict[str, Any]) -> dict[str, str]:
