@@ -89,7 +89,7 @@ def of_calib(work: Work, scheme: str, recipe: str, per_channel: bool = True) -> 
 
     graph = to_graph(work.source)
     optimize(graph, None)
-    graph = fold_preprocess(graph, work.pre, border=True)
+    graph = fold_preprocess(graph, work.pre, border=not SCHEMES[scheme].symmetric)
     rules = SCHEMES[scheme].model_copy(update={"per_channel": per_channel})
     samples = images.folder_samples(work.folder / "calib")
     feed = (images.pixels(s.load(), work.pre)[None] for s in samples)

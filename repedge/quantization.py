@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repedge.calib.scheme import QuantScheme
 
 NEEDS_PHOTOS: frozenset[Precision] = frozenset({"w8a8", "w8a16"})
+EXACT_PIXELS = frozenset({"tflite-w8a8", "coreml-w8a8"})
 PIXELS = {"repedge.input": "pixels"}
 """Marks a graph whose preprocessing is folded already; see ``repedge.targets.qdq``."""
 
@@ -96,8 +97,12 @@ class Calibrated:
 
 
 def exact_pixels(rules: QuantScheme) -> bool:
-    """Whether pixels themselves are a scheme's integers (a symmetric one wants them centred)."""
-    return not rules.weights_only and not rules.symmetric
+    """Whether the first convolution is to read pixels themselves, in a border of the mean pixel.
+
+    Not where integers are symmetric, which want pixels centred; nor in OpenVINO, whose integer passes
+    don't see through a Concat with a constant: the convolution would run in floating point.
+    """
+    return rules.name in EXACT_PIXELS
 
 
 def quantize(
