@@ -38,7 +38,8 @@ def main() -> None:
         server = Server(Path(folder) / "server").start()
         try:
             far: dict[str, Any] = {"device": server.uri, "device_options": server.options()}
-            local, remote = [], []
+            local: list[float] = []
+            remote: list[float] = []
             for i in range(options.rounds):
                 for side in (0, 1) if i % 2 else (1, 0):
                     where: dict[str, Any] = far if side else {}
