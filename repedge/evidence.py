@@ -66,6 +66,7 @@ def gather(source: Source, graph: ir.Model, reference: Path, folder: Path | None
     with as_brought(source.name):
         session = Session(reference)
         outputs = session.run(inputs)
+        session.require_batches(outputs, len(inputs))
     if not all(np.isfinite(o).all() for o in outputs):
         raise CheckFailed(
             "the model itself gives NaN or infinite outputs on real images; nothing was compiled"

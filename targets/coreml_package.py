@@ -74,7 +74,7 @@ def _share_settings(block: Any) -> None:
             var, value = op.outputs[0], np.asarray(op.outputs[0].val)
             if value.size > SETTING or value.dtype == object:
                 continue
-            kept = first.setdefault((str(var.dtype), value.shape, value.tobytes()), var)
+            kept = first.setdefault((value.dtype.str, value.shape, value.tobytes()), var)
             if kept is not var and var not in block.outputs:
                 block.replace_uses_of_var_after_op(anchor_op=op, old_var=var, new_var=kept)
                 block.remove_ops([op])

@@ -114,20 +114,28 @@ class Session:
         parts = [self._call(x[i : i + step]) for i in range(0, len(x), step)]
         if len(parts) == 1:
             return parts[0]
+        for arrays in parts:
+            self.require_batches(arrays, step)
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _call(self, x: np.ndarray) -> list[np.ndarray]:
         try:
-            found = self._session.run(list(self.outputs), {self._input.name: x})
+            return self._session.run(list(self.outputs), {self._input.name: x})
         except Exception as error:
             raise DeviceError(f"ONNX Runtime failed: {_first_line(error)}") from error
-        for name, output in zip(self._own_outputs, found, strict=False):
-            if output.ndim == 0 or len(output) != len(x):
+
+    def require_batches(self, outputs: Sequence[np.ndarray], count: int) -> None:
+        """Check that the first axis of the graph's outputs is ``count`` images long.
+
+        Raises:
+            UserError: It is not, in one of them.
+        """
+        for name, output in zip(self._own_outputs, outputs, strict=False):
+            if output.ndim == 0 or len(output) != count:
                 raise UserError(
-                    f"output {name!r} is {list(output.shape)} for a batch of {len(x)}: its first axis is not "
+                    f"output {name!r} is {list(output.shape)} for a batch of {count}: its first axis is not "
                     "the batch; keep that axis, as y.flatten(1) does and y.squeeze() does not"
                 )
-        return found
 
 
 @contextlib.contextmanager
