@@ -65,6 +65,9 @@ def _repedge_tflite(model: str, folder: Path, began: float) -> dict[str, float]:
 
 def _repedge_all(model: str, folder: Path) -> dict[str, Any]:
     """Every target, float32 and float16 where it has them; ``compile`` is the emit step's seconds."""
+    import coremltools  # noqa: F401 - imports are left out
+    import openvino  # noqa: F401
+
     import repedge
 
     names = ["tflite", "openvino", "coreml", "gpu"]
