@@ -19,8 +19,17 @@ from repedge import images
 from repedge.config import Preprocess
 from repedge.models.source import Source, resolve
 
-MODELS = {"mobileone": "examples.mobileone:mobileone_s0"}
-"""Short names of models that aren't in ``repedge models``."""
+CIFAR10 = {
+    "input_size": 48,
+    "resize": "none",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mobileone": ("examples.mobileone:mobileone_s0", {}),
+    "repvgg_a0_cifar10": ("repvgg_a0", CIFAR10),  # as examples/train_cifar10.py trains it
+}
+"""Short name -> model and options, for what is not `repedge models`' name alone."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,8 @@ class Work:
     @cached_property
     def source(self) -> Source:
         """The float model."""
-        return resolve(
-            MODELS.get(self.task["model"], self.task["model"]), **source_options(self.task["weights"])
-        )
+        name, options = source_of(self.task["model"], self.task["weights"])
+        return resolve(name, **options)
 
     @property
     def pre(self) -> Preprocess:
@@ -75,9 +83,10 @@ class Work:
         return np.load(self.folder / "float.npy")
 
 
-def source_options(weights: str | None) -> dict[str, Any]:
-    """``weights`` as `repedge.models.source.resolve` takes it."""
-    return {} if weights is None else {"weights": weights}
+def source_of(model: str, weights: str | None) -> tuple[str, dict[str, Any]]:
+    """Model and options as `repedge.models.source.resolve` takes them."""
+    name, options = MODELS.get(model, (model, {}))
+    return name, options if weights is None else {**options, "weights": weights}
 
 
 def prepare(
@@ -102,7 +111,8 @@ def prepare(
     (folder / "calib").mkdir(parents=True, exist_ok=True)
     for i, photo in enumerate(chosen):
         (folder / "calib" / f"{i:04}-{Path(photo.name).name}").write_bytes(photo.read())
-    source = resolve(MODELS.get(model, model), **source_options(task["weights"]))  # type: ignore[arg-type]
+    name, options = source_of(model, task["weights"])  # type: ignore[arg-type]
+    source = resolve(name, **options)
     pixels = np.stack(
         [images.pixels(Image.open(BytesIO(p.read())).convert("RGB"), source.preprocess) for p in others]
     )

@@ -153,7 +153,7 @@ def latency(models: list[str], folder: Path, runs: int, threads: int) -> None:
 
 def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict[str, float]:
     """Calibrate on ``count`` photos of a folder, again and again if there are fewer."""
-    from int8_data import MODELS, source_options
+    from int8_data import source_of
 
     from repedge import images
     from repedge.calib.recipe import calibrate as run
@@ -162,7 +162,8 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     from repedge.passes.preprocess import fold_preprocess
     from repedge.pipeline import optimize, to_graph
 
-    source = resolve(MODELS.get(model, model), **source_options(weights))
+    name, options = source_of(model, weights)
+    source = resolve(name, **options)
     graph = to_graph(source)
     optimize(graph, None)
     source.module = None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import peers
-from int8_data import MODELS, Work, source_options
+from int8_data import Work, source_of
 
 import repedge
 from repedge.bundle import Bundle, artifact_bytes
@@ -47,11 +47,10 @@ def bundle(work: Work, target: str, precision: Precision, input_kind: Any = "uin
     name = f"{target}-{precision}-{input_kind}"
     folder = work.folder / name
     if not folder.exists():
-        task = work.task
+        model, options = source_of(work.task["model"], work.task["weights"])
         repedge.compile(
-            MODELS.get(task["model"], task["model"]), targets=[target], precisions=[precision], out=folder,
-            input_kind=input_kind, min_sqnr=0.0, images=work.folder / "calib",
-            **more, **source_options(task["weights"]),
+            model, targets=[target], precisions=[precision], out=folder, input_kind=input_kind,
+            min_sqnr=0.0, images=work.folder / "calib", **more, **options,
         )  # fmt: skip
     return Bundle.open(next(folder.iterdir()))
 
