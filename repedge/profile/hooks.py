@@ -40,7 +40,8 @@ class Timeline:
     Attributes:
         events: What was timed.
         overhead_ms: What timing one event costs, measured when the timeline began: each event's ``ms``
-            holds part of it, and the whole run is slower by about ``len(events) * overhead_ms``. 0 for an
+            holds part of it, and the whole run is slower by ``len(events) * overhead_ms`` at the least: twice
+            that in ``bench/profile_hooks.py``, where real layers empty the caches between events. 0 for an
             artifact, whose operators the runtime times itself.
     """
 
@@ -192,7 +193,7 @@ class stopwatch:
         skip: First laps that are not counted.
         keep: Most laps that `samples_ms` holds, so that a loop may run for days: beyond, the older half goes.
 
-    A lap costs under 2 microseconds beyond what it times (``bench/profile_hooks.py``).
+    A lap costs about 4 microseconds beyond what it times (``bench/profile_hooks.py``).
     """
 
     def __init__(
