@@ -200,9 +200,11 @@ def _choose_ranges(
     c.plan.notes.append(f"ranges by their cost at the output: {text}")
 
 
-def _round(c: Calibration, method: Any = "closed-form") -> None:
+def _round(c: Calibration, method: Any = "closed-form", steps: int = 500) -> None:
+    """``steps`` are those of ``adaround``."""
+    nodes = c.plan.float_nodes
     c.model = round_weights(
-        c.reference, c.plan, c.scheme, c.stats, method=method, float_nodes=c.plan.float_nodes
+        c.reference, c.plan, c.scheme, c.stats, method=method, steps=steps, float_nodes=nodes
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +18,10 @@ from repedge.calib.observe import Moments, Statistics
 from repedge.calib.plan import QuantPlan, WeightQuant
 from repedge.calib.scheme import QuantScheme
 from repedge.calib.structure import Layer, own_parameters, place, set_array
+from repedge.errors import UserError
 from repedge.graph.values import const
 
-Method = Literal["nearest", "closed-form"]
+Method = Literal["nearest", "closed-form", "adaround"]
 
 DAMP = 0.01
 """Share of the mean variance that is added to each input's."""
@@ -35,6 +36,7 @@ def round_weights(
     stats: Statistics | None = None,
     *,
     method: Method = "closed-form",
+    steps: int = 500,
     float_nodes: Collection[str] = (),
 ) -> ir.Model:
     """Put the weights of every integer layer on their grid.
@@ -45,12 +47,19 @@ def round_weights(
         scheme: The target's rules.
         stats: Statistics with moments; layers without are rounded to nearest.
         method: ``nearest``, or ``closed-form``: exact enumeration for filters of up to 9 weights
-            (depthwise 3x3), GPTQ and a descent over single weights for all others.
+            (depthwise 3x3), GPTQ and a descent over single weights for all others. ``adaround`` learns
+            on from GPTQ's choice, and keeps what it learned for the filters that are better for it.
+        steps: Of ``adaround``; other methods take none.
         float_nodes: Names of nodes that stay in float32.
 
     Returns:
         A new model whose weights are exactly integer times scale.
+
+    Raises:
+        UserError: An unknown method.
     """
+    if method not in get_args(Method):
+        raise UserError(f"there is no rounding {method!r}; choose from {', '.join(get_args(Method))}")
     model = model.clone()
     own_parameters(model)
     plan.weights = {}
@@ -61,7 +70,7 @@ def round_weights(
         if method == "nearest" or moments is None or layer.node.op_type == "ConvTranspose":
             q, how = nearest(layer.array, _along(layer, scale), limit), "nearest"
         else:
-            q, how = closed_form(layer, scale, moments, limit)
+            q, how = closed_form(layer, scale, moments, limit, steps if method == "adaround" else 0)
         set_array(layer.weight, q * _along(layer, scale))
         plan.weights[str(layer.weight.name)] = WeightQuant(
             node=layer.name,
@@ -117,7 +126,9 @@ def nearest(w: np.ndarray, scale: np.ndarray, limit: int) -> np.ndarray:
     return np.clip(np.round(w / scale), -limit, limit).astype(np.float32)
 
 
-def closed_form(layer: Layer, scale: np.ndarray, moments: Moments, limit: int) -> tuple[np.ndarray, str]:
+def closed_form(
+    layer: Layer, scale: np.ndarray, moments: Moments, limit: int, learn_steps: int = 0
+) -> tuple[np.ndarray, str]:
     """The integers of a Conv, Gemm or MatMul by covariance, and the name of the method."""
     w = layer.array
     filters = w if layer.axis == 0 else w.T
@@ -130,10 +141,12 @@ def closed_form(layer: Layer, scale: np.ndarray, moments: Moments, limit: int) -
         if cov.shape[1] <= ENUMERATED:
             parts.append(enumerate_choices(part, s, cov, limit))
         else:
-            parts.append(gptq(part, s, cov, limit))
+            q = gptq(part, s, cov, limit)
+            parts.append(adaround(part, s, cov, limit, q, learn_steps) if learn_steps else q)
         start += cov.shape[1]
     q = np.concatenate(parts, 2).reshape(filters.shape)
-    return (q if layer.axis == 0 else q.T), ("enumeration" if k <= ENUMERATED else "gptq")
+    wide = "adaround" if learn_steps else "gptq"
+    return (q if layer.axis == 0 else q.T), ("enumeration" if k <= ENUMERATED else wide)
 
 
 def centred_error(d: np.ndarray, cov: np.ndarray) -> np.ndarray:
@@ -184,9 +197,7 @@ def gptq(w: np.ndarray, scale: np.ndarray, cov: np.ndarray, limit: int, damp: fl
         Integers as float32 [G, O, K].
     """
     raw = cov.astype(np.float64)
-    h, k = raw, cov.shape[1]
-    diagonal = np.einsum("gkk->gk", h)
-    h = h + (damp * diagonal.mean(1) + 1e-12)[:, None, None] * np.eye(k)
+    diagonal, h = np.einsum("gkk->gk", raw), _damped(raw, damp)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     back = np.argsort(order, axis=1, kind="stable")
     exact = np.take_along_axis(w.astype(np.float64) / scale, order[:, None], 2)
@@ -197,6 +208,34 @@ def gptq(w: np.ndarray, scale: np.ndarray, cov: np.ndarray, limit: int, damp: fl
     plain = np.clip(np.round(exact), -limit, limit)
     worse = centred_error(q - exact, raw) > centred_error(plain - exact, raw)
     return np.where(worse[:, :, None], plain, q).astype(np.float32)
+
+
+def adaround(
+    w: np.ndarray, scale: np.ndarray, cov: np.ndarray, limit: int, start: np.ndarray, steps: int
+) -> np.ndarray:
+    """Learn on from the integers ``start``, then descend; a row that is no better keeps its start.
+
+    Args:
+        w, scale, cov, limit: As for `gptq`.
+        start: Integers [G, O, K].
+        steps: Of gradient descent.
+
+    Returns:
+        Integers as float32 [G, O, K].
+    """
+    from repedge.calib.adaround import Schedule, learn
+
+    raw, exact = cov.astype(np.float64), w.astype(np.float64) / scale
+    h = _damped(raw, DAMP)
+    q = descend(learn(exact, h, start, limit, Schedule(steps)), exact, h, limit)
+    better = centred_error(q - exact, raw) < centred_error(start - exact, raw)
+    return np.where(better[:, :, None], q, start).astype(np.float32)
+
+
+def _damped(cov: np.ndarray, damp: float) -> np.ndarray:
+    """A share of the mean variance added to each input's."""
+    k = cov.shape[1]
+    return cov + (damp * np.einsum("gkk->g", cov) / k + 1e-12)[:, None, None] * np.eye(k)
 
 
 def _sweep(exact: np.ndarray, upper: np.ndarray, limit: int, width: int = 64) -> np.ndarray:

@@ -18,6 +18,7 @@ from repedge.targets import tflite_ops_shape as s
 from repedge.targets import tflite_ops_window as w
 from repedge.targets.base import Unsupported
 from repedge.targets.tflite_emit import Emitter
+from repedge.targets.tflite_int_columns import integer_conv
 from repedge.targets.tflite_int_graph import IntegerGraph, integer_graph, is_quantized
 from repedge.targets.tflite_writer import Quant
 
@@ -48,7 +49,7 @@ class Lowering:
 
 LOWERINGS: dict[str, Lowering] = {
     # windows
-    "Conv": Lowering(w.conv, w.refuse_conv),
+    "Conv": Lowering(w.conv, w.refuse_conv, integer_conv),
     "ConvTranspose": Lowering(w.conv_transpose, w.refuse_conv),
     "MaxPool": Lowering(w.max_pool, w.refuse_pool),
     "AveragePool": Lowering(w.average_pool, w.refuse_pool, i.average_pool),
