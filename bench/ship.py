@@ -19,9 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 import repedge
 from repedge import devices
@@ -35,16 +32,6 @@ ROUNDS, RUNS = 9, 30
 
 Times = tuple[float, float]
 """Median and least of `RUNS` runs, milliseconds."""
-
-
-def timed(run: Callable[[], Any]) -> Times:
-    """Times of a function."""
-    times = []
-    for _ in range(RUNS):
-        began = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(times), min(times)
 
 
 @contextlib.contextmanager
@@ -74,21 +61,35 @@ def shipping(bundle: Bundle, scratch: Path) -> None:
             print(f"  ship --to {platform.name:8} {seconds:6.2f} s  {made.size_bytes / 1e6:7.2f} MB")
 
 
+APP = """
+import statistics, sys, time
+import numpy as np
+import net
+
+model = net.Model(threads=1)
+pixels = np.random.default_rng(0).integers(0, 256, [int(n) for n in sys.argv[2:]], dtype=np.uint8)
+found = []
+for _ in range(2 * int(sys.argv[1])):
+    began = time.perf_counter()
+    model.run_pixels(pixels)
+    found.append((time.perf_counter() - began) * 1e3)
+found = found[len(found) // 2 :]
+print(statistics.median(found), min(found))
+"""
+"""What an app does, in a process of its own: the first half of the runs is warm-up."""
+
+
 def python_ratio(bundle: Bundle, package: Path) -> None:
-    """The Python package beside the runner, in this process."""
-    spec = importlib.util.spec_from_file_location("net", package / "net" / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    net = importlib.util.module_from_spec(spec)
-    sys.modules["net"] = net
-    spec.loader.exec_module(net)
-    model = net.Model(threads=1)
+    """The Python package beside the runner."""
     pre = bundle.manifest.preprocess
-    pixels = np.random.default_rng(0).integers(0, 256, (*pre.size, pre.channels), dtype=np.uint8)
+    command = [sys.executable, "-c", APP, *map(str, (RUNS, *pre.size, pre.channels))]
+    pairs = []
     with profiler(bundle) as profiled:
-        show("python", [(timed(lambda: model.run_pixels(pixels)), profiled()) for _ in range(ROUNDS)])
-    for name in [n for n in sys.modules if n == "net" or n.startswith("net.")]:
-        del sys.modules[name]
+        for _ in range(ROUNDS):
+            done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=package)
+            median, least = map(float, done.stdout.split()[-2:])
+            pairs.append(((median, least), profiled()))
+    show("python", pairs)
 
 
 def cpp_ratio(bundle: Bundle, package: Path) -> None:
