@@ -170,16 +170,16 @@ def _lower_input(b: Builder, value: ir.Value, job: Job) -> tuple[Any, list[ir.No
     done: list[ir.Node] = []
     if job.input_kind == "uint8":
         parameter = b.ops.parameter([n, h, w, c], np.uint8, name=name)
-        pixels = b.ops.convert(parameter, np.float32)
         while (node := _normalisation(value)) is not None:
             value = node.outputs[0]
             done.append(node)
         rounding = _rounding(value)
         if rounding is None:
+            pixels = b.ops.convert(parameter, np.float32)
             for node in done:
                 pixels = _normalise(b, node, pixels)
         else:
-            pixels = _round_pixels(b, pixels, done, rounding[0], w)
+            pixels = _round_pixels(b, parameter, done, rounding[0], w)
             value = rounding[1].outputs[0]
             done += rounding
         b.values[str(value.name)] = b.ops.transpose(pixels, b.ints(0, 3, 1, 2)).output(0)
@@ -241,7 +241,7 @@ def _round_pixels(b: Builder, pixels: Any, nodes: list[ir.Node], quantize: ir.No
         bounds = [b.number(end) for end in ends[:, 0]]
     else:
         bounds = [b.const(np.tile(end, width).astype(np.float32)) for end in ends]
-    rows = b.ops.reshape(pixels, b.ints(0, 0, -1), True)
+    rows = b.ops.convert(b.ops.reshape(pixels, b.ints(0, 0, -1), True), np.float32)
     rounded = b.ops.fake_quantize(rows, *bounds, b.number(low), b.number(high), 256)
     rounded.set_friendly_name(quantize.name)
     return b.ops.reshape(rounded, b.ints(0, 0, width, channels), True)
