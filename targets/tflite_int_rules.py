@@ -104,7 +104,9 @@ RULES: dict[str, Rule] = {
 }
 """What is not here runs in float32 between DEQUANTIZE and QUANTIZE. That is where Gelu, HardSwish and
 Softmax belong: their int8 kernels are not delegated, while XNNPACK takes the three operators in one
-partition with the rest (and rounds only once)."""
+partition with the rest (and rounds only once). From 8 bits to 8 bits, DEQUANTIZE, GELU, QUANTIZE are a
+table of 256 entries to it (``xnn_subgraph_fuse_unary_quantized_into_lut``): exact, one pass over the
+data, no slower than LOGISTIC and MUL, which become the same table (measured with LiteRT 2.3)."""
 
 MIN_ADD, MAX_ADD = 2.0**-10, 2.0**8
 """Scale of an operand of ADD or SUB over that of the result, as XNNPACK takes them."""
