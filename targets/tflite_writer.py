@@ -214,6 +214,7 @@ class _Tables:
         self.fields: list[int] = []  # offsets, from the end, of the placeholders
         self.vectors: dict[tuple[int, ...], int] = {}
         self.zero_points: dict[tuple[int, int], int] = {}
+        self.options: dict[tuple[str, str], int] = {}
 
     def build(
         self,
@@ -328,7 +329,7 @@ class _Tables:
     def _operator(self, op: Operator, code: int) -> int:
         b, kind = self.builder, OPS[op.name].options
         inputs, outputs = self._ints(op.inputs), self._ints(op.outputs)
-        options = getattr(schema, f"{kind}T")(**op.options).Pack(b) if kind else None
+        options = self._options(kind, op.options) if kind else None
         schema.OperatorStart(b)
         schema.OperatorAddOpcodeIndex(b, code)
         schema.OperatorAddInputs(b, inputs)
@@ -337,6 +338,13 @@ class _Tables:
             schema.OperatorAddBuiltinOptionsType(b, getattr(schema.BuiltinOptions, kind))
             schema.OperatorAddBuiltinOptions(b, options)
         return schema.OperatorEnd(b)
+
+    def _options(self, kind: str, given: Mapping[str, Any]) -> int:
+        """An options table, which operators with the same options share."""
+        key = (kind, repr(sorted(given.items())))
+        if key not in self.options:
+            self.options[key] = getattr(schema, f"{kind}T")(**given).Pack(self.builder)
+        return self.options[key]
 
     def _entry(self, name: str, buffer: int) -> int:
         text = self.builder.CreateString(name)
