@@ -20,8 +20,9 @@ from repedge.calib.merging import NEGLIGIBLE, Branch
 from repedge.calib.metrics import Comparison
 from repedge.calib.observe import Statistics, TensorStats, observe
 from repedge.calib.plan import QuantPlan
-from repedge.calib.recipe import Recipe, affordable, calibrate, find_recipe
+from repedge.calib.recipe import Recipe, calibrate, find_recipe
 from repedge.calib.scheme import QuantScheme
+from repedge.calib.steps import affordable
 from repedge.calib.structure import TAKING, Layer, channels, layers, own_parameters, place
 from repedge.calib.weights import WeightFacts, kind, peaks, spread_of, weight_facts, weight_rows
 from repedge.errors import UserError

@@ -111,13 +111,31 @@ def equalize(
         A new model, and for every changed tensor the factors [C] that it was divided by. Pass these to
         `Statistics.divided` instead of observing again.
     """
+    found = {}
+    for pair in pairs(model):
+        power = alpha if depthwise is None or not pair.consumer.depthwise else depthwise
+        r = _factor(pair, stats, power, clamp, weights, quantile)
+        if r is not None and not np.all(r == 1):
+            found[str(pair.between[-1].name)] = r
+    return scaled(model, found)
+
+
+def scaled(model: ir.Model, by: Mapping[str, np.ndarray]) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """The same function with the channels of pairs divided by factors of one's own choice.
+
+    Args:
+        model: A clean graph; not changed.
+        by: Name of the value that a pair's consumer reads -> factors > 0 [C].
+
+    Returns:
+        As `equalize`.
+    """
     model = model.clone()
     own_parameters(model)
     factors: dict[str, np.ndarray] = {}
     for pair in pairs(model):
-        power = alpha if depthwise is None or not pair.consumer.depthwise else depthwise
-        r = _factor(pair, stats, power, clamp, weights, quantile)
-        if r is None or np.all(r == 1):
+        r = by.get(str(pair.between[-1].name))
+        if r is None:
             continue
         _apply(pair, r)
         for value in pair.between:

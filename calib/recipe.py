@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from repedge.calib.bias import correct_bias, correct_bias_at_once
-from repedge.calib.equalize import equalize
 from repedge.calib.feed import Feed
-from repedge.calib.observe import Statistics, input_shape, observe
+from repedge.calib.observe import input_shape
 from repedge.calib.plan import QuantPlan
-from repedge.calib.ranges import NEED_HISTOGRAMS, choose_ranges, ranges
-from repedge.calib.rounding import round_weights
 from repedge.calib.scheme import QuantScheme
-from repedge.calib.structure import layers, own_parameters, place
+from repedge.calib.steps import STEPS, Calibration
+from repedge.calib.structure import own_parameters, place
 from repedge.errors import UserError
-
-Options = Mapping[str, Any]
 
 
 class StepSpec(BaseModel):
@@ -81,195 +75,6 @@ class Recipe(BaseModel):
                 raise UserError(f"recipe {self.name!r} has an unknown step {spec.step!r}; known are {known}")
 
 
-@dataclass
-class Calibration:
-    """What the steps hand on.
-
-    Attributes:
-        reference: The float graph, equalized once that is done.
-        model: The graph that is worked on; None until weights are rounded.
-        plan: Every decision so far.
-        feed: The calibration images.
-        stats: Of ``reference``; None before `observe`.
-        seconds: Step -> processor seconds.
-    """
-
-    reference: ir.Model
-    plan: QuantPlan
-    feed: Feed
-    model: ir.Model | None = None
-    stats: Statistics | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def scheme(self) -> QuantScheme:
-        """The target's rules."""
-        return self.plan.scheme
-
-    def batches(self, count: int | None) -> Callable[[], Iterable[np.ndarray]]:
-        """Gives ``count`` images (None: all), anew at each call."""
-        return lambda: self.feed.batches(count)
-
-    def observed(self) -> Statistics:
-        """The statistics.
-
-        Raises:
-            UserError: Nothing was observed yet.
-        """
-        if self.stats is None:
-            raise UserError("the recipe has no observe step ahead of the steps that need statistics")
-        return self.stats
-
-    def rounded(self) -> ir.Model:
-        """The graph with rounded weights.
-
-        Raises:
-            UserError: Weights are not rounded yet.
-        """
-        if self.model is None:
-            raise UserError("the recipe has no round step ahead of the steps that correct or refine")
-        return self.model
-
-
-def _observe(c: Calibration, images: int | None = None, moments: int = 64) -> None:
-    c.stats = observe(c.reference, c.feed.batches(images), moments=moments)
-
-
-def _equalize(
-    c: Calibration,
-    alphas: Sequence[Sequence[float]] = ((0.5, 0.25, 1.0),),
-    quantile: float | None = 0.9,
-    images: int = 16,
-) -> None:
-    """Each of ``alphas`` is (alpha, weights) or (alpha, weights, depthwise) of `equalize`; of several, the
-    best at the output is taken."""
-    if c.scheme.weights_only:
-        return
-    stats, before = c.observed(), c.reference
-    best: tuple[float, ir.Model, dict[str, np.ndarray], str] | None = None
-    costs = []
-    for alpha, weights, *more in alphas:
-        depthwise = (more or [alpha])[0]
-        model, factors = equalize(
-            before, stats, alpha=alpha, weights=weights, depthwise=depthwise, quantile=quantile
-        )
-        name = f"({', '.join(f'{v:g}' for v in (alpha, weights, *more))})"
-        cost = 0.0
-        if len(alphas) > 1:
-            cost = min(_try_ranges(c, model, stats.divided(model, factors), images).values())
-            costs.append(f"{name}: {cost:.4g}")
-        if best is None or cost < best[0]:
-            best = (cost, model, factors, name)
-    assert best is not None
-    _, c.reference, factors, taken = best
-    c.stats = stats.divided(c.reference, factors)
-    outs = {str(la.out.name) for la in layers(c.reference)}
-    c.plan.equalization = {n: [float(v) for v in f] for n, f in factors.items() if n in outs}
-    if costs:
-        c.plan.notes.append(f"equalization {taken} by its cost at the output: {', '.join(costs)}")
-
-
-def _try_ranges(c: Calibration, model: ir.Model, stats: Statistics, images: int) -> dict[str, float]:
-    both = (("mean", 1.0), ("minmax", 1.0))
-    nodes = c.plan.float_nodes
-    return choose_ranges(model, stats, c.scheme, c.batches(images), candidates=both, float_nodes=nodes)[1]
-
-
-def _ranges(c: Calibration, rule: str = "mean", factor: float = 1.0, images: int | None = None) -> None:
-    stats = c.observed()
-    if rule in NEED_HISTOGRAMS:
-        stats = observe(c.reference, c.feed.batches(images), histograms=True)
-    ranges(
-        c.reference, stats, c.scheme, rule=rule, factor=factor, float_nodes=c.plan.float_nodes, plan=c.plan
-    )
-
-
-def _choose_ranges(
-    c: Calibration, rules: Sequence[str] = ("mean", "median", "q90", "minmax"), images: int = 32
-) -> None:
-    if c.scheme.weights_only:
-        return
-    candidates = tuple((str(rule), 1.0) for rule in rules)
-    stats = c.observed()
-    if any(rule in NEED_HISTOGRAMS for rule, _ in candidates):
-        stats = observe(c.reference, c.feed.batches(2 * images), histograms=True)
-    batches = c.batches(images)
-    kept: dict[str, Any] = {"float_nodes": c.plan.float_nodes, "plan": c.plan}
-    _, costs = choose_ranges(c.reference, stats, c.scheme, batches, candidates=candidates, **kept)
-    text = ", ".join(f"{k}: {v:.4g}" for k, v in costs.items())
-    c.plan.notes.append(f"ranges by their cost at the output: {text}")
-
-
-def _round(c: Calibration, method: Any = "closed-form", steps: int = 500) -> None:
-    """``steps`` are those of ``adaround``."""
-    nodes = c.plan.float_nodes
-    c.model = round_weights(
-        c.reference, c.plan, c.scheme, c.stats, method=method, steps=steps, float_nodes=nodes
-    )
-
-
-def _tune(
-    c: Calibration, factors: Sequence[float] = (0.85, 1.2), margin: float = 0.003, images: int = 64
-) -> None:
-    from repedge.calib.search import tune_ranges
-
-    if c.scheme.weights_only:
-        return
-    few = c.batches(min(images, affordable(c.reference)))
-    taken = tune_ranges(c.rounded(), c.reference, c.plan, few, factors=factors, margin=margin)
-    c.plan.notes.append(f"ranges of {len(taken)} tensors tuned at the output")
-
-
-def _correct_bias(
-    c: Calibration, images: int = 64, activations: bool = False, statistic: Any = "mean"
-) -> None:
-    if activations and c.scheme.weights_only:
-        return
-    batches = c.batches(min(images, affordable(c.reference)))
-    c.model = correct_bias(
-        c.rounded(), c.reference, c.plan, batches, activations=activations, statistic=statistic
-    )
-
-
-def _correct_at_once(c: Calibration) -> None:
-    c.model = correct_bias_at_once(c.rounded(), c.reference, c.plan, c.observed())
-
-
-def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int = 32, **options: Any) -> None:
-    from repedge.calib.refine import refine
-
-    if c.scheme.weights_only:
-        return
-    held = set(c.feed.spread(held_out)) if len(c.feed) >= 2 * held_out else set()
-    train = [i for i in range(len(c.feed)) if i not in held]
-    tried = refine(
-        c.rounded(),
-        c.reference,
-        c.plan,
-        lambda: c.feed.chosen(train),
-        lambda: c.feed.chosen(sorted(held) or train),
-        steps=steps,
-        rate=rate,
-        **options,
-    )
-    c.model, c.plan, costs = tried
-    c.plan.notes.append(f"refined: cost on held-out images {costs['before']:.4g}, then {costs['after']:.4g}")
-
-
-STEPS: dict[str, Callable[..., None]] = {
-    "observe": _observe,
-    "equalize": _equalize,
-    "ranges": _ranges,
-    "choose_ranges": _choose_ranges,
-    "round": _round,
-    "correct_bias": _correct_bias,
-    "tune_ranges": _tune,
-    "correct_bias_at_once": _correct_at_once,
-    "refine": _refine,
-}
-"""Name -> step."""
-
-
 def _steps(*specs: tuple[str, dict[str, Any]]) -> tuple[StepSpec, ...]:
     return tuple(StepSpec(step=name, options=options) for name, options in specs)
 
@@ -319,17 +124,6 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 """The bundled recipes by name."""
-
-FRONTIER = 512 * 2**20
-"""Bytes of activations that a walk over many images side by side may take."""
-
-
-def affordable(model: ir.Model) -> int:
-    """How many images may be walked side by side within `FRONTIER` bytes."""
-    largest = max(
-        int(np.prod(v.shape.numpy())) for n in model.graph for v in n.outputs if v.shape is not None
-    )
-    return max(4, FRONTIER // (3 * 4 * largest))
 
 
 def find_recipe(recipe: str | Recipe) -> Recipe:

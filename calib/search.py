@@ -89,7 +89,7 @@ def tune_ranges(
     """
     wanted = Simulator(reference).logits(batches())
     simulator = Simulator(model, plan, weights=False)
-    free = _free_groups(model, plan)
+    free = free_groups(model, plan)
     states = [simulator.start(x) for x in batches()]
     taken: dict[str, float] = {}
     trials = _Trials(simulator, wanted)
@@ -122,7 +122,7 @@ def tune_ranges(
     return taken
 
 
-def _free_groups(model: ir.Model, plan: QuantPlan) -> dict[str, list[str]]:
+def free_groups(model: ir.Model, plan: QuantPlan) -> dict[str, list[str]]:
     """First member that a node writes -> all members, of the groups whose range may be chosen."""
     placement = place(model, plan.scheme, plan.float_nodes)
     outputs = {str(v.name) for v in model.graph.outputs}

@@ -1,0 +1,263 @@
+"""How much of a tensor's range each channel gets, and the range itself, learned by gradient at the output.
+
+`repedge.calib.equalize` and the range rules go by one statistic of the activations. Here a channel's factor
+follows what its rounding and clipping cost at the network's output: the factors of a pair of layers (see
+`equalize.Pair`) leave the float function what it is, so that only the errors of the integers are learned.
+The gradients of a step's size are those of Esser et al., "Learned Step Size Quantization",
+arXiv:1902.08153, section 2.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from repedge.calib.bias import correct_bias_at_once
+from repedge.calib.equalize import pairs, scaled
+from repedge.calib.observe import Moments, Statistics
+from repedge.calib.plan import QuantPlan
+from repedge.calib.rounding import round_weights
+from repedge.calib.search import free_groups
+from repedge.calib.simulate import Rounding, Simulator
+from repedge.calib.structure import Layer, layers
+from repedge.graph.values import shape_of
+
+Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
+"""Indices of images -> batches of them, float32 [N, C, H, W]."""
+
+BUDGET = 150e9
+"""Multiply-accumulates of the training images, forward, all together: larger networks see fewer images."""
+MOMENTUM, MEMORY = 0.8, 0.98
+WEIGHT_NOISE = 3e-4
+"""Cost at the output of a layer's rounded weights: what all of MobileOne-S0's cost, over their number."""
+
+
+def learn_levels(
+    model: ir.Model,
+    stats: Statistics,
+    plan: QuantPlan,
+    images: Images,
+    train: Sequence[int],
+    held_out: Sequence[int],
+    *,
+    steps: int = 30,
+    images_per_step: int = 16,
+    rate: float = 0.03,
+    seed: int = 0,
+) -> tuple[ir.Model, dict[str, np.ndarray], QuantPlan, dict[str, float]]:
+    """Learn factors per channel where two layers make them free, and a factor per range elsewhere.
+
+    Args:
+        model: The float graph; not changed.
+        stats: Its statistics, with moments.
+        plan: With ranges; not changed.
+        images: Gives the images with the indices asked for.
+        train: Indices of the images to learn from.
+        held_out: Indices of others: what was learned is given up unless the network with all its integers
+            is nearer to the float one on these.
+        steps: Optimizer steps, with a cosine schedule.
+        images_per_step: At most; fewer for large networks (see `BUDGET`).
+        rate: Root mean square change of a tensor's logarithmic factors in the first step.
+        seed: Of the images' order.
+
+    Returns:
+        The model with factors applied, the factors by tensor as `repedge.calib.equalize.equalize` gives
+        them, the plan with changed ranges, and the cost on the held-out images, ``before`` and ``after``
+        (or the old model and plan, and no factors).
+    """
+    student = _Student(model, plan, stats)
+    if not student.log:
+        return model, {}, plan, {}
+    wanted = torch.from_numpy(Simulator(model).logits(images(train)))
+    power = float((wanted**2).mean()) or 1.0
+    count = max(4, min(images_per_step, int(BUDGET / steps / macs(model))))
+    order = np.random.default_rng(seed).permutation(len(train))
+    optimizer, position = _Descent(student.log), 0
+    for step in range(steps):
+        chosen = [int(order[(position + i) % len(order)]) for i in range(count)]
+        position += count
+        for i, x in zip(range(0, count, 4), images([train[k] for k in chosen]), strict=True):
+            error = _error(student(torch.from_numpy(x)), wanted[chosen[i : i + len(x)]], power)
+            (error / count).backward()
+        student.weight_noise().backward()
+        optimizer.step(rate * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    factors, learned_plan = student.result(plan)
+    changed, all_factors = scaled(model, factors)
+    changed_stats = stats.divided(changed, all_factors)
+    costs = {
+        "before": _cost(model, model, stats, plan, images, held_out),
+        "after": _cost(model, changed, changed_stats, learned_plan, images, held_out),
+    }
+    if costs["after"] < costs["before"]:
+        return changed, all_factors, learned_plan, costs
+    return model, {}, plan, costs
+
+
+def macs(model: ir.Model) -> float:
+    """Multiply-accumulates of all layers for one image."""
+    total = 0.0
+    for layer in layers(model):
+        outputs = float(np.prod(shape_of(layer.out)[1:]))
+        channels = layer.array.shape[layer.axis] if layer.axis is not None else 1
+        total += outputs * layer.array.size / channels
+    return max(total, 1.0)
+
+
+def _error(y: torch.Tensor, wanted: torch.Tensor, power: float) -> torch.Tensor:
+    """Sum over images: relative mean square error, for logits plus the KL divergence.
+
+    The square counts more than in `repedge.calib.ranges.output_distance`: the divergence alone hangs on the few classes that an
+    image may be of, and is soon fitted to the training images.
+    """
+    square = ((y - wanted) ** 2).flatten(1).mean(1).sum() / power
+    if y.ndim != 2 or y.shape[1] == 1:
+        return square
+    return square + torch.nn.functional.kl_div(
+        y.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True
+    )
+
+
+def _cost(
+    reference: ir.Model,
+    model: ir.Model,
+    stats: Statistics,
+    plan: QuantPlan,
+    images: Images,
+    held_out: Sequence[int],
+) -> float:
+    """Mean error with rounded weights, too, for factors change their scales."""
+    plan = plan.model_copy(deep=True)
+    rounded = round_weights(model, plan, plan.scheme, stats, float_nodes=plan.float_nodes)
+    rounded = correct_bias_at_once(rounded, model, plan, stats)
+    wanted = torch.from_numpy(Simulator(reference).logits(images(held_out)))
+    got = torch.from_numpy(Simulator(rounded, plan).logits(images(held_out)))
+    return float(_error(got, wanted, float((wanted**2).mean()) or 1.0)) / len(got)
+
+
+def _reader(layer: Layer, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Magnitudes of a layer's weights, [G, O, inputs, taps], and variances of their inputs, O = 1."""
+    filters = layer.array if layer.axis == 0 else layer.array.T
+    groups, k = moments.mean.shape
+    taps = int(np.prod(filters.shape[2:]))
+    w = np.abs(filters).reshape(groups, -1, k // taps, taps).astype(np.float32)
+    v = np.concatenate([np.einsum("gkk->gk", c) for c in moments.cov], 1)
+    return torch.from_numpy(w), torch.from_numpy(v.astype(np.float32)).reshape(groups, 1, k // taps, taps)
+
+
+class _Descent:
+    """Adam, but with one second moment per tensor: channels that hardly matter hardly move."""
+
+    def __init__(self, parameters: dict[str, torch.Tensor]) -> None:
+        self._parameters = list(parameters.values())
+        self._first = [torch.zeros_like(p) for p in self._parameters]
+        self._second = [0.0] * len(self._parameters)
+        self._steps = 0
+
+    def step(self, rate: float) -> None:
+        self._steps += 1
+        for i, p in enumerate(self._parameters):
+            if p.grad is None:
+                continue
+            self._first[i] = MOMENTUM * self._first[i] + (1 - MOMENTUM) * p.grad
+            self._second[i] = MEMORY * self._second[i] + (1 - MEMORY) * float((p.grad**2).mean())
+            size = math.sqrt(self._second[i] / (1 - MEMORY**self._steps)) + 1e-30
+            with torch.no_grad():
+                p -= rate * self._first[i] / (1 - MOMENTUM**self._steps) / size
+            p.grad = None
+
+
+class _Round(torch.autograd.Function):
+    """``clamp(round(x / step), low, high) * step`` with step = scale * exp(log), log [C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, log: torch.Tensor | None, r: Rounding) -> torch.Tensor:
+        step: Any = r.scale
+        if log is not None:
+            step = r.scale * torch.exp(log).reshape(1, -1, *[1] * (x.ndim - 2))
+        n = torch.round(x / step)
+        inside = (n >= r.low) & (n <= r.high)
+        y = n.clamp_(r.low, r.high) * step
+        # d y / d log: the rounding error inside, the end of the range outside.
+        ctx.save_for_backward(inside, None if log is None else torch.where(inside, y - x, y))
+        ctx.channels = None if log is None else len(log)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (g,) = gradients
+        inside, slope = ctx.saved_tensors
+        own = None
+        if slope is not None:
+            part = g * slope
+            own = part.sum().reshape(1) if ctx.channels == 1 else part.sum([0, *range(2, part.ndim)])
+        return g * inside, own, None
+
+
+class _Student:
+    """The network with rounded activations, whose steps are torch parameters."""
+
+    def __init__(self, model: ir.Model, plan: QuantPlan, stats: Statistics) -> None:
+        self.simulator = Simulator(model, plan, weights=False)
+        ends = {str(p.between[-1].name): p for p in pairs(model) if p.repeat == 1}
+        self.groups = free_groups(model, plan)
+        self.log: dict[str, torch.Tensor] = {}
+        self._of: dict[str, torch.Tensor] = {}
+        self.paired: set[str] = set()
+        for first, names in self.groups.items():
+            count = 1
+            if len(names) == 1 and first in ends:
+                count = ends[first].producer.array.shape[ends[first].producer.axis or 0]
+                self.paired.add(first)
+            self.log[first] = torch.zeros(count, requires_grad=True)
+            self._of.update(dict.fromkeys(names, self.log[first]))
+        mixing = [(n, p.consumer) for n, p in ends.items() if n in self.paired and not p.consumer.depthwise]
+        self._readers = [
+            (n, *_reader(la, stats.moments[la.name])) for n, la in mixing if la.name in stats.moments
+        ]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        simulator = self.simulator
+        values = simulator.start(x)
+        for step in simulator.steps:
+            found = [
+                (values[n] if n in values else simulator.constants[n]) if n else None for n in step.reads
+            ]
+            results = step.run(*found)
+            results = (results,) if isinstance(results, torch.Tensor) else results
+            for name, y, rounding in zip(step.writes, results, step.rounding, strict=False):
+                values[name] = y if rounding is None else _Round.apply(y, self._of.get(name), rounding)
+            for name in step.dead:
+                values.pop(name, None)
+        return values[simulator.outputs[0]]
+
+    def weight_noise(self) -> torch.Tensor:
+        """What rounding the weights that read a tensor adds to the output, as far as the factors change it.
+
+        For weights w [O, K] that read variances v [K] that is ``sum_o max_k(w r)^2 sum_k v / r^2``.
+        """
+        total = torch.zeros((), requires_grad=True)
+        for name, w, v in self._readers:
+            r = torch.exp(self.log[name]).reshape(w.shape[0], 1, -1, 1)
+            noise = ((w * r).amax((2, 3)) ** 2).sum(1) * (v / r**2).sum((1, 2, 3))
+            whole = (w.amax((2, 3)) ** 2).sum(1) * v.sum((1, 2, 3))
+            total = total + WEIGHT_NOISE * (noise.sum() / whole.sum().clamp_min(1e-30) - 1)
+        return total
+
+    def result(self, plan: QuantPlan) -> tuple[dict[str, np.ndarray], QuantPlan]:
+        """Factors per channel, float64 [C] by tensor, and the plan with the other factors in its ranges."""
+        plan = plan.model_copy(deep=True)
+        factors = {}
+        for first, log in self.log.items():
+            factor = np.exp(log.detach().numpy().astype(np.float64))
+            if first in self.paired:
+                factors[first] = factor
+                continue
+            old, ties = plan.tensors[first], {n: plan.tensors[n].tied_to for n in self.groups[first]}
+            by = float(factor[0])
+            plan.set_range(ties, old.low * by, old.high * by, f"{old.why}, learned x {by:.3f}")
+        return factors, plan
