@@ -111,8 +111,8 @@ def macs(model: ir.Model) -> float:
 def _error(y: torch.Tensor, wanted: torch.Tensor, power: float) -> torch.Tensor:
     """Sum over images: relative mean square error, for logits plus the KL divergence.
 
-    The square counts more than in `repedge.calib.ranges.output_distance`: the divergence alone hangs on the few classes that an
-    image may be of, and is soon fitted to the training images.
+    The square counts more than in `repedge.calib.ranges.output_distance`: the divergence alone hangs on the
+    few classes that an image may be of, and is soon fitted to the training images.
     """
     square = ((y - wanted) ** 2).flatten(1).mean(1).sum() / power
     if y.ndim != 2 or y.shape[1] == 1:
