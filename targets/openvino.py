@@ -240,7 +240,8 @@ def _round_pixels(b: Builder, pixels: Any, nodes: list[ir.Node], quantize: ir.No
     if (ends == ends[:, :1]).all():
         bounds = [b.number(end) for end in ends[:, 0]]
     else:
-        bounds = [b.const(np.tile(end, width).astype(np.float32)) for end in ends]
+        ends = ends.astype(np.float32)
+        bounds = [b.ops.tile(b.const(end), b.ints(width)) for end in ends]
     rows = b.ops.convert(b.ops.reshape(pixels, b.ints(0, 0, -1), True), np.float32)
     rounded = b.ops.fake_quantize(rows, *bounds, b.number(low), b.number(high), 256)
     rounded.set_friendly_name(quantize.name)
@@ -251,7 +252,8 @@ def _name_the_rest(model: Any) -> None:
     """Name the nodes that OpenVINO numbered from a counter of the process, so that bytes repeat."""
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_friendly_name() == node.get_name():
-            node.set_friendly_name(f"{node.get_type_name()}/{i}")
+            kind = node.get_type_name()
+            node.set_friendly_name(str(i) if kind == "Constant" else f"{kind}/{i}")
 
 
 def _write_info(lowered: Any, model: ir.Model, job: Job) -> None:
@@ -295,14 +297,16 @@ def _slim(path: Path) -> None:
     """Take out of the .xml what OpenVINO doesn't read: a third of a file that is 5 % of a small network.
 
     That is white space, defaults, and what is written twice: an input port has the sizes and precision of
-    the output that it reads, a Const those of its ``shape``, a Convert those of its Const. Every other
-    output keeps its shape. In attribute values, ``<`` and ``>`` are escaped, so that only tags match.
+    the output that it reads, a Const those of its ``shape``, a Convert, and the Multiply that scales int8
+    weights, those of their Const, a FakeQuantize those of what it rounds. Every other output keeps its
+    shape. In attribute values, ``<``, ``>`` and ``"`` are escaped, so that only tags match.
     """
     xml = re.sub(rb">\s+<", b"><", path.read_bytes())
-    xml = re.sub(rb'(<layer [^>]*>)<data auto_broadcast="numpy" ?/>', rb"\1", xml)
-    xml = re.sub(rb' (dilations="1, 1"|auto_pad="explicit")', b"", xml)
+    xml = re.sub(rb' (dilations="1, 1"|auto_pad="explicit"|auto_broadcast="numpy")', b"", xml)
+    xml = re.sub(rb" />", b"/>", xml).replace(b"<data/>", b"")
     xml = re.sub(rb"<input>.*?</input>", _without_type, xml)
-    xml = re.sub(rb'<layer [^>]*type="(?:Const|Convert)".*?</layer>', _without_sizes, xml)
+    xml = re.sub(rb'<layer [^>]*type="(?:Const|Convert|FakeQuantize)".*?</layer>', _without_sizes, xml)
+    xml = re.sub(rb'<layer [^>]*name="Multiply/\d+".*?</layer>', _without_sizes, xml)
     # What tells plugins that compute in float16 to take it as it is has no form in the Python API.
     widening = rb'(<layer [^>]*name="%s\d+".*?</layer><layer [^>]*><data [^>]*>)' % FLOAT16.encode()
     path.write_bytes(re.sub(widening, rb"\1" + DECOMPRESSION, xml))

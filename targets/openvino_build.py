@@ -24,6 +24,7 @@ class Builder:
     def __init__(self) -> None:
         self.ops: Any = import_openvino().opset13
         self.values: dict[str, Any] = {}
+        self._numbers: dict[bytes, Any] = {}
 
     def x(self, node: ir.Node, index: int) -> Any:
         """The OpenVINO output for a node's input; a constant is made on its first use."""
@@ -51,7 +52,7 @@ class Builder:
 
         Args:
             weight: The integers and their scale.
-            name: Of the nodes.
+            name: Of the integers; the other nodes get numbers for names, which keeps the .xml small.
             shape: What the integers are reshaped to, by splitting their first axis.
         """
         values, scale = weight.values, weight.along()
@@ -63,18 +64,19 @@ class Builder:
                 scale.reshape(*front, *scale.shape[1:]) if scale.ndim else scale,
             )
         wide = self.ops.convert(self.const(values, name), np.float32)
-        wide.set_friendly_name(f"{name}/f32")
-        scaled = self.ops.multiply(wide, self.const(scale.astype(np.float32), f"{name}/scale"))
-        scaled.set_friendly_name(f"{name}/scaled")
-        return scaled
+        return self.ops.multiply(wide, self.const(scale.astype(np.float32)))
 
     def ints(self, *numbers: int) -> Any:
         """An int64 vector."""
         return self.const(np.array(numbers, np.int64))
 
     def number(self, value: float) -> Any:
-        """A float32 scalar."""
-        return self.const(np.array(value, np.float32))
+        """A float32 scalar; equal ones are one Constant."""
+        array = np.array(value, np.float32)
+        key = array.tobytes()
+        if key not in self._numbers:
+            self._numbers[key] = self.const(array)
+        return self._numbers[key]
 
 
 Lowering = Callable[[Builder, ir.Node], Any]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.graph.attrs import attr, conv_attrs, pool_attrs
-from repedge.graph.values import const, shape_of
+from repedge.graph.values import const, only_reader, shape_of
 from repedge.targets import qdq
 from repedge.targets.openvino_build import Builder, Lowering, Row, arg, first, given, needed, require_const
 
@@ -44,7 +44,7 @@ def kernel(b: Builder, node: ir.Node, group: int) -> Any:
     shape = (group, first // group, *rest)
     quantized = qdq.weight(node.inputs[1])
     if quantized is not None:
-        return b.quantized(quantized, f"{node.inputs[1].name}/{node.name}", shape)  # type: ignore[union-attr]
+        return b.quantized(quantized, f"{node.name}/weight", shape)
     return b.const(needed(node, 1).reshape(shape))
 
 
@@ -358,10 +358,16 @@ def block(name: str) -> Lowering:
 
 
 def fake_quantize(b: Builder, node: ir.Node) -> Any:
-    """QuantizeLinear with the DequantizeLinear behind it, which has the same parameters."""
-    p = qdq.params(node)
-    low, high = (b.number(v) for v in p.range())
-    return b.ops.fake_quantize(b.x(node, 0), low, high, low, high, 256)
+    """QuantizeLinear with the DequantizeLinear behind it, which has the same parameters.
+
+    A Relu before it is left out where the range starts at 0, which does the same.
+    """
+    low, high = qdq.params(node).range()
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if low == 0 and before is not None and before.op_type == "Relu" and only_reader(node.inputs[0]) is node:
+        node = before
+    ends = b.number(low), b.number(high)
+    return b.ops.fake_quantize(b.x(node, 0), *ends, *ends, 256)
 
 
 TABLE: dict[str, Row] = {
