@@ -253,7 +253,8 @@ def _name_the_rest(model: Any) -> None:
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_friendly_name() == node.get_name():
             kind = node.get_type_name()
-            node.set_friendly_name(str(i) if kind == "Constant" else f"{kind}/{i}")
+            short = kind in ("Constant", "Convert")
+            node.set_friendly_name(str(i) if short else f"{kind}/{i}")
 
 
 def _write_info(lowered: Any, model: ir.Model, job: Job) -> None:
@@ -297,8 +298,8 @@ def _slim(path: Path) -> None:
     """Take out of the .xml what OpenVINO doesn't read: a third of a file that is 5 % of a small network.
 
     That is white space, defaults, and what is written twice: an input port has the sizes and precision of
-    the output that it reads, a Const those of its ``shape``, a Convert, and the Multiply that scales int8
-    weights, those of their Const, a FakeQuantize those of what it rounds. Every other output keeps its
+    the output that it reads, a Const those of its ``shape``, a Convert those of its Const, a FakeQuantize
+    those of what it rounds, a product ahead of its bias those of the sum. Every other output keeps its
     shape. In attribute values, ``<``, ``>`` and ``"`` are escaped, so that only tags match.
     """
     xml = re.sub(rb">\s+<", b"><", path.read_bytes())
@@ -306,7 +307,9 @@ def _slim(path: Path) -> None:
     xml = re.sub(rb" />", b"/>", xml).replace(b"<data/>", b"")
     xml = re.sub(rb"<input>.*?</input>", _without_type, xml)
     xml = re.sub(rb'<layer [^>]*type="(?:Const|Convert|FakeQuantize)".*?</layer>', _without_sizes, xml)
-    xml = re.sub(rb'<layer [^>]*name="Multiply/\d+".*?</layer>', _without_sizes, xml)
+    xml = re.sub(rb'(?<= )(?:shape|strides|pads_begin|pads_end)="[\d, ]*"', _without_spaces, xml)
+    product = rb'<layer [^>]*name="(?:Multiply|(?:Group)?Convolution)/\d+".*?</layer>'
+    xml = re.sub(product, _without_sizes, xml)
     # What tells plugins that compute in float16 to take it as it is has no form in the Python API.
     widening = rb'(<layer [^>]*name="%s\d+".*?</layer><layer [^>]*><data [^>]*>)' % FLOAT16.encode()
     path.write_bytes(re.sub(widening, rb"\1" + DECOMPRESSION, xml))
@@ -314,6 +317,10 @@ def _slim(path: Path) -> None:
 
 def _without_type(found: re.Match[bytes]) -> bytes:
     return re.sub(rb' precision="[^"]*"', b"", _without_sizes(found))
+
+
+def _without_spaces(found: re.Match[bytes]) -> bytes:
+    return found[0].replace(b", ", b",")
 
 
 def _without_sizes(found: re.Match[bytes]) -> bytes:
