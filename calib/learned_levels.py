@@ -33,7 +33,7 @@ Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
 BUDGET = 150e9
 """Multiply-accumulates of the training images, forward, all together: larger networks see fewer images."""
 MOMENTUM, MEMORY = 0.8, 0.98
-WEIGHT_NOISE = 3e-4
+WEIGHT_NOISE = 6e-4
 """Cost at the output of a layer's rounded weights: what all of MobileOne-S0's cost, over their number."""
 
 

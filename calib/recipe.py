@@ -85,10 +85,11 @@ _DEFAULT = _steps(
     ("observe", {"moments": 64}),
     ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25, 1.0], [0.5, 0.5]], "quantile": 0.9, "images": 24}),
     ("choose_ranges", {"rules": _RULES, "images": 32}),
+    # Before rounding: what a channel is divided by goes into the weights that read it.
+    ("learn_levels", {"steps": 30, "images_per_step": 16}),
     ("round", {"method": "closed-form"}),
     # Weight error first: a mean over clipped activations would be that of a few images.
     ("correct_bias", {"images": 64}),
-    ("tune_ranges", {"factors": [0.85, 1.2], "images": 64}),
     # After the ranges: it takes out what their rounding shifts.
     ("correct_bias", {"images": 64, "activations": True, "statistic": "median"}),
 )
