@@ -363,9 +363,10 @@ def fake_quantize(b: Builder, node: ir.Node) -> Any:
     A Relu before it is left out where the range starts at 0, which does the same.
     """
     low, high = qdq.params(node).range()
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if low == 0 and before is not None and before.op_type == "Relu" and only_reader(node.inputs[0]) is node:
-        node = before
+    x = node.inputs[0]
+    relu = None if x is None else x.producer()
+    if low == 0 and relu is not None and relu.op_type == "Relu" and only_reader(relu.outputs[0]) is node:
+        node = relu
     ends = b.number(low), b.number(high)
     return b.ops.fake_quantize(b.x(node, 0), *ends, *ends, 256)
 

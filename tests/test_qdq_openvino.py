@@ -152,6 +152,20 @@ def test_pixels_that_were_folded_before(tmp_path):
     assert sqnr_db(runner.run(images)[0], simulated(own, (planes / 255 - mean) / std)) > 35
 
 
+def test_no_zero_point_but_the_least_and_the_middle_integer():
+    """Others make OpenVINO's kernels slower; those two are its u8 and i8."""
+    quantizers = [n for n in calibrated("openvino-w8a8").graph if n.op_type == "QuantizeLinear"]
+    assert {qdq.params(n).zero_point for n in quantizers} == {0, 128}
+
+
+def test_rounding_takes_a_relu_along(tmp_path):
+    proto = quantized(
+        "c = Conv<pads=[1,1,1,1]>(x, w6)\nr = Relu(c)\ny = GlobalAveragePool(r)", {"c"}, "uint8"
+    )
+    path, _ = compiled(clean(proto), tmp_path)
+    assert "ReLU" not in {op.get_type_name() for op in openvino.Core().read_model(path).get_ops()}
+
+
 def test_graphs_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="needs a calibrated graph"):
         TARGET.compile(clean(graph(CASES["Conv"])), job(), tmp_path)
