@@ -134,12 +134,12 @@ def test_points_of_top1_where_there_are_labels(net: Path, data: Path, tmp_path: 
 
 
 def test_without_labels_disagreement_on_photos_left_over(net: Path, data: Path, tmp_path: Path) -> None:
-    (bundle,) = build(net, data, tmp_path / "out", "openvino", max_drop=5)
+    (bundle,) = build(net, data, tmp_path / "out", "openvino", max_drop=7)
     found = quantization(bundle)["budget"]
     assert (found["measure"], found["score"]["n"]) == ("disagreement", 64 - 32)
-    assert found["value"] <= 5 < found["trials"][0]["value"]
+    assert found["value"] <= 7 < found["trials"][0]["value"]
     with pytest.raises(UserError, match="photos has 4 left; lower --calib-count"):
-        build(net, data, tmp_path / "none", "openvino", max_drop=5, calib_count=60)
+        build(net, data, tmp_path / "none", "openvino", max_drop=7, calib_count=60)
 
 
 def test_a_budget_that_cannot_be_met(
