@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import peers
-from int8_data import write_json
 from int8_methods import planar
 from latency import Invoke, interleave, interval
 
@@ -203,9 +202,3 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     run(graph, feed, SCHEMES["tflite-w8a8"], "default")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"photos": count, "before_mb": before, "peak_mb": peak, "cpu_s": time.process_time() - began}
-
-
-def remember(file: Path, rows: dict[str, Any], key: str, row: Any) -> None:
-    """Add a finished row to the file that a run goes on from."""
-    rows[key] = row
-    write_json(file, rows)

@@ -117,9 +117,9 @@ def build(
             best, why = pick(rows)
             why = f"{lost}; {why}" if lost else why
             winner = next(b for b in found if b.precision == best)
-            final = pipeline.bundle_path(plan.out, Bundle.open(winner.path).manifest.name, name, best)
-            draft = Draft(winner.path, final, plan.force)
             manifest = Bundle.open(winner.path).manifest
+            final = pipeline.bundle_path(plan.out, manifest.name, name, best)
+            draft = Draft(winner.path, final, plan.force)
             draft.seal(manifest.model_copy(update={"notes": (*manifest.notes, f"precision auto: {why}")}))
             built.append(replace(winner, path=draft.publish().path))
             choices.append(Choice(name, best, why, rows))

@@ -28,7 +28,6 @@ LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that take quantized weights, at input 1."""
 
-HALF_MAX = float(np.finfo(np.float16).max)
 HALF_TINY = np.float16(2.0**-24)
 """The least positive float16 number."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
@@ -93,17 +91,3 @@ def average_pool(c: Emitter, node: ir.Node) -> None:
     options = {"padding": VALID, "strideH": a.strides[0], "strideW": a.strides[1], "depthMultiplier": 1}
     ones = {"dilationHFactor": 1, "dilationWFactor": 1}
     c.op("DEPTHWISE_CONV_2D", [x, w, b], [c.write(node.outputs[0])], **options, **ones)
-
-
-BORDERS: dict[str, Callable[[Emitter, ir.Node], None]] = {
-    "QuantizeLinear": quantize,
-    "DequantizeLinear": dequantize,
-}
-"""Between integers and floats."""
-
-INTEGER: dict[str, Callable[[Emitter, ir.Node], None]] = {
-    "Relu": clip,
-    "Clip": clip,
-    "AveragePool": average_pool,
-}
-"""Integer operators of their own; all others are lowered as their float form is."""

@@ -43,6 +43,13 @@ def make(final: Path, content: bytes = b"artifact", force: bool = False) -> Bund
         return draft.publish()
 
 
+def change_manifest(bundle: Path, change: dict) -> None:
+    """Replace entries of a manifest and compute its digest anew, as whoever means harm does."""
+    file = bundle / "manifest.json"
+    data = {**json.loads(file.read_text()), **change}
+    file.write_text(json.dumps({**data, "digest": digest_of(data)}))
+
+
 def test_round_trip(tmp_path: Path) -> None:
     make(tmp_path / "net")
     bundle = Bundle.open(tmp_path / "net")
@@ -89,9 +96,7 @@ def test_missing_extra_and_linked_files_are_refused(tmp_path: Path) -> None:
 )
 def test_untrusted_manifest(tmp_path: Path, change: dict, message: str) -> None:
     make(tmp_path / "net")
-    file = tmp_path / "net" / "manifest.json"
-    data = {**json.loads(file.read_text()), **change}
-    file.write_text(json.dumps({**data, "digest": digest_of(data)}))
+    change_manifest(tmp_path / "net", change)
     with pytest.raises(UserError, match=message):
         Bundle.open(tmp_path / "net")
 

@@ -27,7 +27,6 @@ from repedge.calib.scheme import OPENVINO_W8A8, TFLITE_W8A8, W8A32
 from repedge.calib.simulate import Simulator
 from repedge.calib.structure import layers
 from repedge.calib.weights import weight_facts
-from repedge.cli import main
 from repedge.diagnosis.findings import findings
 from repedge.diagnosis.heatmap import groups
 from repedge.diagnosis.page import page
@@ -81,17 +80,6 @@ def photos(tmp_path_factory):
 def report(photos):
     """A network in training form, diagnosed on photos."""
     return repedge.diagnose(Net(), calib=photos, calib_count=12, recipe="fast", input_size=24)
-
-
-@pytest.fixture
-def cli(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as done:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return done.value.code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import struct
 import tempfile
@@ -16,11 +15,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from test_bundle import make
+from test_bundle import change_manifest, make
 
 import repedge
 from repedge import atomic, images
-from repedge.bundle import Bundle, digest_of
+from repedge.bundle import Bundle
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.models.files import load_checkpoint
@@ -129,9 +128,7 @@ def test_label_files_made_to_hurt(tmp_path: Path, content: str) -> None:
 def test_crafted_manifests(tmp_path: Path, change: dict, message: str) -> None:
     """Whoever means harm computes the digest, too."""
     make(tmp_path / "net")
-    file = tmp_path / "net" / "manifest.json"
-    data = {**json.loads(file.read_text()), **change}
-    file.write_text(json.dumps({**data, "digest": digest_of(data)}))
+    change_manifest(tmp_path / "net", change)
     with pytest.raises(UserError, match=message):
         Bundle.open(tmp_path / "net")
 

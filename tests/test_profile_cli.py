@@ -28,17 +28,6 @@ def tflite(tmp_path_factory):
     return repedge.compile(module(), targets=["tflite"], out=out, input_size=32, count=2).bundles[0].path
 
 
-@pytest.fixture
-def cli(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as done:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return done.value.code, out, err
-
-    return run
-
-
 def test_json_has_the_promised_keys_and_the_raw_samples(cli, tflite):
     code, out, _ = cli("profile", tflite, *FAST, "--per-op", "--json")
     data = json.loads(out)

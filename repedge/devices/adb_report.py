@@ -24,16 +24,6 @@ APPLIED = re.compile(r"Explicitly applied (\S+) delegate, and the model graph wi
 KERNELS = re.compile(r"executed by the delegate w/ (\d+) delegate kernels")
 UNUSED = re.compile(r"Though (\S+) delegate is explicitly applied, the model graph will not be executed")
 REPLACED = re.compile(r"Replacing (\d+) out of (\d+) node\(s\) with delegate \((\w+)\)")
-COMPLAINTS = (
-    "ERROR",
-    "error:",
-    "CANNOT LINK",
-    "not executable",
-    "denied",
-    "Failed",
-    "Aborted",
-    "Segmentation",
-)
 TABLE = "Operator-wise Profiling Info for Regular Benchmark Runs"
 
 

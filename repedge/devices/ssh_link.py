@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CONNECT_S = 20.0
 LIFE_SIGN_S = 10.0
-OLDEST_PYTHON = (3, 9)
 # Reads the real program from stdin. Understood by every Python since 2.6, to tell the old ones kindly;
 # no shell finds anything in it to expand.
 BOOTSTRAP = (

@@ -147,12 +147,6 @@ def equalized(la: LayerDiagnosis) -> str | None:
     return None if factors is None else f"output channels divided by {factors[0]:.2g} to {factors[1]:.2g}"
 
 
-def ranged(la: LayerDiagnosis) -> str | None:
-    """Where the range of what it reads comes from."""
-    t = la.treatment
-    return None if t is None or t.range is None else f"{t.range[0]:.3g} to {t.range[1]:.3g} ({t.range_rule})"
-
-
 def clipped(la: LayerDiagnosis) -> str | None:
     """How much narrower the range of what it reads is than all that was seen."""
     t = la.treatment

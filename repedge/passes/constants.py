@@ -18,8 +18,6 @@ NEVER_FOLDED = frozenset(
     | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 )
 
-SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
 MAX_GROWTH = 1 << 20
 """A folded result may be this many elements larger than what it was computed from (Expand, Tile, ...)."""
 
