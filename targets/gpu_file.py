@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import CheckFailed, UserError
+from repedge.graph.serde import drop_known_types
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +48,7 @@ def save(model: ir.Model, path: Path) -> None:
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
     rest = ir.to_proto(model)
+    drop_known_types(rest.graph)
     _check(rest, large, path.name)
 
     heads = [_tensor_head(value) for value in large]

@@ -46,11 +46,12 @@ def test_qdq_holds_integers_of_the_scheme() -> None:
     assert kinds["w0/q"] == ir.DataType.INT8
     assert kinds["b0/q"] == ir.DataType.INT32
     assert "w0" not in kinds
-    bias = graph.initializers["b1/scale"].const_value.numpy()
+    made = {v.name: n for n in graph for v in n.outputs}
+    bias = made["b1"].inputs[1].const_value.numpy()
     np.testing.assert_allclose(bias, np.array(plan.weights["w1"].scale) * plan.tensors["r0"].scale, rtol=1e-6)
     wide = to_qdq(*calibrate(mobile(), [images(16)], TFLITE_W8A16, "fast"))
     assert wide.graph.opset_imports[""] == 21
-    assert wide.graph.initializers["x/zero_point"].dtype == ir.DataType.INT16
+    assert next(iter(wide.graph.inputs[0].consumers())).inputs[2].dtype == ir.DataType.INT16
     floats = to_qdq(*calibrate(mobile(), [images(16)], TENSORRT_W8A8, "fast"))
     assert "b0" in floats.graph.initializers
     only = to_qdq(*calibrate(mobile(), [images(16)], W8A32, "fast"))
@@ -61,7 +62,8 @@ def test_tied_tensors_share_parameters_in_the_graph() -> None:
     changed, plan = calibrate(mixed(), [images(16)], TFLITE_W8A8, "fast")
     graph = to_qdq(changed, plan).graph
     scales = {n.name: n.inputs[1].name for n in graph if n.op_type == "QuantizeLinear"}
-    assert {scales[f"{n}/QuantizeLinear"] for n in ("r", "m", "n", "c2", "t")} == {"r/scale"}
+    assert len({scales[f"{n}/q"] for n in ("r", "m", "n", "c2", "t")}) == 1
+    assert len(set(scales.values())) > 1
 
 
 def test_same_input_same_bytes() -> None:

@@ -76,11 +76,27 @@ def drop_initializers(proto: onnx.ModelProto, names: Container[str]) -> None:
             del proto.graph.initializer[i]
 
 
+def drop_known_types(graph: onnx.GraphProto) -> None:
+    """Remove from ``value_info`` what the message says elsewhere.
+
+    That is the type and shape of initializers, and of what Quantize- and DequantizeLinear give: the
+    shape is their input's, the type that of the zero point or the scale.
+    """
+    known = {tensor.name for tensor in graph.initializer}
+    known |= {
+        name for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear") for name in n.output
+    }
+    kept = [info for info in graph.value_info if info.name not in known]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
 def save_onnx(model: ir.Model, path: str | os.PathLike) -> None:
     """Write ``model`` to ``path``; over 2 GiB the weights go to ``path + ".data"`` beside it."""
     path = Path(path)
     location = f"{path.name}.data"
     proto, arrays = skeleton(model, location)
+    drop_known_types(proto.graph)
     total = sum(a.nbytes for a in arrays.values())
     if total + proto.ByteSize() > PROTO_LIMIT:
         _replace(path.with_name(location), lambda file: _write_aligned(file, arrays.values()))
