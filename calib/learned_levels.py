@@ -182,18 +182,20 @@ class _Round(torch.autograd.Function):
         n = torch.round(x / step)
         inside = (n >= r.low) & (n <= r.high)
         y = n.clamp_(r.low, r.high) * step
-        # d y / d log: the rounding error inside, the end of the range outside.
-        ctx.save_for_backward(inside, None if log is None else torch.where(inside, y - x, y))
+        # Their neighbours keep x and y, too: the slope is made of them only when it is needed.
+        ctx.save_for_backward(inside, *(() if log is None else (x, y)))
         ctx.channels = None if log is None else len(log)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (g,) = gradients
-        inside, slope = ctx.saved_tensors
+        inside, *ends = ctx.saved_tensors
         own = None
-        if slope is not None:
-            part = g * slope
+        if ends:
+            x, y = ends
+            # d y / d log: the rounding error inside, the end of the range outside.
+            part = torch.where(inside, y - x, y).mul_(g)
             own = part.sum().reshape(1) if ctx.channels == 1 else part.sum([0, *range(2, part.ndim)])
         return g * inside, own, None
 

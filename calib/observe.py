@@ -24,6 +24,9 @@ SAMPLE = 8192
 """Elements per image and tensor that go into a histogram."""
 BLOCK = 1152
 """Greatest side of a covariance; the inputs of a wider filter are taken as independent blocks."""
+COLUMNS = 2**21
+"""Elements of the columns that a layer's groups are taken together up to: a depthwise 3x3 filter's are
+nine times its input, and more would only leave the processor's cache."""
 
 
 @dataclass
@@ -163,8 +166,7 @@ def observe(
         watch.end()
     if watch.seen == 0:
         raise UserError("there are no calibration images to observe")
-    result = watch.result
-    result.images = watch.seen
+    result = watch.close()
     result.moments = {n: m.moments() for n, m in found.items() if m.count}
     return result
 
@@ -193,17 +195,33 @@ class _Watch:
         self._histograms = histograms
         self._rng = np.random.default_rng(seed)
         self._writer = {str(v.name): n for n in model.graph for v in n.outputs}
+        self._count = 0
         self._slots: list[int] = []
+        self._taken: list[int] = []
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def begin(self, count: int) -> None:
         """Choose the places of the next images in the reservoir (-1: none)."""
-        self._slots = []
-        for i in range(self.seen, self.seen + count):
+        slots = {}
+        for k, i in enumerate(range(self.seen, self.seen + count)):
             j = i if i < RESERVOIR else int(self._rng.integers(0, i + 1))
-            self._slots.append(j if j < RESERVOIR else -1)
+            if j < RESERVOIR:
+                slots[j] = k  # of two for one place the later stays
+        self._slots, self._taken = list(slots), list(slots.values())
+        self._count = count
 
     def end(self) -> None:
-        self.seen += len(self._slots)
+        self.seen += self._count
+
+    def close(self) -> Statistics:
+        """What was found; the places that no image took are given back."""
+        count = min(self.seen, RESERVOIR)
+        for name, rows in self._kept.items():
+            stats = self.result.tensors[name]
+            stats.lows, stats.highs = (r if count == len(r) else r[:count].copy() for r in rows)
+        self._kept.clear()
+        self.result.images = self.seen
+        return self.result
 
     def tap(self, name: str) -> Any:
         stats = self.result.tensors.setdefault(name, TensorStats())
@@ -215,19 +233,16 @@ class _Watch:
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise UserError(self._not_finite(name))
             stats.low, stats.high = min(stats.low, low), max(stats.high, high)
-            stats.lows, stats.highs = self._keep(stats.lows, lows), self._keep(stats.highs, highs)
+            if name not in self._kept:
+                # Whole at once: rows added one by one would leave holes all over the heap.
+                shape = (RESERVOIR, lows.shape[1])
+                self._kept[name] = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            for kept, new in zip(self._kept[name], (lows, highs), strict=True):
+                kept[self._slots] = new[self._taken]
             if self._histograms:
                 _count(stats, x)
 
         return see
-
-    def _keep(self, kept: np.ndarray, new: np.ndarray) -> np.ndarray:
-        for slot, row in zip(self._slots, new, strict=True):
-            if slot == len(kept):
-                kept = np.concatenate([kept.reshape(-1, len(row)), row[None]])
-            elif slot >= 0:
-                kept[slot] = row
-        return kept
 
     def _not_finite(self, name: str) -> str:
         node = self._writer.get(name)
@@ -261,22 +276,52 @@ class _MomentSum:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.count = 0
-        self._shift: torch.Tensor | None = None
-        self._sum: Any = 0.0
-        self._squares: list[torch.Tensor] = []
         self._window: ConvAttrs | None = conv_attrs(layer.node) if layer.node.op_type == "Conv" else None
+        self._together = 0
+        self._parts: list[_Sums] = []
 
     def add(self, x: torch.Tensor) -> None:
-        columns = self._columns(x)
-        if columns is None:
+        if self._window is None:
+            if self.layer.node.op_type != "ConvTranspose" and self.layer.axis is not None:
+                self._put(0, x.reshape(-1, x.shape[-1]).T[None].clone())
             return
-        if self._shift is None:
-            self._shift = columns.mean(2, keepdim=True)
-        centred = columns - self._shift
+        groups = self._window.group
+        width = x.shape[1] // groups
+        if not self._together:
+            taps = self.layer.array[0, 0].size
+            positions = int(np.prod(shape_of(self.layer.out)[2:])) * len(x)
+            self._together = max(1, COLUMNS // (width * taps * positions))
+        for i, first in enumerate(range(0, groups, self._together)):
+            some = x[:, first * width : (first + self._together) * width]
+            self._put(i, _columns(some, self._window, some.shape[1] // width))
+
+    def _put(self, i: int, columns: torch.Tensor) -> None:
+        """Add the columns [groups, K, positions] of the i-th lot of groups."""
+        if i == len(self._parts):
+            self._parts.append(_Sums(columns))
+        self._parts[i].add(columns)
+        if i == 0:
+            self.count += columns.shape[2]
+
+    def moments(self) -> Moments:
+        found = [p.moments(self.count) for p in self._parts]
+        blocks = [np.concatenate(b) for b in zip(*(b for _, b in found), strict=True)]
+        return Moments(np.concatenate([m for m, _ in found]), blocks, self.count)
+
+
+class _Sums:
+    """Of the columns of some groups."""
+
+    def __init__(self, columns: torch.Tensor) -> None:
+        self._shift = columns.mean(2, keepdim=True)
+        self._sum: Any = 0.0
+        self._squares: list[torch.Tensor] = []
+
+    def add(self, columns: torch.Tensor) -> None:
+        """Add columns [groups, K, positions]; they are changed."""
+        centred = columns.sub_(self._shift)
         self._sum = self._sum + centred.sum(2).double()
-        self.count += centred.shape[2]
-        k = centred.shape[1]
-        for i, start in enumerate(range(0, k, BLOCK)):
+        for i, start in enumerate(range(0, centred.shape[1], BLOCK)):
             part = centred[:, start : start + BLOCK]
             square = part @ part.transpose(1, 2)
             if i == len(self._squares):
@@ -284,33 +329,37 @@ class _MomentSum:
             else:
                 self._squares[i] += square
 
-    def _columns(self, x: torch.Tensor) -> torch.Tensor | None:
-        """[groups, K, positions]: what each group's filters read."""
-        from repedge.calib.torch_ops import unfold
-
-        if self._window is None:
-            if self.layer.node.op_type == "ConvTranspose" or self.layer.axis is None:
-                return None
-            return x.reshape(-1, x.shape[-1]).T[None]
-        n, c = x.shape[:2]
-        groups = self._window.group
-        if self._window.kernel == (1, 1) and not any(self._window.pads):
-            sh, sw = self._window.strides
-            columns = x[:, :, ::sh, ::sw].reshape(n, groups, c // groups, -1)
-        else:
-            columns = unfold(x, self._window)
-            columns = columns.reshape(n, groups, c // groups * columns.shape[2], -1)
-        return columns.permute(1, 2, 0, 3).reshape(groups, columns.shape[2], -1)
-
-    def moments(self) -> Moments:
-        assert self._shift is not None
-        mean = self._sum / self.count
+    def moments(self, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Mean and the blocks of the covariance."""
+        mean = self._sum / count
         blocks, start = [], 0
         for square in self._squares:
             m = mean[:, start : start + square.shape[1], None]
-            blocks.append((square.double() / self.count - m @ m.transpose(1, 2)).float().numpy())
+            blocks.append((square.double() / count - m @ m.transpose(1, 2)).float().numpy())
             start += square.shape[1]
-        return Moments((mean + self._shift[:, :, 0].double()).numpy(), blocks, self.count)
+        return (mean + self._shift[:, :, 0].double()).numpy(), blocks
+
+
+def _columns(x: torch.Tensor, window: ConvAttrs, groups: int) -> torch.Tensor:
+    """What the filters of these groups read, [groups, K, positions], in memory of its own.
+
+    Args:
+        x: Their input channels, [N, C, H, W].
+    """
+    from repedge.calib.torch_ops import unfold
+
+    n, c = x.shape[:2]
+    plain = window.kernel == (1, 1) and not any(window.pads)
+    sh, sw = window.strides
+    result: torch.Tensor | None = None
+    for i in range(n):
+        one = x[i : i + 1, :, ::sh, ::sw] if plain else unfold(x[i : i + 1], window)
+        one = one.reshape(groups, c // groups * (1 if plain else one.shape[2]), -1)
+        if result is None:
+            result = one.new_empty(*one.shape[:2], n, one.shape[2])
+        result[:, :, i] = one
+    assert result is not None
+    return result.flatten(2)
 
 
 def input_shape(model: ir.Model) -> tuple[int, ...]:

@@ -205,15 +205,20 @@ class Simulator:
             values.pop(name, None)
 
     def walk(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Step, list[Values]]]:
-        """Run all batches side by side, node by node; yields after each node, before values are dropped.
+        """Run all batches side by side, node by node; yields after each node, with what it wrote.
 
-        What the caller changes in the yielded values or in `constants` is seen by later nodes.
+        What the caller changes in the yielded values or in `constants` is seen by later nodes. What no
+        later node reads is dropped batch by batch, so that a node's inputs and outputs are never all
+        there at once.
         """
         with torch.no_grad():
             states = [self.start(x) for x in batches]
             for step in self.steps:
+                read = [name for name in step.dead if name not in step.writes]
                 for values in states:
                     step(values, self.constants)
+                    for name in read:
+                        values.pop(name, None)
                 yield step, states
                 for values in states:
                     for name in step.dead:
