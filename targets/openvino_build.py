@@ -19,23 +19,27 @@ Refusal = Callable[[ir.Node], str | None]
 
 
 class Builder:
-    """OpenVINO outputs of the values lowered so far, by the name of the ONNX value."""
+    """What is lowered so far.
+
+    Attributes:
+        ops: OpenVINO's operator set.
+        values: OpenVINO outputs by the name of the ONNX value.
+        named: Names of ONNX nodes whose main operator has their name already.
+    """
 
     def __init__(self) -> None:
         self.ops: Any = import_openvino().opset13
         self.values: dict[str, Any] = {}
+        self.named: set[str] = set()
         self._numbers: dict[bytes, Any] = {}
+        self._ints: dict[tuple[int, ...], Any] = {}
 
     def x(self, node: ir.Node, index: int) -> Any:
         """The OpenVINO output for a node's input; a constant is made on its first use."""
         name = str(node.inputs[index].name)  # type: ignore[union-attr]
         if name not in self.values:  # the graph is sorted: what no node made is a constant
             quantized = qdq.weight(node.inputs[index])
-            made = (
-                self.const(needed(node, index), name)
-                if quantized is None
-                else self.quantized(quantized, name)
-            )
+            made = self.const(needed(node, index), name) if quantized is None else self.quantized(quantized)
             self.values[name] = made.output(0)
         return self.values[name]
 
@@ -47,12 +51,19 @@ class Builder:
             node.set_friendly_name(name)
         return node
 
-    def quantized(self, weight: qdq.Quantized, name: str, shape: Sequence[int] | None = None) -> Any:
+    def plus(self, node: ir.Node, product: Any, bias: Any) -> Any:
+        """The sum; the product gets the node's name, for that is what plugins call the two fused."""
+        product.set_friendly_name(node.name)
+        self.named.add(str(node.name))
+        return self.ops.add(product, bias)
+
+    def quantized(self, weight: qdq.Quantized, shape: Sequence[int] | None = None) -> Any:
         """int8 -> Convert -> Multiply: the form that the low-precision passes and compressed files have.
+
+        All of them get numbers for names, which keeps the .xml small.
 
         Args:
             weight: The integers and their scale.
-            name: Of the integers; the other nodes get numbers for names, which keeps the .xml small.
             shape: What the integers are reshaped to, by splitting their first axis.
         """
         values, scale = weight.values, weight.along()
@@ -63,12 +74,14 @@ class Builder:
                 values.reshape(shape),
                 scale.reshape(*front, *scale.shape[1:]) if scale.ndim else scale,
             )
-        wide = self.ops.convert(self.const(values, name), np.float32)
+        wide = self.ops.convert(self.const(values), np.float32)
         return self.ops.multiply(wide, self.const(scale.astype(np.float32)))
 
     def ints(self, *numbers: int) -> Any:
-        """An int64 vector."""
-        return self.const(np.array(numbers, np.int64))
+        """An int64 vector; equal ones are one Constant."""
+        if numbers not in self._ints:
+            self._ints[numbers] = self.const(np.array(numbers, np.int64))
+        return self._ints[numbers]
 
     def number(self, value: float) -> Any:
         """A float32 scalar; equal ones are one Constant."""

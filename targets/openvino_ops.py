@@ -44,14 +44,14 @@ def kernel(b: Builder, node: ir.Node, group: int) -> Any:
     shape = (group, first // group, *rest)
     quantized = qdq.weight(node.inputs[1])
     if quantized is not None:
-        return b.quantized(quantized, f"{node.name}/weight", shape)
+        return b.quantized(quantized, shape)
     return b.const(needed(node, 1).reshape(shape))
 
 
 def add_channels(b: Builder, node: ir.Node, y: Any) -> Any:
     """``y`` plus the bias at input 2, along axis 1."""
     bias = arg(node, 2)
-    return y if bias is None else b.ops.add(y, b.const(bias.reshape(1, -1, 1, 1)))
+    return y if bias is None else b.plus(node, y, b.const(bias.reshape(1, -1, 1, 1)))
 
 
 def conv(b: Builder, node: ir.Node) -> Any:
@@ -84,7 +84,7 @@ def conv_transpose(b: Builder, node: ir.Node) -> Any:
 def gemm(b: Builder, node: ir.Node) -> Any:
     y = b.ops.matmul(b.x(node, 0), b.x(node, 1), bool(attr(node, "transA", 0)), bool(attr(node, "transB", 0)))
     y = scaled(b, y, attr(node, "alpha", 1.0))
-    return b.ops.add(y, scaled(b, b.x(node, 2), attr(node, "beta", 1.0))) if given(node, 2) else y
+    return b.plus(node, y, scaled(b, b.x(node, 2), attr(node, "beta", 1.0))) if given(node, 2) else y
 
 
 def scaled(b: Builder, x: Any, factor: float) -> Any:
