@@ -6,15 +6,16 @@ already corrected up to there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from repedge.calib.heap import give_back, stacked
 from repedge.calib.observe import Statistics
 from repedge.calib.plan import BiasChange, QuantPlan
-from repedge.calib.structure import Layer, layers, set_array
+from repedge.calib.structure import Layer, channels, layers, set_array
 from repedge.graph.values import const
 
 if TYPE_CHECKING:
@@ -51,24 +52,22 @@ def correct_bias(
 
     model = model.clone()
     done = {str(la.out.name): la for la in layers(model) if str(la.weight.name) in plan.weights and la.bias}
-    wanted: dict[str, list[np.ndarray]] = {name: [] for name in done}
-    float_sim = Simulator(reference)
-    taps = {n: (lambda y, n=n: wanted[n].append(_per_image(y, done[n]))) for n in done}
-    for x in batches():
-        float_sim.run(x, taps)
+    give_back()  # what earlier steps left
+    wanted = _means(reference, done, batches)
+    give_back()
     simulator = Simulator(model, plan if activations else None, weights=False, activations=activations)
     for step, states in simulator.walk(batches()):
         name = step.writes[0]
         if name not in done:
             continue
         layer = done[name]
-        got = np.concatenate([_per_image(v[name], layer) for v in states])
-        error = np.concatenate(wanted.pop(name)) - got
+        error = wanted.pop(name) - stacked(_per_image(v[name], layer) for v in states)
         change = error.mean(0) if statistic == "mean" else np.median(error, 0)
         _change(layer, change, plan, f"sequential, {statistic}" + (", activations on" if activations else ""))
         shift = _along(layer, change)
         for values in states:
             values[name] += shift
+    give_back()
     return model
 
 
@@ -93,12 +92,35 @@ def correct_bias_at_once(
     return model
 
 
+def _means(model: ir.Model, wanted: Mapping[str, Layer], batches: Batches) -> dict[str, np.ndarray]:
+    """Name of a layer's output -> [N, C], as `_per_image`, of the float network."""
+    from repedge.calib.simulate import Simulator
+
+    count = sum(len(x) for x in batches())
+    found = {n: np.empty((count, channels(la))) for n, la in wanted.items()}
+    simulator, start = Simulator(model), 0
+
+    def tap(name: str) -> Callable[[torch.Tensor], None]:
+        def see(y: torch.Tensor) -> None:
+            found[name][start : start + len(y)] = _per_image(y, wanted[name])
+
+        return see
+
+    taps = {n: tap(n) for n in wanted}
+    for x in batches():
+        simulator.run(x, taps)
+        start += len(x)
+    return found
+
+
 def _per_image(y: torch.Tensor, layer: Layer) -> np.ndarray:
-    """[N, C]: mean of each channel of each image."""
-    t = y.double()
-    if layer.node.op_type in ("Conv", "ConvTranspose"):
-        return t.mean((2, 3)).numpy()
-    return t.reshape(len(t), -1, t.shape[-1]).mean(1).numpy()
+    """[N, C]: mean of each channel of each image, float64."""
+    conv = layer.node.op_type in ("Conv", "ConvTranspose")
+    rows = []
+    for one in y:  # a whole batch in float64 would be the largest tensor of all
+        t = one.double()
+        rows.append((t.mean((1, 2)) if conv else t.reshape(-1, t.shape[-1]).mean(0)).numpy())
+    return np.stack(rows)
 
 
 def _along(layer: Layer, change: np.ndarray) -> torch.Tensor:

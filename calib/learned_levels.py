@@ -19,6 +19,7 @@ import torch
 
 from repedge.calib.bias import correct_bias_at_once
 from repedge.calib.equalize import pairs, scaled
+from repedge.calib.heap import give_back
 from repedge.calib.observe import Moments, Statistics
 from repedge.calib.plan import QuantPlan
 from repedge.calib.rounding import round_weights
@@ -75,6 +76,7 @@ def learn_levels(
         return model, {}, plan, {}
     wanted = torch.from_numpy(Simulator(model).logits(images(train)))
     power = float((wanted**2).mean()) or 1.0
+    give_back()
     count = max(4, min(images_per_step, int(BUDGET / steps / macs(model))))
     order = np.random.default_rng(seed).permutation(len(train))
     optimizer, position = _Descent(student.log), 0
@@ -86,6 +88,7 @@ def learn_levels(
             (error / count).backward()
         student.weight_noise().backward()
         optimizer.step(rate * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    give_back()
     factors, learned_plan = student.result(plan)
     changed, all_factors = scaled(model, factors)
     changed_stats = stats.divided(changed, all_factors)
@@ -93,6 +96,7 @@ def learn_levels(
         "before": _cost(model, model, stats, plan, images, held_out),
         "after": _cost(model, changed, changed_stats, learned_plan, images, held_out),
     }
+    give_back()
     if costs["after"] < costs["before"]:
         return changed, all_factors, learned_plan, costs
     return model, {}, plan, costs

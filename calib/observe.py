@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from repedge.calib.heap import give_back
 from repedge.calib.structure import Layer, layers
 from repedge.errors import UserError
 from repedge.graph.attrs import ConvAttrs, conv_attrs
@@ -130,9 +131,10 @@ def observe(
     *,
     histograms: bool = False,
     moments: int = 0,
+    tensors: Collection[str] | None = None,
     seed: int = 0,
 ) -> Statistics:
-    """Run the float graph on the images and gather statistics of every tensor.
+    """Run the float graph on the images and gather statistics of its tensors.
 
     Memory is independent of the number of images: extremes are kept of at most ``RESERVOIR`` images
     (a uniform random choice), histograms and moments are sums.
@@ -143,6 +145,8 @@ def observe(
         histograms: Whether to make histograms, which the percentile, MSE and entropy ranges need.
         moments: Number of images, from the first on, that means and covariances are taken over
             (rounding and bias correction need them).
+        tensors: Names of those whose statistics are wanted; None for all. Others are only looked through
+            for values that are not finite.
         seed: Of the random choice.
 
     Raises:
@@ -155,7 +159,9 @@ def observe(
     found = {la.name: _MomentSum(la) for la in layers(model)} if moments else {}
     values = [model.graph.inputs[0], *(v for n in model.graph for v in n.outputs)]
     taps: dict[str, Any] = {
-        str(v.name): watch.tap(str(v.name)) for v in values if v.dtype == ir.DataType.FLOAT
+        str(v.name): watch.tap(v) if tensors is None or v.name in tensors else watch.glance(v)
+        for v in values
+        if v.dtype == ir.DataType.FLOAT
     }
     for batch in batches:
         watch.begin(len(batch))
@@ -168,6 +174,7 @@ def observe(
         raise UserError("there are no calibration images to observe")
     result = watch.close()
     result.moments = {n: m.moments() for n, m in found.items() if m.count}
+    give_back()
     return result
 
 
@@ -223,31 +230,38 @@ class _Watch:
         self.result.images = self.seen
         return self.result
 
-    def tap(self, name: str) -> Any:
+    def glance(self, value: ir.Value) -> Any:
+        def see(x: torch.Tensor) -> None:
+            self._check(str(value.name), *(float(e) for e in x.aminmax()))
+
+        return see
+
+    def tap(self, value: ir.Value) -> Any:
+        name, shape = str(value.name), shape_of(value)
         stats = self.result.tensors.setdefault(name, TensorStats())
+        # Whole and at once: rows added one by one would leave holes all over the heap.
+        size = (RESERVOIR, shape[1] if len(shape) in (2, 4) else 1)
+        rows = self._kept[name] = np.empty(size, np.float32), np.empty(size, np.float32)
 
         def see(x: torch.Tensor) -> None:
             flat = x.flatten(2) if x.ndim == 4 else x[:, :, None] if x.ndim == 2 else x.reshape(len(x), 1, -1)
             lows, highs = flat.amin(2).numpy(), flat.amax(2).numpy()
             low, high = float(lows.min()), float(highs.max())
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise UserError(self._not_finite(name))
+            self._check(name, low, high)
             stats.low, stats.high = min(stats.low, low), max(stats.high, high)
-            if name not in self._kept:
-                # Whole at once: rows added one by one would leave holes all over the heap.
-                shape = (RESERVOIR, lows.shape[1])
-                self._kept[name] = np.empty(shape, np.float32), np.empty(shape, np.float32)
-            for kept, new in zip(self._kept[name], (lows, highs), strict=True):
+            for kept, new in zip(rows, (lows, highs), strict=True):
                 kept[self._slots] = new[self._taken]
             if self._histograms:
                 _count(stats, x)
 
         return see
 
-    def _not_finite(self, name: str) -> str:
+    def _check(self, name: str, low: float, high: float) -> None:
+        if np.isfinite(low) and np.isfinite(high):
+            return
         node = self._writer.get(name)
         where = f"{node.op_type} node {node.name!r}" if node is not None else f"the input {name!r}"
-        return (
+        raise UserError(
             f"{where} gives NaN or infinite activations in float32; the network can't be calibrated as it is"
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from repedge.calib.heap import give_back
 from repedge.calib.observe import BINS, Statistics, TensorStats
 from repedge.calib.plan import QuantPlan
 from repedge.calib.scheme import QuantScheme
@@ -200,6 +201,7 @@ def choose_ranges(
         found[f"{rule} x {factor:g}"] = cost
         if best is None or cost < best[0]:
             best = (cost, (rule, factor))
+    give_back()
     assert best is not None
     rule, factor = best[1]
     return ranges(model, stats, scheme, rule=rule, factor=factor, float_nodes=float_nodes, plan=plan), found

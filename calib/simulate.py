@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from repedge.calib.heap import stacked
 from repedge.calib.plan import QuantPlan, TensorQuant
 from repedge.calib.scheme import LIMITS, QuantScheme
 from repedge.calib.structure import Layer, layers, place
@@ -226,7 +227,7 @@ class Simulator:
 
     def logits(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         """The first output of all batches, float32 [N, ...]."""
-        return np.concatenate([self.run(x)[0].numpy() for x in batches])
+        return stacked(self.run(x)[0].numpy() for x in batches)
 
 
 def _constants(model: ir.Model) -> Values:

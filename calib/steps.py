@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.calib.bias import correct_bias, correct_bias_at_once
-from repedge.calib.equalize import equalize
+from repedge.calib.equalize import equalize, pairs
 from repedge.calib.feed import Feed
 from repedge.calib.observe import Statistics, observe
 from repedge.calib.plan import QuantPlan
 from repedge.calib.ranges import NEED_HISTOGRAMS, choose_ranges, ranges
 from repedge.calib.rounding import round_weights
 from repedge.calib.scheme import QuantScheme
-from repedge.calib.structure import layers
+from repedge.calib.structure import layers, place
 from repedge.errors import UserError
 
 FRONTIER = 512 * 2**20
@@ -83,7 +83,13 @@ class Calibration:
 
 
 def _observe(c: Calibration, images: int | None = None, moments: int = 64) -> None:
-    c.stats = observe(c.reference, c.feed.batches(images), moments=moments)
+    c.stats = observe(c.reference, c.feed.batches(images), moments=moments, tensors=_told_apart(c))
+
+
+def _told_apart(c: Calibration) -> set[str]:
+    """The tensors that ranges or factors are chosen for: not those between a layer and its activation."""
+    placed = place(c.reference, c.scheme, c.plan.float_nodes).values
+    return {*placed, *(str(p.between[-1].name) for p in pairs(c.reference))}
 
 
 def _equalize(
@@ -157,7 +163,7 @@ def _try_ranges(c: Calibration, model: ir.Model, stats: Statistics, images: int)
 def _ranges(c: Calibration, rule: str = "mean", factor: float = 1.0, images: int | None = None) -> None:
     stats = c.observed()
     if rule in NEED_HISTOGRAMS:
-        stats = observe(c.reference, c.feed.batches(images), histograms=True)
+        stats = observe(c.reference, c.feed.batches(images), histograms=True, tensors=_told_apart(c))
     ranges(
         c.reference, stats, c.scheme, rule=rule, factor=factor, float_nodes=c.plan.float_nodes, plan=c.plan
     )
@@ -171,7 +177,8 @@ def _choose_ranges(
     candidates = tuple((str(rule), 1.0) for rule in rules)
     stats = c.observed()
     if any(rule in NEED_HISTOGRAMS for rule, _ in candidates):
-        stats = observe(c.reference, c.feed.batches(2 * images), histograms=True)
+        few = c.feed.batches(2 * images)
+        stats = observe(c.reference, few, histograms=True, tensors=_told_apart(c))
     batches = c.batches(images)
     kept: dict[str, Any] = {"float_nodes": c.plan.float_nodes, "plan": c.plan}
     _, costs = choose_ranges(c.reference, stats, c.scheme, batches, candidates=candidates, **kept)
