@@ -70,7 +70,7 @@ class Emitter:
         self.flat: dict[ir.Value, tuple[int, Layout, tuple[int, ...]]] = {}
         self.notes: list[str] = []
         self._stored: dict[ir.Value, dict[Layout, int]] = {}
-        self._ints: dict[tuple[int, ...], int] = {}
+        self._ints: dict[tuple[tuple[int, ...], bytes], int] = {}
 
     def op(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1, **options: Any
@@ -159,12 +159,12 @@ class Emitter:
         """Whether a node computes with integers."""
         return node.inputs[0] in self.quants
 
-    def ints(self, values: Sequence[int]) -> int:
-        """An int32 vector such as a shape or axes; equal ones are shared."""
-        key = tuple(int(v) for v in values)
+    def ints(self, values: Sequence[int] | np.ndarray) -> int:
+        """An int32 array such as a shape, axes or pads; equal ones are shared."""
+        array = np.array(values, np.int32)
+        key = (array.shape, array.tobytes())
         if key not in self._ints:
-            array = np.array(key, np.int32)
-            name = "int/" + "_".join(map(str, key))
+            name = "int/" + "_".join(map(str, array.ravel().tolist()))
             self._ints[key] = self.writer.tensor(Tensor(name, array.shape, "int32", lambda: array))
         return self._ints[key]
 

@@ -17,7 +17,7 @@ from repedge.graph.attrs import PoolAttrs, Window, attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
 from repedge.targets.tflite_emit import Emitter, bounds
 from repedge.targets.tflite_layout import NHWC, stored
-from repedge.targets.tflite_writer import Load, Tensor, schema
+from repedge.targets.tflite_writer import Load, schema
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 _LOWEST = float(np.finfo(np.float32).min)
@@ -51,8 +51,7 @@ def pad_spatial(c: Emitter, tensor: int, pads: Pads, value: float = 0.0) -> int:
         return tensor
     source = c.writer.tensors[tensor]
     n, h, w, ch = source.shape
-    rows = np.array([[0, 0], *pads, [0, 0]], np.int32)
-    amounts = c.writer.tensor(Tensor(f"{source.name}/pads", rows.shape, "int32", lambda: rows))
+    amounts = c.ints(np.array([[0, 0], *pads, [0, 0]]))
     result = c.scratch(f"{source.name}/padded", (n, h + sum(pads[0]), w + sum(pads[1]), ch), source.quant)
     if value == 0.0:
         c.op("PAD", [tensor, amounts], [result])
@@ -341,8 +340,7 @@ def _pad_amounts(node: ir.Node) -> np.ndarray:
 def pad(c: Emitter, node: ir.Node) -> None:
     """Pad -> PAD, PADV2 or MIRROR_PAD."""
     layout = c.layout(node.inputs[0])  # type: ignore[arg-type]
-    rows = _pad_amounts(node)[list(layout)].astype(np.int32)
-    amounts = c.writer.tensor(Tensor(f"{node.name}/pads", rows.shape, "int32", lambda: rows))
+    amounts = c.ints(_pad_amounts(node)[list(layout)])
     mode = PAD_MODES[attr(node, "mode", "constant")]
     op, inputs, options = mode(c, node, c.read(node.inputs[0]), amounts)
     c.op(op, inputs, [c.write(node.outputs[0], layout)], **options)

@@ -16,7 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +33,7 @@ Load = Callable[[], np.ndarray]
 
 _ALIGN = 16  # force_align of Buffer.data in the schema
 _BLOCK = 4 << 20  # bytes of one streamed block
+_SCALE = 2  # slot of QuantizationParameters.scale in the schema
 _LIMIT = 2**31 - 1  # offsets of a flatbuffer are signed where they are read
 
 
@@ -176,21 +177,43 @@ class Writer:
             UserError: The file would pass the format's limit of 2 GiB.
         """
         tables, patches, blobs = _Tables(self).build(inputs, outputs, metadata, description)
-        starts, cursor = [], len(tables)
-        for blob in blobs:
-            start = -(-(cursor + 4) // _ALIGN) * _ALIGN - 4  # the length stands before the aligned data
-            starts.append(start)
-            cursor = start + 4 + blob.nbytes
-        if cursor > _LIMIT:
-            raise UserError(f"the .tflite file would take {cursor} bytes; the format ends at {_LIMIT}")
+        starts, end = _places(len(tables), blobs)
+        if end > _LIMIT:
+            raise UserError(f"the .tflite file would take {end} bytes; the format ends at {_LIMIT}")
         for patch, start in zip(patches, starts, strict=True):
             struct.pack_into("<I", tables, patch, start - patch)
         with open(path, "wb") as file:
             file.write(tables)
-            for blob, start in zip(blobs, starts, strict=True):
+            for start, blob in sorted(zip(starts, blobs, strict=True), key=lambda placed: placed[0]):
                 file.write(bytes(start - file.tell()))
+                if isinstance(blob, bytes):
+                    file.write(blob)
+                    continue
                 file.write(struct.pack("<I", blob.nbytes))
                 _stream(file, blob)
+
+
+def _places(cursor: int, blobs: Sequence[Tensor | bytes]) -> tuple[list[int], int]:
+    """Where each blob begins, and where the last one ends.
+
+    Data of tensors is aligned, with its length right before it. Bytes, which are small vectors, go into
+    the gaps between them while there are any.
+    """
+    starts, small = [0] * len(blobs), [i for i, blob in enumerate(blobs) if isinstance(blob, bytes)][::-1]
+
+    def fill(end: float) -> int:
+        at = -(-cursor // 4) * 4
+        while small and at + len(blob := blobs[small[-1]]) <= end:  # type: ignore[arg-type]
+            starts[small.pop()] = at
+            at += len(blob)  # type: ignore[arg-type]
+        return at
+
+    for i, blob in enumerate(blobs):
+        if isinstance(blob, Tensor):
+            starts[i] = -(-(cursor + 4) // _ALIGN) * _ALIGN - 4
+            fill(starts[i])
+            cursor = starts[i] + 4 + blob.nbytes
+    return starts, fill(inf) if small else cursor
 
 
 def _stream(file: BinaryIO, tensor: Tensor) -> None:
@@ -213,6 +236,7 @@ class _Tables:
         self.writer = writer
         self.builder = flatbuffers.Builder(1 << 16)
         self.fields: list[int] = []  # offsets, from the end, of the placeholders
+        self.blobs: list[Tensor | bytes] = []  # what these stand for
         self.vectors: dict[tuple[int, ...], int] = {}
         self.zero_points: dict[tuple[int, int], int] = {}
         self.quants: dict[tuple[tuple[float, ...], int, int], int] = {}
@@ -224,8 +248,11 @@ class _Tables:
         outputs: Mapping[str, int],
         metadata: Mapping[str, bytes],
         description: str,
-    ) -> tuple[bytearray, list[int], list[Tensor]]:
-        """The tables, the positions of the offsets to patch in them, and the blobs these belong to."""
+    ) -> tuple[bytearray, list[int], list[Tensor | bytes]]:
+        """The tables, the positions of the offsets to patch in them, and the blobs these belong to.
+
+        A blob is a tensor's data, or the bytes of a vector of the flatbuffer.
+        """
         b, w = self.builder, self.writer
         blobs = [t for t in w.tensors if t.load is not None]
         first_entry = 1 + len(blobs)
@@ -245,7 +272,7 @@ class _Tables:
             getattr(schema, f"ModelAdd{name}")(b, offset)
         b.Finish(schema.ModelEnd(b), file_identifier=b"TFL3")
         tables = bytearray(b.Output())
-        return tables, [len(tables) - offset for offset in self.fields], blobs
+        return tables, [len(tables) - offset for offset in self.fields], self.blobs
 
     def _vector(self, offsets: Sequence[int]) -> int:
         self.builder.StartVector(4, len(offsets), 4)
@@ -264,9 +291,14 @@ class _Tables:
         b = self.builder
         schema.BufferStart(b)
         if blob is not None:
-            b.PrependUint32Slot(0, 0xFFFFFFFF, 0)  # slot of `data`; an offset is a uint32 as well
-            self.fields.append(b.Offset())
+            self._later(0, blob)
         return schema.BufferEnd(b)
+
+    def _later(self, slot: int, blob: Tensor | bytes) -> None:
+        """Put a placeholder for the offset of a vector that is written behind the tables."""
+        self.builder.PrependUint32Slot(slot, 0xFFFFFFFF, 0)  # an offset is a uint32 as well
+        self.fields.append(self.builder.Offset())
+        self.blobs.append(blob)
 
     def _code(self, name: str, version: int) -> int:
         code = getattr(schema.BuiltinOperator, name)
@@ -281,13 +313,11 @@ class _Tables:
         self, codes: Sequence[tuple[str, int]], inputs: Mapping[str, int], outputs: Mapping[str, int]
     ) -> int:
         b, buffers, tensors = self.builder, 0, []
+        numbered = self._numbered() - {*inputs.values(), *outputs.values()}
         for i, tensor in enumerate(self.writer.tensors):
-            constant = tensor.load is not None
-            buffers += constant
-            # Integer constants are numbered, as TensorFlow's converter does: their names are 0.3 % of a
-            # small network's file, and operators go by the names of what they give.
-            name = str(i) if constant and tensor.quant is not None else tensor.name
-            tensors.append(self._tensor(tensor, name, buffers if constant else 0))
+            buffers += tensor.load is not None
+            name = str(i) if i in numbered else tensor.name
+            tensors.append(self._tensor(tensor, name, buffers if tensor.load is not None else 0))
         number = {code: i for i, code in enumerate(codes)}
         operators = [self._operator(o, number[o.name, o.version]) for o in self.writer.operators]
         fields = {
@@ -302,17 +332,30 @@ class _Tables:
             getattr(schema, f"SubGraphAdd{name}")(b, offset)
         return schema.SubGraphEnd(b)
 
+    def _numbered(self) -> set[int]:
+        """Tensors whose names nobody looks for, and would be 0.3 % of a small network's file.
+
+        They are integer constants, which TensorFlow's converter numbers as well, and activations that
+        only change from integers to floats or back: layers are known by the tensors that they give.
+        """
+        tensors = self.writer.tensors
+        found = {i for i, t in enumerate(tensors) if t.load is not None and t.quant is not None}
+        for op in self.writer.operators:
+            if op.name in ("QUANTIZE", "DEQUANTIZE") and tensors[op.inputs[0]].load is None:
+                found.update(op.outputs)
+        return found
+
     def _tensor(self, tensor: Tensor, name: str, buffer: int) -> int:
         b = self.builder
         text, shape = b.CreateString(name), self._ints(tensor.shape)
         quantization = None if tensor.quant is None else self._quantization(tensor.quant)
         schema.TensorStart(b)
         schema.TensorAddShape(b, shape)
-        schema.TensorAddType(b, getattr(schema.TensorType, tensor.dtype.upper()))
         schema.TensorAddBuffer(b, buffer)
         schema.TensorAddName(b, text)
         if quantization is not None:
             schema.TensorAddQuantization(b, quantization)
+        schema.TensorAddType(b, getattr(schema.TensorType, tensor.dtype.upper()))  # the two bytes together
         schema.TensorAddHasRank(b, True)
         return schema.TensorEnd(b)
 
@@ -320,10 +363,14 @@ class _Tables:
         """A table that all tensors with the same scales share."""
         b, key = self.builder, (quant.scale, quant.zero_point, quant.axis)
         if key not in self.quants:
-            scale = b.CreateNumpyVector(np.array(quant.scale, np.float32))
+            several = len(quant.scale) > 1
+            scale = b.CreateNumpyVector(np.array(quant.scale, np.float32)) if several else 0
             zero_point = self._zero_points(len(quant.scale), quant.zero_point)
             schema.QuantizationParametersStart(b)
-            schema.QuantizationParametersAddScale(b, scale)
+            if several:
+                schema.QuantizationParametersAddScale(b, scale)
+            else:
+                self._later(_SCALE, struct.pack("<If", 1, quant.scale[0]))
             schema.QuantizationParametersAddZeroPoint(b, zero_point)
             schema.QuantizationParametersAddQuantizedDimension(b, quant.axis)
             self.quants[key] = schema.QuantizationParametersEnd(b)
