@@ -74,17 +74,19 @@ def learn_levels(
     student = _Student(model, plan, stats)
     if not student.log:
         return model, {}, plan, {}
-    wanted = torch.from_numpy(Simulator(model).logits(images(train)))
-    power = float((wanted**2).mean()) or 1.0
-    give_back()
     count = max(4, min(images_per_step, int(BUDGET / steps / macs(model))))
     order = np.random.default_rng(seed).permutation(len(train))
+    used = np.sort(order[: steps * count])  # of however many photos, those that the steps come to
+    wanted = torch.from_numpy(Simulator(model).logits(images([train[k] for k in used])))
+    power = float((wanted**2).mean()) or 1.0
+    give_back()
     optimizer, position = _Descent(student.log), 0
     for step in range(steps):
         chosen = [int(order[(position + i) % len(order)]) for i in range(count)]
         position += count
         for i, x in zip(range(0, count, 4), images([train[k] for k in chosen]), strict=True):
-            error = _error(student(torch.from_numpy(x)), wanted[chosen[i : i + len(x)]], power)
+            target = wanted[np.searchsorted(used, chosen[i : i + len(x)])]
+            error = _error(student(torch.from_numpy(x)), target, power)
             (error / count).backward()
         student.weight_noise().backward()
         optimizer.step(rate * 0.5 * (1 + math.cos(math.pi * step / steps)))
