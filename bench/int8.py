@@ -105,13 +105,14 @@ def run_child(arguments: list[str]) -> None:
 
 def memory(args: argparse.Namespace) -> None:
     """Peak memory of calibrating, which must not grow with the photos."""
-    print("| photos | peak MB | before calibrating MB | CPU s |")
-    print("| --- | --- | --- | --- |")
+    print("| photos | peak MB | in step | before calibrating MB | CPU s |")
+    print("| --- | --- | --- | --- | --- |")
     for count in PHOTO_COUNTS:
         row = child("memory", args.model, str(args.weights or ""), str(args.data), str(count))
         if row is not None:
             print(
-                f"| {count} | {row['peak_mb']:.0f} | {row['before_mb']:.0f} | {row['cpu_s']:.0f} |",
+                f"| {count} | {row['peak_mb']:.0f} | {row['peak_in']} | {row['before_mb']:.0f} "
+                f"| {row['cpu_s']:.0f} |",
                 flush=True,
             )
 

@@ -176,8 +176,11 @@ def latency(models: list[str], folder: Path, runs: int, threads: int) -> None:
     print("\n" + "\n".join(lines))
 
 
-def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict[str, float]:
-    """Calibrate on ``count`` photos of a folder, again and again if there are fewer."""
+def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict[str, Any]:
+    """Calibrate on ``count`` photos of a folder, again and again if there are fewer.
+
+    ``peak_in`` is the step that the peak was reached in.
+    """
     from int8_data import source_of
 
     from repedge import images
@@ -197,8 +200,13 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     feed = (
         planar(images.pixels(samples[i % len(samples)].load(), source.preprocess)[None]) for i in range(count)
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.process_time()
-    run(graph, feed, SCHEMES["tflite-w8a8"], "default")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"photos": count, "before_mb": before, "peak_mb": peak, "cpu_s": time.process_time() - began}
+    before, began = _peak_mb(), time.process_time()
+    seen: list[tuple[str, float]] = []  # a step as it begins, and the peak until then
+    run(graph, feed, SCHEMES["tflite-w8a8"], "default", progress=lambda s: seen.append((s, _peak_mb())))
+    peak, cpu = _peak_mb(), time.process_time() - began
+    step = [s for s, until in seen if until < peak][-1].partition("(")[0]
+    return {"photos": count, "before_mb": before, "peak_mb": peak, "peak_in": step, "cpu_s": cpu}
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
