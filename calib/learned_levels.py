@@ -33,7 +33,9 @@ Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
 
 BUDGET = 150e9
 """Multiply-accumulates of the training images, forward, all together: larger networks see fewer images."""
-MOMENTUM, MEMORY = 0.8, 0.98
+FEWEST = 30
+"""Steps of the largest networks."""
+MOMENTUM, MEMORY = 0.5, 0.98
 WEIGHT_NOISE = 6e-4
 """Cost at the output of a layer's rounded weights: what all of MobileOne-S0's cost, over their number."""
 
@@ -46,8 +48,8 @@ def learn_levels(
     train: Sequence[int],
     held_out: Sequence[int],
     *,
-    steps: int = 30,
-    images_per_step: int = 16,
+    steps: int = 120,
+    images_per_step: int = 4,
     rate: float = 0.03,
     seed: int = 0,
 ) -> tuple[ir.Model, dict[str, np.ndarray], QuantPlan, dict[str, float]]:
@@ -61,7 +63,8 @@ def learn_levels(
         train: Indices of the images to learn from.
         held_out: Indices of others: what was learned is given up unless the network with all its integers
             is nearer to the float one on these.
-        steps: Optimizer steps, with a cosine schedule.
+        steps: Optimizer steps, with a cosine schedule; fewer for large networks, down to `FEWEST`.
+            Many steps of few images get further than the same images in fewer steps.
         images_per_step: At most; fewer for large networks (see `BUDGET`).
         rate: Root mean square change of a tensor's logarithmic factors in the first step.
         seed: Of the images' order.
@@ -74,7 +77,9 @@ def learn_levels(
     student = _Student(model, plan, stats)
     if not student.log:
         return model, {}, plan, {}
-    count = max(4, min(images_per_step, int(BUDGET / steps / macs(model))))
+    affordable = int(BUDGET / macs(model))
+    count = max(min(4, images_per_step), min(images_per_step, affordable // steps))
+    steps = min(steps, max(FEWEST, affordable // count))
     order = np.random.default_rng(seed).permutation(len(train))
     used = np.sort(order[: steps * count])  # of however many photos, those that the steps come to
     wanted = torch.from_numpy(Simulator(model).logits(images([train[k] for k in used])))
@@ -185,25 +190,26 @@ class _Round(torch.autograd.Function):
         step: Any = r.scale
         if log is not None:
             step = r.scale * torch.exp(log).reshape(1, -1, *[1] * (x.ndim - 2))
-        n = torch.round(x / step)
-        inside = (n >= r.low) & (n <= r.high)
-        y = n.clamp_(r.low, r.high) * step
+        y = (x * (1.0 / step)).round_().clamp_(r.low, r.high).mul_(step)
+        ctx.ends = step * (r.low - 0.5), step * (r.high + 0.5)
         # Their neighbours keep x and y, too: the slope is made of them only when it is needed.
-        ctx.save_for_backward(inside, *(() if log is None else (x, y)))
+        ctx.save_for_backward(x, *(() if log is None else (y,)))
         ctx.channels = None if log is None else len(log)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (g,) = gradients
-        inside, *ends = ctx.saved_tensors
+        x, *rest = ctx.saved_tensors
+        low, high = ctx.ends
+        inside = x >= low
+        slope = g * inside.logical_and_(x <= high)
         own = None
-        if ends:
-            x, y = ends
-            # d y / d log: the rounding error inside, the end of the range outside.
-            part = torch.where(inside, y - x, y).mul_(g)
+        if rest:
+            # d y / d log: the rounding error y - x inside, the end of the range y outside.
+            part = (g * rest[0]).addcmul_(slope, x, value=-1)
             own = part.sum().reshape(1) if ctx.channels == 1 else part.sum([0, *range(2, part.ndim)])
-        return g * inside, own, None
+        return slope, own, None
 
 
 class _Student:
