@@ -56,10 +56,8 @@ def correct_bias(
     wanted = _means(reference, done, batches)
     give_back()
     simulator = Simulator(model, plan if activations else None, weights=False, activations=activations)
-    for step, states in simulator.walk(batches()):
+    for step, states in simulator.walk(batches(), done):
         name = step.writes[0]
-        if name not in done:
-            continue
         layer = done[name]
         error = wanted.pop(name) - stacked(_per_image(v[name], layer) for v in states)
         change = error.mean(0) if statistic == "mean" else np.median(error, 0)

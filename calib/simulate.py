@@ -8,7 +8,7 @@ int32, so that a result may differ from the integers' by one unit where it falls
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,25 +205,41 @@ class Simulator:
         for name in step.dead:
             values.pop(name, None)
 
-    def walk(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Step, list[Values]]]:
-        """Run all batches side by side, node by node; yields after each node, with what it wrote.
+    def walk(
+        self, batches: Iterable[np.ndarray], names: Collection[str] | None = None
+    ) -> Iterator[tuple[Step, list[Values]]]:
+        """Run all batches side by side; yields after nodes, with what they wrote for every batch.
 
-        What the caller changes in the yielded values or in `constants` is seen by later nodes. What no
-        later node reads is dropped batch by batch, so that a node's inputs and outputs are never all
-        there at once.
+        What the caller changes in the yielded values or in `constants` is seen by later nodes. From one
+        yield to the next it goes batch by batch, and drops what no later node reads, so that nothing but
+        what is yielded and what skips over it is ever there for all batches at once.
+
+        Args:
+            batches: float32 [N, C, H, W] each.
+            names: Yield only after nodes that write one of these; None for every node.
         """
         with torch.no_grad():
-            states = [self.start(x) for x in batches]
+            states: Iterable[Values] = (self.start(x) for x in batches)
+            stretch: list[Step] = []
             for step in self.steps:
-                read = [name for name in step.dead if name not in step.writes]
-                for values in states:
-                    step(values, self.constants)
-                    for name in read:
-                        values.pop(name, None)
-                yield step, states
-                for values in states:
+                stretch.append(step)
+                if names is not None and not any(n in names for n in step.writes):
+                    continue
+                reached = states = [self._through(stretch, values) for values in states]
+                yield step, reached
+                for values in reached:
                     for name in step.dead:
                         values.pop(name, None)
+                stretch = []
+
+    def _through(self, stretch: list[Step], values: Values) -> Values:
+        """Run steps on one batch; what the last one wrote stays."""
+        for step in stretch:
+            step(values, self.constants)
+            for name in step.dead:
+                if step is not stretch[-1] or name not in step.writes:
+                    values.pop(name, None)
+        return values
 
     def logits(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         """The first output of all batches, float32 [N, ...]."""

@@ -68,13 +68,28 @@ def test_ten_times_the_images_take_no_more_memory() -> None:
     assert float(done.stdout.split()[-1]) < 24, "MB more"
 
 
-def test_a_walk_drops_what_nobody_reads_any_more() -> None:
+@pytest.mark.parametrize("names", [None, {"r", "y"}])
+def test_a_walk_is_the_network_and_keeps_only_what_is_still_read(names) -> None:
     model, x = mixed(), images(12)
-    simulator = Simulator(model)
-    later = [{n for s in simulator.steps[i + 1 :] for n in s.reads} for i in range(len(simulator.steps))]
-    for (step, states), needed in zip(simulator.walk([x[:6], x[6:]]), later, strict=True):
+    simulator, seen = Simulator(model), {}
+    for step, states in simulator.walk([x[:6], x[6:]], names):
+        later = simulator.steps[simulator.steps.index(step) + 1 :]
+        needed = {n for s in later for n in s.reads}
         for values in states:
             assert set(values) <= {*step.writes, *needed, *simulator.outputs}
+        for name in step.writes:
+            seen[name] = np.concatenate([v[name].numpy() for v in states])
+    assert set(seen) == (names or {n for s in simulator.steps for n in s.writes})
+    for name, value in seen.items():
+        np.testing.assert_array_equal(value, _whole(model, name, [x[:6], x[6:]]))
+
+
+def _whole(model, name: str, parts) -> np.ndarray:
+    found: list[np.ndarray] = []
+    simulator = Simulator(model)
+    for part in parts:
+        simulator.run(part, {name: lambda y: found.append(y.numpy().copy())})
+    return np.concatenate(found)
 
 
 def test_learning_reads_only_the_images_it_comes_to() -> None:
