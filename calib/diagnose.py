@@ -270,8 +270,8 @@ class _Found:
         self, model: ir.Model, rounded: ir.Model, plan: QuantPlan, feed: Feed, wanted: np.ndarray,
         progress: Callable[[str], None],
     ) -> tuple[Whole, dict[str, float]]:  # fmt: skip
-        from repedge.calib.choose import layer_costs
         from repedge.calib.equalize import replay
+        from repedge.calib.search import layer_costs
         from repedge.calib.simulate import Simulator
 
         name = str(plan.recipe.get("name", ""))

@@ -73,6 +73,8 @@ class QuantScheme(BaseModel):
         integer_outputs: Whether an integer operator can only give integers; else it gives float32
             where the reader wants that.
         quantize_outputs: Whether the graph's outputs are integers, too, before they are returned.
+        weights_alone: Whether a layer that reads floats may have 8-bit weights. TensorRT wants none or both
+            in integers.
         centred: Whether a tensor with negative numbers has the middle integer as zero point; one without
             has the least integer.
     """
@@ -94,6 +96,7 @@ class QuantScheme(BaseModel):
     fixed: dict[str, FixedParams] = {}
     integer_outputs: bool = False
     quantize_outputs: bool = False
+    weights_alone: bool = True
     centred: bool = False
 
     @field_serializer("integer_ops", "fused", "tied", when_used="json")
@@ -211,6 +214,7 @@ TENSORRT_W8A8 = QuantScheme(
     integer_ops=LAYERS | MOVES | _POOLS | {"Add"},
     fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
     bias="float32",
+    weights_alone=False,
 )
 """TensorRT, explicit Q/DQ: signed symmetric int8, float32 biases."""
 

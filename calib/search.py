@@ -1,4 +1,4 @@
-"""What each tensor's rounding costs at the network's output, and ranges tuned by that.
+"""What each layer's integers cost at the network's output, and ranges tuned by what they cost there.
 
 The network is walked once; where a tensor appears, only what comes after it is run again for each
 trial, so that a whole search costs about half as many runs as there are trials.
@@ -12,54 +12,58 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from repedge.calib.plan import QuantPlan
 from repedge.calib.ranges import output_distance
 from repedge.calib.simulate import Rounding, Simulator, Step, Values
-from repedge.calib.structure import place
+from repedge.calib.structure import layers, place
 
 Batches = Callable[[], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """Cost at the output when a group of tied tensors is rounded and nothing else.
+class LayerCost:
+    """What one layer's integers (its weights and its input) cost at the output.
 
     Attributes:
-        tensor: The group's root.
-        cost: `repedge.calib.ranges.output_distance` from the float network.
+        node: The layer.
+        cost: `repedge.calib.ranges.output_distance` when this layer alone is in integers.
     """
 
-    tensor: str
+    node: str
     cost: float
 
 
-def sensitivity(model: ir.Model, plan: QuantPlan, batches: Batches) -> list[Sensitivity]:
-    """Round one tensor (with those tied to it) at a time; greatest cost first.
+def layer_costs(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> list[LayerCost]:
+    """Put one layer at a time into integers; greatest cost first.
 
     Args:
-        model: The float graph.
-        plan: Ranges to try.
+        model: The calibrated graph.
+        reference: The float graph (equalized as ``model`` is, for single layers to be comparable).
+        plan: The plan of ``model``.
         batches: Gives the images, float32 [N, C, H, W], anew at each call.
     """
-    simulator = Simulator(model)
-    reference = simulator.logits(batches())
-    rounding = {n: Rounding.of(t, plan.scheme) for n, t in plan.tensors.items()}
+    simulator = Simulator(reference)
+    integers = Simulator(model, plan)
+    wanted = simulator.logits(batches())
+    weighted = {la.name: la for la in layers(model) if str(la.weight.name) in plan.weights}
     states = [simulator.start(x) for x in batches()]
     found = []
-
-    def trial(index: int, name: str) -> None:
-        changed = [{**s, name: rounding[name](s[name])} for s in states]
-        found.append(Sensitivity(name, output_distance(reference, _rest(simulator, index, changed))))
-
-    if simulator.input in rounding:
-        trial(0, simulator.input)
-    for i, step in enumerate(simulator.steps):
-        for s in states:
-            simulator.advance(step, s)
-        for name in step.writes:
-            if name in rounding and plan.tensors[name].tied_to is None:
-                trial(i + 1, name)
+    with torch.no_grad():
+        for i, step in enumerate(simulator.steps):
+            layer = weighted.get(str(step.node.name))
+            if layer is not None:
+                x = str(layer.x.name)
+                rounding = Rounding.of(plan.tensors[x], plan.scheme) if x in plan.tensors else None
+                trial = [dict(s) for s in states]
+                for s in trial:
+                    local = {**s, x: rounding(s[x])} if rounding is not None else dict(s)
+                    step(local, integers.constants)
+                    s[step.writes[0]] = local[step.writes[0]]
+                found.append(LayerCost(layer.name, output_distance(wanted, _rest(simulator, i + 1, trial))))
+            for s in states:
+                simulator.advance(step, s)
     return sorted(found, key=lambda f: -f.cost)
 
 

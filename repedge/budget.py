@@ -1,8 +1,9 @@
 """The accuracy budget: integers as far as the real artifact stays accurate, float for the fewest layers.
 
-Single layers are ranked by what their integers cost at the output (in simulation, `calib.choose`); the
-sets that this ranking proposes are built by the target, run in its executor on photos, and judged there.
-Each trial is kept in the user's cache, so that a search that was interrupted goes on where it was.
+Single layers are ranked by what they give at the output when they are raised, for the price of it (in
+simulation, `calib.raising`); the sets that this ranking proposes are built by the target, run in its
+executor on photos, and judged there. Each trial is kept in the user's cache, so that a search that was
+interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from repedge.store import Store, key_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from repedge.calib.choose import LayerCost, Trial
+    from repedge.calib.choose import Trial
     from repedge.calib.plan import QuantPlan
+    from repedge.calib.raising import Raise
     from repedge.config import InputKind, Preprocess
     from repedge.quantization import Calibrated, Calibration
     from repedge.targets.base import Job, Target
@@ -32,11 +34,14 @@ if TYPE_CHECKING:
 PHOTOS = 2000
 """Most photos that artifacts are judged on by default."""
 
-RANKED_ON = 16
-"""Calibration images that single layers are ranked on."""
+RANKED_ON = (16, 64)
+"""Least and most calibration images that single layers are ranked on."""
+
+RANKED_MACS = 18e9
+"""Multiply-accumulates of these images in one run of the network, which bound their number."""
 
 LOWERED = 4
-"""Raised layers that are tried in integers again at the end."""
+"""Raises that are taken back again, for a try, at the end."""
 
 UNITS = {DROP: "points", DISAGREEMENT: "points", KL: "nats"}
 PHRASES = {DROP: "top-1 drop", DISAGREEMENT: "disagreement with float", KL: "KL divergence from float"}
@@ -137,12 +142,19 @@ class SearchResult:
             "met": taken is not None,
             "value": None if taken is None else self.trials[taken].cost,
             "raised": [] if taken is None else list(self.trials[taken].layers),
+            "float_weights": [] if taken is None else list(self.trials[taken].weights),
             "layers": self.layers,
             "float_macs": 0.0 if taken is None else self.trials[taken].macs,
             "photos": self.source,
             "score": None if taken is None else asdict(self.scores[taken]),
             "trials": [
-                {"raised": list(t.layers), "nodes": t.nodes, "float_macs": t.macs, "value": t.cost}
+                {
+                    "raised": list(t.layers),
+                    "float_weights": list(t.weights),
+                    "nodes": t.nodes,
+                    "float_macs": t.macs,
+                    "value": t.cost,
+                }
                 for t in self.trials
             ],
         }
@@ -236,11 +248,11 @@ class Search:
                 found.model,
                 reference,
                 found.plan,
-                lambda: found.feed.batches(RANKED_ON),
+                lambda: found.feed.batches(RANKED_ON[0]),
                 self.budget.limit,
                 measure=trial,
                 most=most,
-                costs=lambda: self._costs(target, job, found, reference),
+                order=lambda: self._order(target, job, found, reference),
                 lowered=LOWERED,
             )
         except BudgetNotMet as e:
@@ -248,20 +260,22 @@ class Search:
             raise NotMet(outcome, most) from e
         return Found(model, plan, outcome)
 
-    def _costs(self, target: Target, job: Job, found: Calibrated, reference: ir.Model) -> list[LayerCost]:
-        from repedge.calib.choose import LayerCost, layer_costs
+    def _order(self, target: Target, job: Job, found: Calibrated, reference: ir.Model) -> list[Raise]:
+        from repedge.calib.raising import Raise, macs_of, raises
 
+        least, most = RANKED_ON
+        count = int(min(most, max(least, RANKED_MACS / max(1, sum(macs_of(found.model).values())))))
         key = key_of(
-            "layer costs", str(RANKED_ON), *self._environment(), _bytes(found.model), _bytes(reference),
+            "raises", str(count), *self._environment(), _bytes(found.model), _bytes(reference),
             found.plan.model_dump_json(),
         )  # fmt: skip
         stored = self._store.get(key)
         if stored is not None:
-            return [LayerCost(node, cost) for node, cost in stored]
-        self._report(f"{target.name} {job.precision}: cost of each layer")
-        costs = layer_costs(found.model, reference, found.plan, lambda: found.feed.batches(RANKED_ON))
-        self._store.put(key, [[c.node, c.cost] for c in costs])
-        return costs
+            return [Raise(**one) for one in stored]
+        self._report(f"{target.name} {job.precision}: what each layer gives")
+        order = raises(found.model, reference, found.plan, lambda: found.feed.batches(count))
+        self._store.put(key, [asdict(one) for one in order])
+        return order
 
     def _environment(self) -> list[str]:
         return [platform.machine(), *(f"{k} {v}" for k, v in sorted(self._versions.items()))]

@@ -109,6 +109,7 @@ def test_the_budget_holds_for_the_artifact(net: Path, data: Path, tmp_path: Path
         found = quantization(bundle)["budget"]
         assert (found["measure"], found["limit"], found["met"]) == ("kl", 0.01, True)
         assert found["raised"] == ["point/Conv"]
+        assert found["float_weights"] == []
         assert set(found["raised"]) <= set(quantization(bundle)["float_nodes"])
         assert 0 < found["float_macs"] < 1
         trials = found["trials"]
@@ -160,11 +161,12 @@ def test_a_budget_that_cannot_be_met(
     plain = outputs[0].err
     assert "openvino w8a8: a KL divergence from float of 1e-09 nats is not met with up to 2 of 5" in plain
     rows = [line.split() for line in plain.splitlines() if " of 5 " in line and "%" in line]
-    assert [row[0] for row in rows] == ["0", "1", "2"]
+    # A layer reads float32 at first, with its 8-bit weights; then these are raised, too.
+    assert [(row[0], row[4]) for row in rows] == [("0", "0"), ("1", "0"), ("1", "1"), ("2", "2")]
     answer = json.loads(outputs[1].out)
     assert answer["exit_code"] == 3
     assert answer["budget"]["met"] is False
-    assert [len(t["raised"]) for t in answer["budget"]["trials"]] == [0, 1, 2]
+    assert [len(t["raised"]) for t in answer["budget"]["trials"]] == [0, 1, 1, 2]
 
 
 def test_an_interrupted_search_goes_on_where_it_was(net: Path, data: Path, tmp_path: Path) -> None:

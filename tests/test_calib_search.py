@@ -10,18 +10,20 @@ import torch
 from calib_nets import clean, images, mixed, mobile
 from graph_helpers import run
 
-from repedge.calib.choose import choose, keep_float, layer_costs
+from repedge.calib.choose import choose
 from repedge.calib.equalize import equalize
 from repedge.calib.gelu import SLOPE, delegable_gelu, fit_slope, fit_slopes
 from repedge.calib.integers import integer_simulator
 from repedge.calib.observe import observe
 from repedge.calib.plan import QuantPlan
 from repedge.calib.qdq import to_qdq
+from repedge.calib.raising import keep_float, raises
 from repedge.calib.ranges import output_distance, ranges
 from repedge.calib.recipe import calibrate
 from repedge.calib.refine import refine
 from repedge.calib.rounding import round_weights
-from repedge.calib.scheme import TFLITE_W8A8
+from repedge.calib.scheme import TENSORRT_W8A8, TFLITE_W8A8
+from repedge.calib.search import layer_costs
 from repedge.calib.simulate import Simulator
 from repedge.calib.structure import layers, own_parameters
 from repedge.errors import CheckFailed
@@ -37,6 +39,11 @@ def bad_layer(x: np.ndarray):
     return round_weights(model, plan, TFLITE_W8A8, stats), model, plan
 
 
+def around_r2(model: ir.Model) -> list[str]:
+    """What writes and what reads the coarse tensor."""
+    return [str(n.name) for n in model.graph if n.outputs[0].name in ("c2", "r2", "c3")]
+
+
 def distance(model, reference, plan, x) -> float:
     return output_distance(Simulator(reference).run(x)[0].numpy(), Simulator(model, plan).run(x)[0].numpy())
 
@@ -49,6 +56,26 @@ def test_layer_costs_find_the_bad_layer() -> None:
     assert costs[0].node == reader
     assert costs[0].cost > 5 * costs[1].cost
     assert len(costs) == 6
+
+
+def test_raises_go_by_what_they_give_for_their_price() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    found = raises(model, reference, plan, lambda: [x[:6], x[6:]])
+    reader = next(la.name for la in layers(model) if la.x.name == "r2")
+    assert (found[0].node, found[0].weights) == (reader, False)
+    wanted, start = Simulator(reference).run(x)[0], Simulator(model, plan).run(x)[0]
+    before = float(((start - wanted) ** 2).mean() / (wanted**2).mean())
+    raised, new_plan = keep_float(model, reference, plan, around_r2(model), "", weights=())
+    after = float(((Simulator(raised, new_plan).run(x)[0] - wanted) ** 2).mean() / (wanted**2).mean())
+    assert found[0].gain == pytest.approx(before - after, rel=1e-3)
+    for name in {r.node for r in found}:
+        first, second = [r for r in found if r.node == name]
+        assert (first.weights, second.weights) == (False, True)
+    assert min(r.price for r in found) > 0
+    # Where floats and 8-bit weights don't go together, a layer is raised whole.
+    symmetric = plan.model_copy(update={"scheme": TENSORRT_W8A8})
+    assert all(r.weights for r in raises(model, reference, symmetric, lambda: [x]))
 
 
 def test_choose_raises_the_fewest_layers() -> None:
@@ -104,6 +131,21 @@ def test_raised_layers_are_float_in_the_qdq_graph() -> None:
     assert "w3" in graph.graph.initializers
     assert "w3/q" not in graph.graph.initializers
     np.testing.assert_array_equal(graph.graph.initializers["w3"].const_value, layers(reference)[3].array)
+
+
+def test_raised_layers_may_keep_their_integer_weights() -> None:
+    x = images(12)
+    model, reference, plan = bad_layer(x)
+    raised, new_plan = keep_float(model, reference, plan, around_r2(model), "test", weights=())
+    assert set(new_plan.weights) == set(plan.weights)
+    assert "r2" not in new_plan.tensors
+    graph = to_qdq(raised, new_plan)
+    onnx.checker.check_model(ir.serde.serialize_model(graph), full_check=True)
+    assert {"w2/q", "w3/q"} <= set(graph.graph.initializers)
+    got = run(graph, {"x": x[:1]})[0]
+    np.testing.assert_allclose(
+        got, Simulator(raised, new_plan).run(x[:1])[0].numpy(), atol=1e-3 * np.abs(got).max()
+    )
 
 
 def test_refinement_is_nearer_on_held_out_images_or_given_up() -> None:

@@ -18,7 +18,6 @@ from repedge.calib.observe import RESERVOIR, observe
 from repedge.calib.ranges import RULES, choose_ranges, ranges
 from repedge.calib.rounding import centred_error, enumerate_choices, gptq, round_weights, weight_scale
 from repedge.calib.scheme import COREML_W8A8, OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, W8A32
-from repedge.calib.search import sensitivity
 from repedge.calib.simulate import Simulator
 from repedge.calib.structure import layers, place, set_array
 from repedge.errors import UserError
@@ -334,19 +333,3 @@ def _mean(y) -> np.ndarray:
 
 
 # --- search ----------------------------------------------------------------------------------------------
-
-
-def test_sensitivity_finds_the_bad_tensor() -> None:
-    model, x = mobile(), images(12)
-    plan = ranges(model, observe(model, [x]), TFLITE_W8A8)
-    plan.set_range({"r2": None}, 0, plan.tensors["r2"].high * 0.1, "too narrow")
-    found = sensitivity(model, plan, lambda: batches(x))
-    assert found[0].tensor == "r2"
-    roots = {n for n, t in plan.tensors.items() if t.tied_to is None}
-    assert {f.tensor for f in found} == roots
-    alone = plan.model_copy(deep=True)
-    alone.tensors = {"r2": plan.tensors["r2"]}
-    from repedge.calib.ranges import output_distance
-
-    want = output_distance(Simulator(model).run(x)[0].numpy(), Simulator(model, alone).run(x)[0].numpy())
-    assert found[0].cost == pytest.approx(want, rel=1e-3)

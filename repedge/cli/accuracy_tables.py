@@ -78,12 +78,12 @@ def trials(found: SearchResult, where: Console = out) -> None:
         mark = "[green]taken[/]" if i == found.taken else ""
         cache = "cached" if found.cached[i] else ""
         share = f"{t.raised} of {found.layers}"
-        rows.append([share, f"{t.macs:.1%}", f"{t.cost:.3g}", cache, mark])
+        rows.append([share, f"{t.macs:.1%}", str(len(t.weights)), f"{t.cost:.3g}", cache, mark])
     phrase = f"{found.phrase}, {found.unit}"
     columns(
-        ("layers in float", "their MACs", phrase, "", ""),
+        ("layers in float", "their MACs", "float weights", phrase, "", ""),
         rows,
-        ("layers in float", "their MACs", phrase),
+        ("layers in float", "their MACs", "float weights", phrase),
         where,
     )
 

@@ -1,0 +1,254 @@
+"""Layers in float32 in an integer network: how one is raised, and which give most for their price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from repedge.calib.plan import QuantPlan
+from repedge.calib.simulate import Simulator, Step, Values
+from repedge.calib.structure import TAKING, Layer, data_inputs, layers, place, set_array
+from repedge.graph.count import MACS
+from repedge.graph.values import const, only_reader
+
+Batches = Callable[[], Iterable[np.ndarray]]
+
+EFFORT = 0.002
+"""Price of raising anything at all: what converts integers to floats and back runs, too."""
+
+
+@dataclass(frozen=True)
+class Raise:
+    """One way to come nearer to the float network.
+
+    Attributes:
+        node: The layer that reads float32 then.
+        weights: Whether its weights are float32, too. Otherwise they keep their 8 bits, and the artifact
+            its size.
+        gain: By how much the relative mean square error of the integer network's output falls; with
+            ``weights``, on top of what reading float32 does. (On a few dozen images the KL divergence, which
+            hangs on a few of them, says nothing of single layers: measured on MobileOne-S0.)
+        price: Share of the network's multiply-accumulates that are float32 for it, plus the share by
+            which its weights grow.
+    """
+
+    node: str
+    weights: bool
+    gain: float
+    price: float
+
+
+def macs_of(model: ir.Model) -> dict[str, int]:
+    """Node -> its multiply-accumulates for one image."""
+    return {str(n.name): MACS[n.op_type](n) for n in model.graph if n.op_type in MACS}
+
+
+def nodes_to_raise(model: ir.Model, plan: QuantPlan, layer: str) -> list[str]:
+    """The nodes that must be float32 for a layer to read float32 numbers, the layer among them.
+
+    Where integer operators can only give integers, these are all operators that read or write the
+    layer's input or a tensor tied to it; elsewhere only the readers.
+    """
+    placement = place(model, plan.scheme, plan.float_nodes)
+    x = next(str(la.x.name) for la in layers(model) if la.name == layer)
+    if x not in placement.root:
+        return [layer]
+    group = {n for n, root in placement.root.items() if root == placement.root[x]}
+    found = []
+    for node in model.graph:
+        reads = {str(v.name) for v in data_inputs(node)} & group
+        writes = {str(v.name) for v in node.outputs} & group
+        if str(node.name) in placement.nodes and (reads or (writes and plan.scheme.integer_outputs)):
+            found += [n for n in (_taker(node, plan), str(node.name)) if n is not None]
+    return list(dict.fromkeys(found))
+
+
+def _taker(node: ir.Node, plan: QuantPlan) -> str | None:
+    """The operator that takes ``node``, an activation, along."""
+    before = (
+        node.inputs[0].producer()
+        if node.op_type in plan.scheme.fused and node.inputs[0] is not None
+        else None
+    )
+    if before is None or before.op_type not in TAKING or only_reader(before.outputs[0]) is not node:
+        return None
+    return str(before.name)
+
+
+def keep_float(
+    model: ir.Model,
+    reference: ir.Model,
+    plan: QuantPlan,
+    nodes: Sequence[str],
+    why: str,
+    *,
+    weights: Collection[str] | None = None,
+) -> tuple[ir.Model, QuantPlan]:
+    """Raise layers of a calibrated graph to float32 without calibrating again.
+
+    Args:
+        model: The calibrated graph; not changed.
+        reference: The float graph with the same equalization, whose weights and biases they get back.
+        plan: Its plan; not changed.
+        nodes: Names of nodes.
+        why: Recorded in the plan.
+        weights: Those of the layers whose weights are float32, too; None: all of them. The others keep
+            their 8-bit weights, and the biases that were corrected for these.
+    """
+    model, plan = model.clone(), plan.model_copy(deep=True)
+    plan.float_nodes.update(dict.fromkeys(nodes, why))
+    wide = set(nodes if weights is None else weights) & set(nodes)
+    before = {la.name: la for la in layers(reference)}
+    for layer in layers(model):
+        if layer.name in wide and layer.name in before:
+            source = before[layer.name]
+            plan.weights.pop(str(layer.weight.name), None)
+            plan.biases.pop(layer.name, None)
+            set_array(layer.weight, source.array)
+            bias = const(source.bias)
+            if layer.bias is not None and bias is not None:
+                set_array(layer.bias, bias)
+    kept = place(model, plan.scheme, plan.float_nodes).values
+    plan.tensors = {n: t for n, t in plan.tensors.items() if n in kept}
+    for t in plan.tensors.values():
+        if t.tied_to is not None and t.tied_to not in plan.tensors:
+            t.tied_to = None
+    return model, plan
+
+
+def raises(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> list[Raise]:
+    """Raise one layer at a time in the integer network; what gives most for its price comes first.
+
+    A layer's weights come after its activations, for they can't be float32 without them.
+
+    Args:
+        model: The calibrated graph.
+        reference: The float graph with the same equalization.
+        plan: The plan of ``model``.
+        batches: Gives the images, float32 [N, C, H, W], anew at each call.
+    """
+    return _Raising(model, reference, plan).run(batches)
+
+
+class _Raising:
+    """The integer network is walked once; each trial runs only what comes after the first change."""
+
+    def __init__(self, model: ir.Model, reference: ir.Model, plan: QuantPlan) -> None:
+        self.model, self.plan = model, plan
+        self.simulator = Simulator(model, plan)
+        self.floats = Simulator(reference)
+        self.weighted = {
+            la.name: la
+            for la in layers(model)
+            if str(la.weight.name) in plan.weights and str(la.x.name) in plan.tensors
+        }
+        self.source = {la.name: la for la in layers(reference)}
+        self.macs = macs_of(model)
+
+    def run(self, batches: Batches) -> list[Raise]:
+        wanted = self.floats.logits(batches())
+        before = _error(wanted, self.simulator.logits(batches()))
+        due: dict[int, list[tuple[Layer, list[str], set[str]]]] = {}
+        for layer in self.weighted.values():
+            nodes = nodes_to_raise(self.model, self.plan, layer.name)
+            free = self._freed(nodes)
+            due.setdefault(self._first(layer, free), []).append((layer, nodes, free))
+        found: list[Raise] = []
+        states = [self.simulator.start(x) for x in batches()]
+        with torch.no_grad():
+            for i, step in enumerate(self.simulator.steps):
+                for layer, nodes, free in due.get(i, ()):
+                    starts = states if i else [self._start(x, free) for x in batches()]
+                    cost = partial(self._cost, wanted, i, starts, free)
+                    found += self._options(layer, nodes, before, cost)
+                for s in states:
+                    self.simulator.advance(step, s)
+        return _in_order(found)
+
+    def _freed(self, nodes: Sequence[str]) -> set[str]:
+        """The tensors that are no longer rounded when these nodes are float32."""
+        floats = {**self.plan.float_nodes, **dict.fromkeys(nodes, "")}
+        return set(self.plan.tensors) - set(place(self.model, self.plan.scheme, floats).values)
+
+    def _first(self, layer: Layer, free: set[str]) -> int:
+        """Index of the first step that a trial changes."""
+        if self.simulator.input in free:
+            return 0
+        changed = (
+            i
+            for i, s in enumerate(self.simulator.steps)
+            if free & set(s.writes) or str(s.node.name) == layer.name
+        )
+        return next(changed)
+
+    def _start(self, x: np.ndarray, free: set[str]) -> Values:
+        name = self.simulator.input
+        return {name: torch.as_tensor(x)} if name in free else self.simulator.start(x)
+
+    def _cost(
+        self,
+        wanted: np.ndarray,
+        index: int,
+        states: Sequence[Values],
+        free: set[str],
+        wide: Collection[str],
+    ) -> float:
+        """When the tensors ``free`` are not rounded and the layers ``wide`` have float weights."""
+        constants = dict(self.simulator.constants)
+        for layer in self.weighted.values():
+            bias = const(layer.bias)
+            if str(layer.x.name) in free and layer.bias is not None and bias is not None:
+                constants[str(layer.bias.name)] = torch.from_numpy(np.array(bias))
+        for name in (n for layer in wide for n in self._parameters(layer)):
+            constants[name] = self.floats.constants[name]
+        steps: list[Step] = []
+        for s in self.simulator.steps[index:]:
+            own = zip(s.writes, s.rounding, strict=True)
+            steps.append(replace(s, rounding=tuple(None if n in free else r for n, r in own)))
+        outputs = []
+        for state in states:
+            values = dict(state)
+            for step in steps:
+                step(values, constants)
+                for name in step.dead:
+                    values.pop(name, None)
+            outputs.append(values[self.simulator.outputs[0]].numpy())
+        return _error(wanted, np.concatenate(outputs))
+
+    def _parameters(self, layer: str) -> list[str]:
+        own = self.source[layer]
+        return [str(v.name) for v in (own.weight, own.bias) if v is not None]
+
+    def _options(
+        self, layer: Layer, nodes: Sequence[str], before: float, cost: Callable[[Collection[str]], float]
+    ) -> list[Raise]:
+        work = EFFORT + sum(self.macs.get(n, 0) for n in nodes) / max(1, sum(self.macs.values()))
+        if not self.plan.scheme.weights_alone:
+            wide = [n for n in nodes if n in self.weighted]
+            return [Raise(layer.name, True, before - cost(wide), work + self._growth(wide))]
+        narrow = cost(())
+        more = Raise(layer.name, True, narrow - cost([layer.name]), EFFORT + self._growth([layer.name]))
+        return [Raise(layer.name, False, before - narrow, work), more]
+
+    def _growth(self, wide: Collection[str]) -> float:
+        """By what share 8-bit weights grow when these layers' have 32 bits."""
+        total = sum(la.array.size for la in self.weighted.values())
+        return 3 * sum(self.weighted[n].array.size for n in wide) / max(1, total)
+
+
+def _error(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(((got - wanted) ** 2).mean() / max(float((wanted**2).mean()), 1e-30))
+
+
+def _in_order(found: Sequence[Raise]) -> list[Raise]:
+    rate = {(r.node, r.weights): r.gain / r.price for r in found}
+
+    def key(r: Raise) -> tuple[float, bool]:
+        return -min(rate[r.node, r.weights], rate.get((r.node, False), np.inf)), r.weights
+
+    return sorted(found, key=key)
