@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Batches = Callable[[], Iterable[np.ndarray]]
 
+LARGE = 64 * 2**20
+"""Bytes of a layer's activations after which the holes that computing them left are given back at once."""
+
 
 def correct_bias(
     model: ir.Model,
@@ -65,6 +68,8 @@ def correct_bias(
         shift = _along(layer, change)
         for values in states:
             values[name] += shift
+        if sum(v[name].nbytes for v in states) > LARGE:
+            give_back()
     give_back()
     return model
 
