@@ -31,7 +31,7 @@ from repedge.graph.values import shape_of
 Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
 """Indices of images -> batches of them, float32 [N, C, H, W]."""
 
-BUDGET = 150e9
+BUDGET = 225e9
 """Multiply-accumulates of the training images, forward, all together: larger networks see fewer images."""
 FEWEST = 30
 """Steps of the largest networks."""
@@ -48,7 +48,7 @@ def learn_levels(
     train: Sequence[int],
     held_out: Sequence[int],
     *,
-    steps: int = 120,
+    steps: int = 160,
     images_per_step: int = 4,
     rate: float = 0.03,
     seed: int = 0,
@@ -183,33 +183,48 @@ class _Descent:
 
 
 class _Round(torch.autograd.Function):
-    """``clamp(round(x / step), low, high) * step`` with step = scale * exp(log), log [C]."""
+    """``clamp(round(x / step), low, high) * step`` with step = scale * exp(log), log [C].
+
+    With ``relu`` that of ``relu(x)``: the clamp does it on the way.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, log: torch.Tensor | None, r: Rounding) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, log: torch.Tensor | None, r: Rounding, relu: bool) -> torch.Tensor:
         step: Any = r.scale
         if log is not None:
             step = r.scale * torch.exp(log).reshape(1, -1, *[1] * (x.ndim - 2))
-        y = (x * (1.0 / step)).round_().clamp_(r.low, r.high).mul_(step)
-        ctx.ends = step * (r.low - 0.5), step * (r.high + 0.5)
-        # Their neighbours keep x and y, too: the slope is made of them only when it is needed.
-        ctx.save_for_backward(x, *(() if log is None else (y,)))
+        exact = x * (1.0 / step)
+        low = max(r.low, 0.0) if relu else r.low
+        y = torch.round(exact).clamp_(low, r.high).mul_(step)
+        ctx.ends = (0.0 if relu else low - 0.5), r.high + 0.5
+        ctx.step = step
+        # The next layer keeps y, too.
+        ctx.save_for_backward(exact, *(() if log is None else (y,)))
         ctx.channels = None if log is None else len(log)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (g,) = gradients
-        x, *rest = ctx.saved_tensors
-        low, high = ctx.ends
-        inside = x >= low
-        slope = g * inside.logical_and_(x <= high)
+        exact, *rest = ctx.saved_tensors
+        slope = torch.ops.aten.hardtanh_backward(g, exact, *ctx.ends)  # one pass, where masks take four
         own = None
         if rest:
             # d y / d log: the rounding error y - x inside, the end of the range y outside.
-            part = (g * rest[0]).addcmul_(slope, x, value=-1)
-            own = part.sum().reshape(1) if ctx.channels == 1 else part.sum([0, *range(2, part.ndim)])
-        return slope, own, None
+            part = _dots(g, rest[0], ctx.channels)
+            own = part - _dots(slope, exact, ctx.channels) * torch.as_tensor(ctx.step).reshape(-1)
+        return slope, own, None, None
+
+
+def _dots(a: torch.Tensor, b: torch.Tensor, channels: int) -> torch.Tensor:
+    """Sum of the products per channel (axis 1), or of all for one channel."""
+    if channels == 1:
+        return torch.dot(a.reshape(-1), b.reshape(-1)).reshape(1)
+    if a.ndim == 2:
+        return (a * b).sum(0)
+    n = len(a)  # the product below is never written out, as that of vecdot is
+    a, b = a.reshape(n * channels, 1, -1), b.reshape(n * channels, 1, -1)
+    return torch.bmm(a, b.transpose(1, 2)).reshape(n, channels).sum(0)
 
 
 class _Student:
@@ -241,10 +256,11 @@ class _Student:
             found = [
                 (values[n] if n in values else simulator.constants[n]) if n else None for n in step.reads
             ]
-            results = step.run(*found)
+            relu = step.node.op_type == "Relu" and step.rounding[0] is not None
+            results = found[0] if relu else step.run(*found)
             results = (results,) if isinstance(results, torch.Tensor) else results
             for name, y, rounding in zip(step.writes, results, step.rounding, strict=False):
-                values[name] = y if rounding is None else _Round.apply(y, self._of.get(name), rounding)
+                values[name] = y if rounding is None else _Round.apply(y, self._of.get(name), rounding, relu)
             for name in step.dead:
                 values.pop(name, None)
         return values[simulator.outputs[0]]
