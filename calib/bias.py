@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 Batches = Callable[[], Iterable[np.ndarray]]
 
-LARGE = 64 * 2**20
-"""Bytes of a layer's activations after which the holes that computing them left are given back at once."""
-
 
 def correct_bias(
     model: ir.Model,
@@ -55,7 +52,7 @@ def correct_bias(
 
     model = model.clone()
     done = {str(la.out.name): la for la in layers(model) if str(la.weight.name) in plan.weights and la.bias}
-    give_back()  # what earlier steps left
+    give_back(collect=True)  # what earlier steps left
     wanted = _means(reference, done, batches)
     give_back()
     simulator = Simulator(model, plan if activations else None, weights=False, activations=activations)
@@ -68,8 +65,6 @@ def correct_bias(
         shift = _along(layer, change)
         for values in states:
             values[name] += shift
-        if sum(v[name].nbytes for v in states) > LARGE:
-            give_back()
     give_back()
     return model
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterable
 
 import numpy as np
 
 
-def give_back() -> None:
+def give_back(collect: bool = False) -> None:
     """Return free memory to the system.
 
     glibc keeps what lies below anything still in use, and other steps, which need other sizes, take
     more on top of it: the peak would be the sum of all steps' instead of the greatest. Does nothing
     where malloc is another one.
+
+    Args:
+        collect: Whether to look for unreachable cycles first, as graphs that were worked on are; takes
+            tenths of a second.
     """
+    if collect:
+        gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from repedge.calib.heap import stacked
+from repedge.calib.heap import give_back, stacked
 from repedge.calib.plan import QuantPlan, TensorQuant
 from repedge.calib.scheme import LIMITS, QuantScheme
 from repedge.calib.structure import Layer, layers, place
@@ -25,6 +25,9 @@ from repedge.graph.values import const
 
 Tap = Callable[[torch.Tensor], None]
 Values = dict[str, torch.Tensor]
+
+HOLES = 32 * 2**20
+"""Bytes that a walk keeps of a layer before it gives back the holes that computing them has left."""
 
 
 @dataclass(frozen=True)
@@ -225,21 +228,27 @@ class Simulator:
                 stretch.append(step)
                 if names is not None and not any(n in names for n in step.writes):
                     continue
-                reached = states = [self._through(stretch, values) for values in states]
+                reached = states = list(self._through(stretch, states))
                 yield step, reached
                 for values in reached:
                     for name in step.dead:
                         values.pop(name, None)
                 stretch = []
 
-    def _through(self, stretch: list[Step], values: Values) -> Values:
-        """Run steps on one batch; what the last one wrote stays."""
-        for step in stretch:
-            step(values, self.constants)
-            for name in step.dead:
-                if step is not stretch[-1] or name not in step.writes:
-                    values.pop(name, None)
-        return values
+    def _through(self, stretch: list[Step], states: Iterable[Values]) -> Iterator[Values]:
+        """Run steps on batch after batch; what the last one wrote stays."""
+        held = 0
+        for values in states:
+            for step in stretch:
+                step(values, self.constants)
+                for name in step.dead:
+                    if step is not stretch[-1] or name not in step.writes:
+                        values.pop(name, None)
+            yield values
+            held += sum(values[n].nbytes for n in stretch[-1].writes)
+            if held > HOLES:
+                give_back()
+                held = 0
 
     def logits(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         """The first output of all batches, float32 [N, ...]."""
