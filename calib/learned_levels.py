@@ -257,7 +257,7 @@ class _Student:
                 (values[n] if n in values else simulator.constants[n]) if n else None for n in step.reads
             ]
             relu = step.node.op_type == "Relu" and step.rounding[0] is not None
-            results = found[0] if relu else step.run(*found)
+            results: Any = found[0] if relu else step.run(*found)
             results = (results,) if isinstance(results, torch.Tensor) else results
             for name, y, rounding in zip(step.writes, results, step.rounding, strict=False):
                 values[name] = y if rounding is None else _Round.apply(y, self._of.get(name), rounding, relu)
