@@ -144,7 +144,8 @@ def observe(
         batches: Images float32 [N, C, H, W].
         histograms: Whether to make histograms, which the percentile, MSE and entropy ranges need.
         moments: Number of images, from the first on, that means and covariances are taken over
-            (rounding and bias correction need them).
+            (rounding and bias correction need them). Layers that see one position per image, as those
+            behind global pooling do, are cheap and need more: theirs are over all images.
         tensors: Names of those whose statistics are wanted; None for all. Others are only looked through
             for values that are not finite.
         seed: Of the random choice.
@@ -166,8 +167,7 @@ def observe(
     for batch in batches:
         watch.begin(len(batch))
         active = dict(taps)
-        if watch.seen < moments:
-            _attach(active, found, moments - watch.seen)
+        _attach(active, found, moments - watch.seen, len(batch))
         simulator.run(batch, active)
         watch.end()
     if watch.seen == 0:
@@ -178,10 +178,12 @@ def observe(
     return result
 
 
-def _attach(taps: dict[str, Any], sums: Mapping[str, _MomentSum], limit: int) -> None:
+def _attach(taps: dict[str, Any], sums: Mapping[str, _MomentSum], left: int, batch: int) -> None:
     for m in sums.values():
         name = str(m.layer.x.name)
-        taps[name] = _both(taps.get(name), m.add, limit)
+        limit = batch if m.single else left
+        if limit > 0:
+            taps[name] = _both(taps.get(name), m.add, limit)
 
 
 def _both(first: Any, second: Any, limit: int) -> Any:
@@ -290,6 +292,7 @@ class _MomentSum:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.count = 0
+        self.single = int(np.prod(shape_of(layer.out)[2:])) == 1
         self._window: ConvAttrs | None = conv_attrs(layer.node) if layer.node.op_type == "Conv" else None
         self._together = 0
         self._parts: list[_Sums] = []
