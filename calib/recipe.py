@@ -92,6 +92,7 @@ _DEFAULT = _steps(
     ("correct_bias", {"images": 64}),
     # After the ranges: it takes out what their rounding shifts.
     ("correct_bias", {"images": 64, "activations": True, "statistic": "median"}),
+    ("dynamic_outputs", {}),
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -111,7 +112,8 @@ RECIPES: dict[str, Recipe] = {
                 # Before rounding: ranges and biases bound the weights' scales from below.
                 ("choose_ranges", {"rules": ["mean", "q90", "minmax"], "images": 16}),
                 ("round", {"method": "closed-form"}),
-                ("correct_bias_at_once", {}),  # last: it takes out what rounding left
+                ("correct_bias_at_once", {}),  # it takes out what rounding left
+                ("dynamic_outputs", {}),
             ),
         ),
         Recipe(name="default", steps=_DEFAULT),

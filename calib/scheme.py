@@ -75,6 +75,8 @@ class QuantScheme(BaseModel):
         quantize_outputs: Whether the graph's outputs are integers, too, before they are returned.
         weights_alone: Whether a layer that reads floats may have 8-bit weights. TensorRT wants none or both
             in integers.
+        dynamic: Layers that can read floats and round them to 8 bits themselves, image by image, in the
+            range of that image. Their weights are 8-bit.
         centred: Whether a tensor with negative numbers has the middle integer as zero point; one without
             has the least integer.
     """
@@ -97,9 +99,10 @@ class QuantScheme(BaseModel):
     integer_outputs: bool = False
     quantize_outputs: bool = False
     weights_alone: bool = True
+    dynamic: frozenset[str] = frozenset()
     centred: bool = False
 
-    @field_serializer("integer_ops", "fused", "tied", when_used="json")
+    @field_serializer("integer_ops", "fused", "tied", "dynamic", when_used="json")
     def _in_order(self, names: frozenset[str]) -> list[str]:
         """Sets have another order in each process; JSON must not."""
         return sorted(names)
@@ -171,6 +174,7 @@ TFLITE_W8A8 = QuantScheme(
     },
     integer_outputs=True,
     quantize_outputs=True,
+    dynamic=frozenset({"Gemm"}),
 )
 """TensorFlow Lite, int8: asymmetric activations, int32 biases."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Emitter:
         flat: Flattened values whose readers take the unflattened tensor: value -> (tensor, layout,
             ONNX shape before flattening).
         quants: Values that hold integers (see tflite_int_graph).
-        dynamic: Whether float layers with 8-bit weights round their input to 8 bits at run time, too.
+        dynamic: Types of layers that, with 8-bit weights, round a float input to 8 bits at run time, too.
         notes: Sentences for `Artifact.notes`.
     """
 
@@ -60,7 +60,7 @@ class Emitter:
         writer: Writer,
         half: bool,
         quants: Mapping[ir.Value, Quant] | None = None,
-        dynamic: bool = False,
+        dynamic: Collection[str] = (),
     ) -> None:
         self.writer = writer
         self.half = half
@@ -205,7 +205,7 @@ class Emitter:
         quant = self.quants.get(node.inputs[1])  # type: ignore[arg-type]
         if quant is not None:
             quant = quant.along(axis)
-            kept = self.integer(node) or (self.dynamic and fold)
+            kept = self.integer(node) or (node.op_type in self.dynamic and fold)
             own_name = name if kept else f"{name}/int8"
             small = self.writer.tensor(Tensor(own_name, tuple(shape), quant.dtype, load, quant))
             return small if kept else self._widened(small, name)

@@ -90,7 +90,7 @@ def test_wide_activations_and_float_nodes_are_closer() -> None:
     assert wide > base + 3
     names = {n.name: "for the test" for n in model.graph if n.op_type in ("Conv", "Relu")}
     changed, plan = calibrate(model, [x], TFLITE_W8A8, "fast", float_nodes=names)
-    assert plan.float_nodes == names
+    assert names.items() <= plan.float_nodes.items()
     assert set(plan.weights) == {"w5"}
     assert compare(changed, plan, model, x).sqnr_db > base
 

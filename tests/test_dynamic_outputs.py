@@ -1,0 +1,78 @@
+"""Classifiers whose input is rounded image by image, in TensorFlow Lite's int8 artifacts."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from calib_nets import clean, he, images, mobile
+
+from repedge.calib.plan import QuantPlan
+from repedge.calib.qdq import to_qdq
+from repedge.calib.recipe import RECIPES, Recipe, StepSpec, calibrate
+from repedge.calib.scheme import OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, QuantScheme
+from repedge.calib.simulate import Simulator
+from repedge.calib.structure import layers
+from repedge.targets.tflite_runner import partitions
+from tests.tflite_helpers import build, op_names, relative_error, run
+
+BEFORE = Recipe(name="static", steps=RECIPES["fast"].steps[:5])
+AFTER = Recipe(name="dynamic", steps=(*BEFORE.steps, StepSpec(step="dynamic_outputs")))
+
+
+def calibrated(
+    model: ir.Model, recipe: Recipe = AFTER, scheme: QuantScheme = TFLITE_W8A8
+) -> tuple[ir.Model, QuantPlan]:
+    return calibrate(model, [images(24)], scheme, recipe)
+
+
+def test_the_artifacts_classifier_rounds_its_own_input(tmp_path) -> None:
+    model, x = mobile(), images(16, seed=3)
+    wanted = Simulator(model).run(x)[0].numpy()
+    errors = {}
+    for recipe in (BEFORE, AFTER):
+        rounded, plan = calibrated(model, recipe)
+        path, _ = build(to_qdq(rounded, plan), tmp_path / recipe.name, precision="w8a8")
+        assert partitions(path).whole
+        got = run(model, path, x)
+        errors[recipe.name] = relative_error(got, [wanted])
+        # The plan's own simulation: the same integers, but for the classifier's, which it leaves out.
+        simulated = Simulator(rounded, plan).run(x)[0].numpy()
+        assert relative_error(got, [simulated]) < (0.02 if recipe is AFTER else 0.01)
+        names = op_names(path)
+        # It gives floats itself: nothing is rounded behind it.
+        assert names[-1] == ("FULLY_CONNECTED" if recipe is AFTER else "DEQUANTIZE")
+    assert errors["dynamic"] < errors["static"]
+
+
+def test_weights_stay_and_what_the_classifier_reads_is_float() -> None:
+    model = mobile()
+    static, before = calibrated(model, BEFORE)
+    dynamic, after = calibrated(model)
+    assert set(after.weights) == set(before.weights)
+    last, same = layers(dynamic)[-1], layers(static)[-1]
+    np.testing.assert_array_equal(last.array, same.array)
+    gone = set(before.tensors) - set(after.tensors)
+    assert gone == {"p", "f", "y"}
+    assert {"image by image" in why for why in after.float_nodes.values()} == {True}
+    assert len(after.float_nodes) == 3
+
+
+@pytest.mark.parametrize("scheme", [OPENVINO_W8A8, TENSORRT_W8A8])
+def test_targets_without_such_layers_are_left_alone(scheme: QuantScheme) -> None:
+    _, plan = calibrated(mobile(), scheme=scheme)
+    assert not plan.float_nodes
+
+
+def test_no_convolution_becomes_float_for_it() -> None:
+    """Where a layer writes what the classifier reads, that layer would have to be float, too."""
+    rng = np.random.default_rng(0)
+    text = """net (float[1,3,12,12] x) => (float[1,10] y) {
+        c = Conv <kernel_shape=[12,12]> (x, w)
+        f = Flatten(c)
+        y = Gemm <transB=1> (f, v)
+    }"""
+    model = clean(text, {"w": he(rng, 16, 3, 12, 12), "v": he(rng, 10, 16)})
+    _, plan = calibrated(model)
+    assert not plan.float_nodes
+    assert {"f", "y"} <= set(plan.tensors)
