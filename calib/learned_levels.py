@@ -20,12 +20,13 @@ import torch
 from repedge.calib.bias import correct_bias_at_once
 from repedge.calib.equalize import pairs, scaled
 from repedge.calib.heap import give_back
-from repedge.calib.observe import Moments, Statistics
+from repedge.calib.influence import weight_influence
+from repedge.calib.observe import Statistics
 from repedge.calib.plan import QuantPlan
 from repedge.calib.rounding import round_weights
 from repedge.calib.search import free_groups
 from repedge.calib.simulate import Rounding, Simulator
-from repedge.calib.structure import Layer, layers
+from repedge.calib.structure import layers
 from repedge.graph.values import shape_of
 
 Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
@@ -36,8 +37,10 @@ BUDGET = 225e9
 FEWEST = 30
 """Steps of the largest networks."""
 MOMENTUM, MEMORY = 0.5, 0.98
-WEIGHT_NOISE = 6e-4
-"""Cost at the output of a layer's rounded weights: what all of MobileOne-S0's cost, over their number."""
+PROBED = 60
+"""Images that the weights' influence is estimated from."""
+GPTQ_SHARE = 0.5
+"""Of the cost of independent errors of the weights, what is left when they are rounded by covariance."""
 
 
 def learn_levels(
@@ -48,7 +51,7 @@ def learn_levels(
     train: Sequence[int],
     held_out: Sequence[int],
     *,
-    steps: int = 160,
+    steps: int = 150,
     images_per_step: int = 4,
     rate: float = 0.03,
     seed: int = 0,
@@ -74,7 +77,7 @@ def learn_levels(
         them, the plan with changed ranges, and the cost on the held-out images, ``before`` and ``after``
         (or the old model and plan, and no factors).
     """
-    student = _Student(model, plan, stats)
+    student = _Student(model, plan)
     if not student.log:
         return model, {}, plan, {}
     affordable = int(BUDGET / macs(model))
@@ -84,6 +87,8 @@ def learn_levels(
     used = np.sort(order[: steps * count])  # of however many photos, those that the steps come to
     wanted = torch.from_numpy(Simulator(model).logits(images([train[k] for k in used])))
     power = float((wanted**2).mean()) or 1.0
+    probed = images([train[int(k)] for k in order[: min(PROBED, steps * count)]])
+    noise = _WeightNoise(model, student, stats, plan, probed, power, seed)
     give_back()
     optimizer, position = _Descent(student.log), 0
     for step in range(steps):
@@ -92,8 +97,10 @@ def learn_levels(
         for i, x in zip(range(0, count, 4), images([train[k] for k in chosen]), strict=True):
             target = wanted[np.searchsorted(used, chosen[i : i + len(x)])]
             error = _error(student(torch.from_numpy(x)), target, power)
+            if not error.requires_grad:  # an operator without one lies between all levels and the output
+                return model, {}, plan, {}
             (error / count).backward()
-        student.weight_noise().backward()
+        noise.backward()
         optimizer.step(rate * 0.5 * (1 + math.cos(math.pi * step / steps)))
     give_back()
     factors, learned_plan = student.result(plan)
@@ -148,16 +155,6 @@ def _cost(
     wanted = torch.from_numpy(Simulator(reference).logits(images(held_out)))
     got = torch.from_numpy(Simulator(rounded, plan).logits(images(held_out)))
     return float(_error(got, wanted, float((wanted**2).mean()) or 1.0)) / len(got)
-
-
-def _reader(layer: Layer, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Magnitudes of a layer's weights, [G, O, inputs, taps], and variances of their inputs, O = 1."""
-    filters = layer.array if layer.axis == 0 else layer.array.T
-    groups, k = moments.mean.shape
-    taps = int(np.prod(filters.shape[2:]))
-    w = np.abs(filters).reshape(groups, -1, k // taps, taps).astype(np.float32)
-    v = np.concatenate([np.einsum("gkk->gk", c) for c in moments.cov], 1)
-    return torch.from_numpy(w), torch.from_numpy(v.astype(np.float32)).reshape(groups, 1, k // taps, taps)
 
 
 class _Descent:
@@ -230,7 +227,7 @@ def _dots(a: torch.Tensor, b: torch.Tensor, channels: int) -> torch.Tensor:
 class _Student:
     """The network with rounded activations, whose steps are torch parameters."""
 
-    def __init__(self, model: ir.Model, plan: QuantPlan, stats: Statistics) -> None:
+    def __init__(self, model: ir.Model, plan: QuantPlan) -> None:
         self.simulator = Simulator(model, plan, weights=False)
         ends = {str(p.between[-1].name): p for p in pairs(model) if p.repeat == 1}
         self.groups = free_groups(model, plan)
@@ -244,10 +241,7 @@ class _Student:
                 self.paired.add(first)
             self.log[first] = torch.zeros(count, requires_grad=True)
             self._of.update(dict.fromkeys(names, self.log[first]))
-        mixing = [(n, p.consumer) for n, p in ends.items() if n in self.paired and not p.consumer.depthwise]
-        self._readers = [
-            (n, *_reader(la, stats.moments[la.name])) for n, la in mixing if la.name in stats.moments
-        ]
+        self.readers = {n: ends[n].consumer for n in sorted(self.paired) if not ends[n].consumer.depthwise}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         simulator = self.simulator
@@ -265,19 +259,6 @@ class _Student:
                 values.pop(name, None)
         return values[simulator.outputs[0]]
 
-    def weight_noise(self) -> torch.Tensor:
-        """What rounding the weights that read a tensor adds to the output, as far as the factors change it.
-
-        For weights w [O, K] that read variances v [K] that is ``sum_o max_k(w r)^2 sum_k v / r^2``.
-        """
-        total = torch.zeros((), requires_grad=True)
-        for name, w, v in self._readers:
-            r = torch.exp(self.log[name]).reshape(w.shape[0], 1, -1, 1)
-            noise = ((w * r).amax((2, 3)) ** 2).sum(1) * (v / r**2).sum((1, 2, 3))
-            whole = (w.amax((2, 3)) ** 2).sum(1) * v.sum((1, 2, 3))
-            total = total + WEIGHT_NOISE * (noise.sum() / whole.sum().clamp_min(1e-30) - 1)
-        return total
-
     def result(self, plan: QuantPlan) -> tuple[dict[str, np.ndarray], QuantPlan]:
         """Factors per channel, float64 [C] by tensor, and the plan with the other factors in its ranges."""
         plan = plan.model_copy(deep=True)
@@ -291,3 +272,40 @@ class _Student:
             by = float(factor[0])
             plan.set_range(ties, old.low * by, old.high * by, f"{old.why}, learned x {by:.3f}")
         return factors, plan
+
+
+class _WeightNoise:
+    """What rounding the weights that read a tensor costs at the output, as far as the factors change it.
+
+    For weights w [O, K] whose errors of unit variance cost f [O, K] that is
+    ``sum_o max_k(w r)^2 / limit^2 / 12 sum_k f / r^2``, w r being rounded in steps of its greatest.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        student: _Student,
+        stats: Statistics,
+        plan: QuantPlan,
+        images: Iterable[np.ndarray],
+        power: float,
+        seed: int,
+    ) -> None:
+        readers = {n: la for n, la in student.readers.items() if la.name in stats.moments}
+        found = (
+            weight_influence(model, readers, stats.moments, images, power=power, seed=seed) if readers else {}
+        )
+        unit = GPTQ_SHARE / 12 / plan.scheme.weight_limit(first=False) ** 2
+        self._terms = []
+        for name, f in found.items():
+            layer, log = readers[name], student.log[name]
+            w = np.abs(layer.array if layer.axis == 0 else layer.array.T).astype(np.float32)
+            shape = (len(f), f.shape[1], len(log) // len(f), -1)  # groups, filters, inputs, taps
+            largest = torch.from_numpy(w).reshape(shape).amax(3)
+            self._terms.append((log, largest, unit * f.reshape(shape).sum(3)))
+
+    def backward(self) -> None:
+        """Add the gradients."""
+        for log, w, f in self._terms:
+            r = torch.exp(log).reshape(len(w), 1, -1)
+            ((w * r).amax(2) ** 2 * (f / r**2).sum(2)).sum().backward()

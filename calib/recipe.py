@@ -86,7 +86,7 @@ _DEFAULT = _steps(
     ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25, 1.0], [0.5, 0.5]], "quantile": 0.9, "images": 24}),
     ("choose_ranges", {"rules": _RULES, "images": 32}),
     # Before rounding: what a channel is divided by goes into the weights that read it.
-    ("learn_levels", {"steps": 160, "images_per_step": 4}),
+    ("learn_levels", {"steps": 150, "images_per_step": 4}),
     ("round", {"method": "closed-form"}),
     # Weight error first: a mean over clipped activations would be that of a few images.
     ("correct_bias", {"images": 64}),

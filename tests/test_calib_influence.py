@@ -1,0 +1,64 @@
+"""What errors of weights cost at the output, foretold from slopes, and levels where there is no slope."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from calib_nets import images, mobile
+
+from repedge.calib import learned_levels as learned
+from repedge.calib.feed import Feed
+from repedge.calib.influence import weight_influence
+from repedge.calib.observe import input_shape, observe
+from repedge.calib.ranges import ranges
+from repedge.calib.scheme import TFLITE_W8A8
+from repedge.calib.simulate import Simulator
+from repedge.calib.structure import layers, own_parameters, set_array
+from repedge.calib.torch_ops import OPS, in_onnxruntime
+from repedge.graph.values import const
+
+
+@pytest.mark.parametrize("index", [2, 4, 5])
+def test_random_errors_cost_what_was_foretold(index: int) -> None:
+    x = images(200)
+    model = mobile()
+    own_parameters(model)
+    layer = layers(model)[index]
+    moments = observe(model, [x], moments=len(x)).moments
+    want = torch.from_numpy(Simulator(model).run(x)[0].numpy())
+    power = float((want**2).mean())
+    batches = [x[i : i + 2] for i in range(0, 200, 2)]
+    influence = weight_influence(model, {"w": layer}, moments, batches, power=power)["w"].numpy()
+    rng, costs, size = np.random.default_rng(0), [], 1e-3 * float(np.abs(layer.array).max())
+    for _ in range(40):
+        changed = model.clone()
+        other = layers(changed)[index]
+        error = rng.standard_normal(layer.array.shape).astype(np.float32) * size
+        set_array(other.weight, layer.array + error)
+        rows = (error if layer.axis == 0 else error.T).reshape(*influence.shape)
+        shift = np.einsum("gok,gk->go", rows, moments[layer.name].mean).reshape(-1)
+        assert layer.bias is not None
+        assert other.bias is not None
+        set_array(other.bias, const(layer.bias) - shift)
+        got = torch.from_numpy(Simulator(changed).run(x)[0].numpy())
+        costs.append(float(learned._error(got, want, power)) / len(x))
+    assert float(influence.sum()) * size**2 == pytest.approx(np.mean(costs), rel=0.35)
+
+
+def test_no_slope_no_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that only ONNX Runtime runs ends every slope: nothing is learned, and nothing fails."""
+    x = images(48)
+    model = mobile()
+    own_parameters(model)
+    stats = observe(model, [x], moments=48)
+    plan = ranges(model, stats, TFLITE_W8A8)
+    monkeypatch.setitem(OPS, "Gemm", in_onnxruntime)
+    feed = Feed([x], input_shape(model))
+    kept, factors, same, costs = learned.learn_levels(
+        model, stats, plan, feed.chosen, range(24), range(24, 48), steps=2
+    )
+    assert kept is model
+    assert same is plan
+    assert not factors
+    assert not costs
