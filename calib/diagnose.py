@@ -333,13 +333,14 @@ def treatment(layer: Layer, plan: QuantPlan) -> Treatment:
     read = plan.tensors.get(str(layer.x.name))
     weight = plan.weights.get(str(layer.weight.name))
     bias = plan.biases.get(layer.name)
-    why = plan.float_nodes.get(layer.name)
+    alone = layer.name in plan.float_nodes and weight is not None  # 8-bit weights, floats are read
+    why = None if alone else plan.float_nodes.get(layer.name)
     if weight is None and why is None:
         why = f"{plan.scheme.name} has no integers for it"
     return Treatment(
         equalized=None if not factors else (min(factors), max(factors)),
         range=None if read is None else (read.low, read.high),
-        range_rule=None if read is None else read.why,
+        range_rule="of each image" if alone else None if read is None else read.why,
         rounding=None if weight is None else weight.rounding,
         bias=None if bias is None else bias.method,
         bias_rms=None if bias is None else bias.rms,
