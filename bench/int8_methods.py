@@ -42,10 +42,13 @@ class Made:
     size: float
 
 
+MAX_KL = 0.005
+"""The accuracy budget of the rows that have one, nats."""
+
+
 def bundle(work: Work, target: str, precision: Precision, input_kind: Any = "uint8", **more: Any) -> Bundle:
     """Compiled by repedge, or found from an earlier run; the bundle is kept where it fails its own check."""
-    name = f"{target}-{precision}-{input_kind}"
-    folder = work.folder / name
+    folder = bundle_folder(work, target, precision, input_kind, "max_kl" in more)
     if not folder.exists():
         model, options = source_of(work.task["model"], work.task["weights"])
         repedge.compile(
@@ -55,19 +58,30 @@ def bundle(work: Work, target: str, precision: Precision, input_kind: Any = "uin
     return Bundle.open(next(folder.iterdir()))
 
 
+def bundle_folder(work: Work, target: str, precision: str, input_kind: str, budget: bool) -> Path:
+    """Where a bundle is kept."""
+    return work.folder / f"{target}-{precision}-{input_kind}{'-budget' if budget else ''}"
+
+
 def float_artifact(work: Work, target: str) -> Path:
     """repedge's own float32 artifact with float input, which the peers start from."""
     return bundle(work, target, "fp32", "float32").artifact
 
 
-def of_repedge(work: Work, target: str) -> Made:
-    """``repedge compile --precision w8a8`` with the default recipe."""
+def of_repedge(work: Work, target: str, budget: bool = False) -> Made:
+    """``repedge compile --precision w8a8`` with the default recipe.
+
+    With a budget, two thirds of the calibration photos calibrate, and the others judge it.
+    """
     from repedge.verification import open_bundle
 
     marks: dict[str, float] = {}
-    shutil.rmtree(work.folder / f"{target}-w8a8-uint8", ignore_errors=True)  # of a run that was cut off
+    # Of a run that was cut off:
+    shutil.rmtree(bundle_folder(work, target, "w8a8", "uint8", budget), ignore_errors=True)
+    count = work.task["calib"]
+    more: dict[str, Any] = {"calib_count": count * 2 // 3, "max_kl": MAX_KL} if budget else {}
     built = bundle(
-        work, target, "w8a8", calib=work.folder / "calib", calib_count=work.task["calib"],
+        work, target, "w8a8", calib=work.folder / "calib", **{"calib_count": count, **more},
         on_stage=lambda stage: marks.setdefault(stage.split(": ")[-1], time.process_time()),
     )  # fmt: skip
     cpu = marks["compile"] - marks["calibrate"] if "calibrate" in marks else float("nan")
@@ -221,6 +235,13 @@ METHODS: dict[str, Method] = {
     ),
     "repedge-coreml": Method(
         "repedge", "default", "MIL interpreter", partial(of_repedge, target="coreml"), slow=True
+    ),
+    "repedge-tflite-budget": Method(
+        "repedge", f"default, --max-kl {MAX_KL}", "LiteRT", partial(of_repedge, target="tflite", budget=True)
+    ),
+    "repedge-openvino-budget": Method(
+        "repedge", f"default, --max-kl {MAX_KL}", "OpenVINO",
+        partial(of_repedge, target="openvino", budget=True),
     ),
     "ai-edge": Method("ai-edge-quantizer", "static w8a8", "LiteRT", of_ai_edge),
     "nncf": Method("NNCF", "default", "OpenVINO", partial(of_nncf, fast=True)),
