@@ -37,6 +37,8 @@ BUDGET = 225e9
 FEWEST = 30
 """Steps of the largest networks."""
 MOMENTUM, MEMORY = 0.5, 0.98
+LIMIT = 4.0
+"""Of a channel's gradient, in root mean squares of its tensor's: one image's must not move it for good."""
 PROBED = 60
 """Images that the weights' influence is estimated from."""
 GPTQ_SHARE = 0.5
@@ -171,9 +173,11 @@ class _Descent:
         for i, p in enumerate(self._parameters):
             if p.grad is None:
                 continue
-            self._first[i] = MOMENTUM * self._first[i] + (1 - MOMENTUM) * p.grad
             self._second[i] = MEMORY * self._second[i] + (1 - MEMORY) * float((p.grad**2).mean())
             size = math.sqrt(self._second[i] / (1 - MEMORY**self._steps)) + 1e-30
+            self._first[i] = MOMENTUM * self._first[i] + (1 - MOMENTUM) * p.grad.clamp(
+                -LIMIT * size, LIMIT * size
+            )
             with torch.no_grad():
                 p -= rate * self._first[i] / (1 - MOMENTUM**self._steps) / size
             p.grad = None
