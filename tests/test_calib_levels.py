@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from calib_nets import images, mixed, mobile
 
 from repedge.calib.equalize import replay
 from repedge.calib.feed import Feed
-from repedge.calib.learned_levels import learn_levels, macs
+from repedge.calib.learned_levels import _Descent, learn_levels, macs
 from repedge.calib.observe import input_shape, observe
 from repedge.calib.plan import QuantPlan
 from repedge.calib.ranges import output_distance, ranges
@@ -106,3 +107,14 @@ def test_too_few_images_to_hold_some_out() -> None:
 def test_macs() -> None:
     # 6x6 cells from 12x12 by stride 2: 8 x 27, 8 x 9, 12 x 8, 12 x 9, 16 x 12 each; then 10 x 16.
     assert macs(mobile()) == 36 * (8 * 27 + 8 * 9 + 12 * 8 + 12 * 9 + 16 * 12) + 160
+
+
+def test_one_images_gradient_does_not_move_a_channel_for_good() -> None:
+    log = torch.zeros(256, requires_grad=True)
+    descent = _Descent({"t": log})
+    for step in range(40):
+        log.grad = torch.ones(256)
+        if step == 20:
+            log.grad[7] = 1e4
+        descent.step(0.03)
+    assert abs(float((log[7] - log[8]).detach())) < 0.25
