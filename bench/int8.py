@@ -9,6 +9,7 @@
 
 ``accuracy`` takes a seeded choice of ``--calib`` photos to calibrate on (at most 200; no label is read)
 and evaluates on all others; with a train/ and a test/ part it calibrates on train and evaluates on test.
+With several seeds, a row pools as many such splits.
 Each method runs in a fresh process on one thread; finished rows are kept in the ``--work`` folder, and a
 second start goes on from them. repedge's artifacts take pixels (its default), the peers' the normalised
 float input, made from the same 8-bit pixels. Needs the bench extra: pip install 'repedge[bench]'.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,32 +33,58 @@ PHOTO_COUNTS = (64, 200, 600)
 
 
 def accuracy(args: argparse.Namespace) -> None:
-    """One row per method; those that were measured before are only printed."""
+    """One row per method, over all seeds; those that were measured before are only printed."""
     import int8_data
     import int8_methods
     import peers
 
-    name = f"{Path(args.model).name}-{args.calib}-{args.limit or 'all'}-{args.seed}"
-    folder = args.work or Path("build/bench-int8") / name
-    work = int8_data.prepare(folder, args.model, args.weights, args.data, args.calib, args.limit, args.seed)
-    file = folder / "rows.json"
-    rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    labels, logits = work.evaluation[1], work.logits()
+    works = [_work(args, seed) for seed in args.seed]
     print("  ".join(f"{k} {v}" for k, v in peers.versions().items()))
+    right = [(w.logits().argmax(1) == w.evaluation[1]).mean() for w in works]
     print(
-        f"{args.model}, float top-1 {(logits.argmax(1) == labels).mean():.2%} of {len(labels)} photos; "
-        f"calibrated on {args.calib} others (seed {args.seed})\n{BARS}\n"
+        f"{args.model}, float top-1 {sum(right) / len(right):.2%}; calibrated on {args.calib}, "
+        f"judged on other photos (seeds {', '.join(map(str, args.seed))})\n{BARS}\n"
     )
     print("| method | runtime | n | top-1 | drop, points | agree | SQNR dB | KL | calib CPU s | size |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for key in args.only or list(int8_methods.METHODS):
-        if key not in rows:
-            row = child("row", str(folder), key, str(args.slow_limit))
-            if row is None:
-                continue
-            rows[key] = row
-            int8_data.write_json(file, rows)
-        print(line(rows[key]), flush=True)
+        rows = []
+        for work in works:
+            file = work.folder / "rows.json"
+            kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+            if key not in kept:
+                row = child("row", str(work.folder), key, str(args.slow_limit))
+                if row is None:
+                    continue
+                int8_data.write_json(file, {**kept, key: row})
+                kept[key] = row
+            rows.append(kept[key])
+        if rows:
+            print(line(pooled(rows)), flush=True)
+
+
+def _work(args: argparse.Namespace, seed: int) -> Any:
+    import int8_data
+
+    name = f"{Path(args.model).name}-{args.calib}-{args.limit or 'all'}-{seed}"
+    folder = (args.work or Path("build/bench-int8")) / name
+    return int8_data.prepare(folder, args.model, args.weights, args.data, args.calib, args.limit, seed)
+
+
+def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several splits as one: means over all photos judged, the noise's power averaged.
+
+    The standard error takes the splits as independent; they share photos, but not calibrations.
+    """
+    n = sum(r["n"] for r in rows)
+    share = [r["n"] / n for r in rows]
+    mean = {
+        k: sum(w * r[k] for w, r in zip(share, rows, strict=True)) for k in ("top1", "drop", "agree", "kl")
+    }
+    noise = sum(w * 10 ** (-r["sqnr"] / 10) for w, r in zip(share, rows, strict=True))
+    se = math.sqrt(sum((w * r["se"]) ** 2 for w, r in zip(share, rows, strict=True)))
+    worst = {k: max(r[k] for r in rows) for k in ("cpu_s", "size")}
+    return {"key": rows[0]["key"], "n": n, **mean, "se": se, "sqnr": -10 * math.log10(noise), **worst}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -66,9 +94,13 @@ def line(row: dict[str, Any]) -> str:
     m = int8_methods.METHODS[row["key"]]
     return (
         f"| {m.who}, {m.how} | {m.runtime} | {row['n']} | {row['top1']:.2%} "
-        f"| {row['drop'] * 100:+.2f} ± {row['se'] * 100:.2f} | {row['agree']:.2%} | {row['sqnr']:.2f} "
-        f"| {row['kl']:.4f} | {row['cpu_s']:.0f} | {row['size']:.3f} |"
+        f"| {row['drop'] * 100:+.2f} ± {row['se'] * 100:.2f} | {row['agree']:.2%} ± {_spread(row):.2%} "
+        f"| {row['sqnr']:.2f} | {row['kl']:.4f} | {row['cpu_s']:.0f} | {row['size']:.3f} |"
     )
+
+
+def _spread(row: dict[str, Any]) -> float:
+    return math.sqrt(row["agree"] * (1 - row["agree"]) / row["n"])
 
 
 def child(*arguments: str) -> dict[str, Any] | None:
@@ -141,10 +173,10 @@ def parser() -> argparse.ArgumentParser:
         )
     one.add_argument("--calib", type=int, default=200, help="photos to calibrate on")
     one.add_argument("--limit", type=int, help="evaluate on this many")
-    one.add_argument("--seed", type=int, default=2026, help="of the split")
+    one.add_argument("--seed", type=int, nargs="+", default=[2026], help="of the split; several are pooled")
     one.add_argument("--only", nargs="+", metavar="METHOD")
     one.add_argument("--slow-limit", type=int, default=500, help="photos for the MIL interpreter")
-    one.add_argument("--work", type=Path, help="default: build/bench-int8/MODEL-CALIB-LIMIT-SEED")
+    one.add_argument("--work", type=Path, help="default: build/bench-int8")
     three = parts.add_parser("latency")
     three.add_argument("--models", nargs="+", default=["repvgg_a0", "repvit_m0_9"])
     three.add_argument("--runs", type=int, default=100)

@@ -23,11 +23,10 @@ from repedge.calib.heap import give_back
 from repedge.calib.influence import weight_influence
 from repedge.calib.observe import Statistics
 from repedge.calib.plan import QuantPlan
+from repedge.calib.raising import macs_of
 from repedge.calib.rounding import round_weights
 from repedge.calib.search import free_groups
 from repedge.calib.simulate import Rounding, Simulator
-from repedge.calib.structure import layers
-from repedge.graph.values import shape_of
 
 Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
 """Indices of images -> batches of them, float32 [N, C, H, W]."""
@@ -56,6 +55,7 @@ def learn_levels(
     steps: int = 150,
     images_per_step: int = 4,
     rate: float = 0.03,
+    effort: float = 1.0,
     seed: int = 0,
 ) -> tuple[ir.Model, dict[str, np.ndarray], QuantPlan, dict[str, float]]:
     """Learn factors per channel where two layers make them free, and a factor per range elsewhere.
@@ -72,6 +72,7 @@ def learn_levels(
             Many steps of few images get further than the same images in fewer steps.
         images_per_step: At most; fewer for large networks (see `BUDGET`).
         rate: Root mean square change of a tensor's logarithmic factors in the first step.
+        effort: How many times `BUDGET` may be spent.
         seed: Of the images' order.
 
     Returns:
@@ -82,7 +83,7 @@ def learn_levels(
     student = _Student(model, plan)
     if not student.log:
         return model, {}, plan, {}
-    affordable = int(BUDGET / macs(model))
+    affordable = int(effort * BUDGET / sum(macs_of(model).values()))
     count = max(min(4, images_per_step), min(images_per_step, affordable // steps))
     steps = min(steps, max(FEWEST, affordable // count))
     order = np.random.default_rng(seed).permutation(len(train))
@@ -116,16 +117,6 @@ def learn_levels(
     if costs["after"] < costs["before"]:
         return changed, all_factors, learned_plan, costs
     return model, {}, plan, costs
-
-
-def macs(model: ir.Model) -> float:
-    """Multiply-accumulates of all layers for one image."""
-    total = 0.0
-    for layer in layers(model):
-        outputs = float(np.prod(shape_of(layer.out)[1:]))
-        channels = layer.array.shape[layer.axis] if layer.axis is not None else 1
-        total += outputs * layer.array.size / channels
-    return max(total, 1.0)
 
 
 def _error(y: torch.Tensor, wanted: torch.Tensor, power: float) -> torch.Tensor:

@@ -95,6 +95,12 @@ _DEFAULT = _steps(
     ("dynamic_outputs", {}),
 )
 
+_BEST: dict[str, dict[str, Any]] = {
+    "learn_levels": {"steps": 600, "effort": 4.0},
+    "round": {"method": "adaround"},
+}
+"""What `best` does more of."""
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -119,9 +125,8 @@ RECIPES: dict[str, Recipe] = {
         Recipe(name="default", steps=_DEFAULT),
         Recipe(
             name="best",
-            steps=(
-                *_DEFAULT,
-                StepSpec(step="refine", options={"steps": 30, "images_per_step": 24, "rate": 3e-5}),
+            steps=tuple(
+                StepSpec(step=s.step, options={**s.options, **_BEST.get(s.step, {})}) for s in _DEFAULT
             ),
         ),
     )

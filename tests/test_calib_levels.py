@@ -8,7 +8,7 @@ from calib_nets import images, mixed, mobile
 
 from repedge.calib.equalize import replay
 from repedge.calib.feed import Feed
-from repedge.calib.learned_levels import _Descent, learn_levels, macs
+from repedge.calib.learned_levels import _Descent, learn_levels
 from repedge.calib.observe import input_shape, observe
 from repedge.calib.plan import QuantPlan
 from repedge.calib.ranges import output_distance, ranges
@@ -102,11 +102,6 @@ def test_the_plan_has_the_factors_of_all_steps() -> None:
 def test_too_few_images_to_hold_some_out() -> None:
     _, plan = calibrate(mobile(), [images(16)], TFLITE_W8A8)
     assert not any("levels" in note for note in plan.notes)
-
-
-def test_macs() -> None:
-    # 6x6 cells from 12x12 by stride 2: 8 x 27, 8 x 9, 12 x 8, 12 x 9, 16 x 12 each; then 10 x 16.
-    assert macs(mobile()) == 36 * (8 * 27 + 8 * 9 + 12 * 8 + 12 * 9 + 16 * 12) + 160
 
 
 def test_one_images_gradient_does_not_move_a_channel_for_good() -> None:
