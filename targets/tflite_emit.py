@@ -159,6 +159,10 @@ class Emitter:
         """Whether a node computes with integers."""
         return node.inputs[0] in self.quants
 
+    def rounds(self, node: ir.Node) -> bool:
+        """Whether a layer rounds its float input to 8 bits at run time (see `dynamic`)."""
+        return node.inputs[1] in self.quants and not self.integer(node) and node.op_type in self.dynamic
+
     def ints(self, values: Sequence[int] | np.ndarray) -> int:
         """An int32 array such as a shape, axes or pads; equal ones are shared."""
         array = np.array(values, np.int32)
@@ -205,7 +209,7 @@ class Emitter:
         quant = self.quants.get(node.inputs[1])  # type: ignore[arg-type]
         if quant is not None:
             quant = quant.along(axis)
-            kept = self.integer(node) or (node.op_type in self.dynamic and fold)
+            kept = self.integer(node) or (self.rounds(node) and fold)
             own_name = name if kept else f"{name}/int8"
             small = self.writer.tensor(Tensor(own_name, tuple(shape), quant.dtype, load, quant))
             return small if kept else self._widened(small, name)

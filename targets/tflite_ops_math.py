@@ -13,6 +13,7 @@ from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.targets.tflite_emit import ACTIVATIONS, Emitter, bounds
 from repedge.targets.tflite_layout import Layout, natural, stored
+from repedge.targets.tflite_writer import schema
 
 _CLAMP_OPS = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 assert _CLAMP_OPS.keys() == ACTIVATIONS.keys()
@@ -207,7 +208,11 @@ def refuse_gemm(node: ir.Node) -> str | None:
 
 
 def gemm(c: Emitter, node: ir.Node) -> None:
-    """Gemm -> FULLY_CONNECTED; a Flatten in front is undone by reordering the weight's columns."""
+    """Gemm -> FULLY_CONNECTED; a Flatten in front is undone by reordering the weight's columns.
+
+    One that rounds its input at run time becomes a CONV_2D of one cell: FULLY_CONNECTED has such a kernel
+    for weights with several scales from release 2.17 on, CONV_2D from 2.4 on.
+    """
     data, weight = node.inputs[:2]
     assert data is not None
     rows, columns = shape_of(weight)
@@ -215,8 +220,8 @@ def gemm(c: Emitter, node: ir.Node) -> None:
     outs, ins = (rows, columns) if transposed else (columns, rows)
     alpha, order = attr(node, "alpha", 1.0), None
     if data in c.flat:
-        x, layout, shape = c.flat[data]
-        order = np.arange(ins).reshape(shape[1:]).transpose([a - 1 for a in layout if a]).reshape(-1)
+        x, layout, before = c.flat[data]
+        order = np.arange(ins).reshape(before[1:]).transpose([a - 1 for a in layout if a]).reshape(-1)
         if (order == np.arange(ins)).all():
             order = None
     else:
@@ -229,15 +234,30 @@ def gemm(c: Emitter, node: ir.Node) -> None:
         array = array if order is None else array[:, order]
         return array if alpha == 1.0 else array * np.float32(alpha)
 
-    w = c.weight(node, weight.name or f"{node.name}/weight", (outs, ins), load)  # type: ignore[union-attr]
+    cell = c.rounds(node)
+    shape = (outs, 1, 1, ins) if cell else (outs, ins)
+    name = weight.name or f"{node.name}/weight"  # type: ignore[union-attr]
+    w = c.weight(node, name, shape, lambda: load().reshape(shape))
     bias = np.zeros(outs, np.float32)
     if len(node.inputs) > 2 and node.inputs[2] is not None and not c.integer(node):
         given = const(node.inputs[2])
         assert given is not None
         bias = np.float32(attr(node, "beta", 1.0)) * np.broadcast_to(given.reshape(-1), outs)
     out, activation = c.tail(node)
-    operands = [x, w, c.bias(node, outs, bias)]
-    c.op("FULLY_CONNECTED", operands, [c.write(out)], fusedActivationFunction=activation)
+    bias_tensor, result = c.bias(node, outs, bias), c.write(out)
+    if not cell:
+        c.op("FULLY_CONNECTED", [x, w, bias_tensor], [result], fusedActivationFunction=activation)
+        return
+    count = shape_of(out)[0]
+    if c.writer.tensors[x].shape != (count, 1, 1, ins):
+        wide = c.scratch(f"{node.name}/in", (count, 1, 1, ins))
+        c.reshape(x, wide)
+        x = wide
+    narrow = c.scratch(f"{node.name}/out", (count, 1, 1, outs))
+    window = {"padding": schema.Padding.VALID, "strideH": 1, "strideW": 1}
+    window |= {"dilationHFactor": 1, "dilationWFactor": 1, "fusedActivationFunction": activation}
+    c.op("CONV_2D", [x, w, bias_tensor], [narrow], **window)
+    c.reshape(narrow, result)
 
 
 def refuse_matmul(node: ir.Node) -> str | None:
