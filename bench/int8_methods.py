@@ -48,7 +48,7 @@ MAX_KL = 0.005
 
 def bundle(work: Work, target: str, precision: Precision, input_kind: Any = "uint8", **more: Any) -> Bundle:
     """Compiled by repedge, or found from an earlier run; the bundle is kept where it fails its own check."""
-    folder = bundle_folder(work, target, precision, input_kind, "max_kl" in more)
+    folder = bundle_folder(work, target, precision, input_kind, variant_of(more))
     if not folder.exists():
         model, options = source_of(work.task["model"], work.task["weights"])
         repedge.compile(
@@ -58,9 +58,14 @@ def bundle(work: Work, target: str, precision: Precision, input_kind: Any = "uin
     return Bundle.open(next(folder.iterdir()))
 
 
-def bundle_folder(work: Work, target: str, precision: str, input_kind: str, budget: bool) -> Path:
+def bundle_folder(work: Work, target: str, precision: str, input_kind: str, variant: str = "") -> Path:
     """Where a bundle is kept."""
-    return work.folder / f"{target}-{precision}-{input_kind}{'-budget' if budget else ''}"
+    return work.folder / f"{target}-{precision}-{input_kind}{variant}"
+
+
+def variant_of(options: dict[str, Any]) -> str:
+    """What a folder's name says of options that are not the default."""
+    return ("-budget" if "max_kl" in options else "") + ("-best" if options.get("recipe") == "best" else "")
 
 
 def float_artifact(work: Work, target: str) -> Path:
@@ -68,20 +73,21 @@ def float_artifact(work: Work, target: str) -> Path:
     return bundle(work, target, "fp32", "float32").artifact
 
 
-def of_repedge(work: Work, target: str, budget: bool = False) -> Made:
-    """``repedge compile --precision w8a8`` with the default recipe.
+def of_repedge(work: Work, target: str, recipe: str = "default", budget: bool = False) -> Made:
+    """``repedge compile --precision w8a8``.
 
     With a budget, two thirds of the calibration photos calibrate, and the others judge it.
     """
     from repedge.verification import open_bundle
 
     marks: dict[str, float] = {}
-    # Of a run that was cut off:
-    shutil.rmtree(bundle_folder(work, target, "w8a8", "uint8", budget), ignore_errors=True)
     count = work.task["calib"]
-    more: dict[str, Any] = {"calib_count": count * 2 // 3, "max_kl": MAX_KL} if budget else {}
+    more: dict[str, Any] = {"recipe": recipe}
+    more |= {"calib_count": count * 2 // 3, "max_kl": MAX_KL} if budget else {"calib_count": count}
+    # Of a run that was cut off:
+    shutil.rmtree(bundle_folder(work, target, "w8a8", "uint8", variant_of(more)), ignore_errors=True)
     built = bundle(
-        work, target, "w8a8", calib=work.folder / "calib", **{"calib_count": count, **more},
+        work, target, "w8a8", calib=work.folder / "calib", **more,
         on_stage=lambda stage: marks.setdefault(stage.split(": ")[-1], time.process_time()),
     )  # fmt: skip
     cpu = marks["compile"] - marks["calibrate"] if "calibrate" in marks else float("nan")
@@ -242,6 +248,9 @@ METHODS: dict[str, Method] = {
     "repedge-openvino-budget": Method(
         "repedge", f"default, --max-kl {MAX_KL}", "OpenVINO",
         partial(of_repedge, target="openvino", budget=True),
+    ),
+    "repedge-tflite-best": Method(
+        "repedge", "--recipe best", "LiteRT", partial(of_repedge, target="tflite", recipe="best")
     ),
     "ai-edge": Method("ai-edge-quantizer", "static w8a8", "LiteRT", of_ai_edge),
     "nncf": Method("NNCF", "default", "OpenVINO", partial(of_nncf, fast=True)),

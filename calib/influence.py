@@ -20,23 +20,21 @@ def weight_influence(
     moments: Mapping[str, Moments],
     batches: Iterable[np.ndarray],
     *,
-    power: float,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Cost at the output, to second order, of independent errors of unit variance of a layer's weights.
 
-    The cost is the relative mean square error, for logits plus the KL divergence. Its second derivative
-    is the mean over images of ``J' M J``, J the slope of the output in a weight: the square of the slope of
-    ``u' M^(1/2) output`` has that expectation for a random vector u of signs (Hutchinson's estimate; one
-    backward pass per batch, for the images' vectors are independent). Errors that only shift an output
-    channel's mean are left out, for bias correction takes them out.
+    The cost is each image's relative mean square error, for logits plus the KL divergence. Its second
+    derivative is the mean over images of ``J' M J``, J the slope of the output in a weight: the square of
+    the slope of ``u' M^(1/2) output`` has that expectation for a random vector u of signs (Hutchinson's
+    estimate; one backward pass per batch, for the images' vectors are independent). Errors that only shift
+    an output channel's mean are left out, for bias correction takes them out.
 
     Args:
         model: The float graph.
         wanted: Key -> layer, with a weight and a bias of its own.
         moments: Of these layers, by layer name.
         batches: Images float32 [N, C, H, W].
-        power: Mean square of the output.
         seed: Of the random signs.
 
     Returns:
@@ -57,7 +55,7 @@ def weight_influence(
         if not y.requires_grad:
             return {}
         images += len(x)
-        (y * _projection(y.detach(), power, generator)).sum().backward()
+        (y * _projection(y.detach(), generator)).sum().backward()
         for key, (w, b) in parameters.items():
             if w.grad is None or b.grad is None:
                 continue
@@ -74,13 +72,14 @@ def _output(simulator: Simulator, x: np.ndarray) -> torch.Tensor:
     return values[simulator.outputs[0]]
 
 
-def _projection(y: torch.Tensor, power: float, generator: torch.Generator) -> torch.Tensor:
+def _projection(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random vectors v, shaped as y, with ``E v v' = M``, the second derivative over two of the cost."""
 
     def signs() -> torch.Tensor:
         return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype).mul_(2).sub_(1)
 
-    v = signs() * math.sqrt(1.0 / (y[0].numel() * power))
+    power = (y**2).flatten(1).sum(1).clamp_min(1e-30)
+    v = signs() / power.sqrt().reshape(-1, *[1] * (y.ndim - 1))
     if y.ndim == 2 and y.shape[1] > 1:
         p = y.softmax(1)
         u = p.sqrt() * signs()

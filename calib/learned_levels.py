@@ -89,9 +89,8 @@ def learn_levels(
     order = np.random.default_rng(seed).permutation(len(train))
     used = np.sort(order[: steps * count])  # of however many photos, those that the steps come to
     wanted = torch.from_numpy(Simulator(model).logits(images([train[k] for k in used])))
-    power = float((wanted**2).mean()) or 1.0
     probed = images([train[int(k)] for k in order[: min(PROBED, steps * count)]])
-    noise = _WeightNoise(model, student, stats, plan, probed, power, seed)
+    noise = _WeightNoise(model, student, stats, plan, probed, seed)
     give_back()
     optimizer, position = _Descent(student.log), 0
     for step in range(steps):
@@ -99,7 +98,7 @@ def learn_levels(
         position += count
         for i, x in zip(range(0, count, 4), images([train[k] for k in chosen]), strict=True):
             target = wanted[np.searchsorted(used, chosen[i : i + len(x)])]
-            error = _error(student(torch.from_numpy(x)), target, power)
+            error = _error(student(torch.from_numpy(x)), target)
             if not error.requires_grad:  # an operator without one lies between all levels and the output
                 return model, {}, plan, {}
             (error / count).backward()
@@ -119,18 +118,26 @@ def learn_levels(
     return model, {}, plan, costs
 
 
-def _error(y: torch.Tensor, wanted: torch.Tensor, power: float) -> torch.Tensor:
+def _error(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Sum over images: relative mean square error, for logits plus the KL divergence.
 
     The square counts more than in `repedge.calib.ranges.output_distance`: the divergence alone hangs on the
     few classes that an image may be of, and is soon fitted to the training images.
     """
-    square = ((y - wanted) ** 2).flatten(1).mean(1).sum() / power
+    square = _square(y, wanted).sum()
     if y.ndim != 2 or y.shape[1] == 1:
         return square
     return square + torch.nn.functional.kl_div(
         y.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True
     )
+
+
+def _square(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean square error of each image over the mean square of its own output, [N].
+
+    Over that of all images, those that the network is sure of would count most, which int8 does not harm.
+    """
+    return ((y - wanted) ** 2).flatten(1).mean(1) / (wanted**2).flatten(1).mean(1).clamp_min(1e-30)
 
 
 def _cost(
@@ -141,13 +148,16 @@ def _cost(
     images: Images,
     held_out: Sequence[int],
 ) -> float:
-    """Mean error with rounded weights, too, for factors change their scales."""
+    """Mean relative square error with rounded weights, too, for factors change their scales.
+
+    Without the divergence, which two dozen images can't tell: they would give up what is learned by chance.
+    """
     plan = plan.model_copy(deep=True)
     rounded = round_weights(model, plan, plan.scheme, stats, float_nodes=plan.float_nodes)
     rounded = correct_bias_at_once(rounded, model, plan, stats)
     wanted = torch.from_numpy(Simulator(reference).logits(images(held_out)))
     got = torch.from_numpy(Simulator(rounded, plan).logits(images(held_out)))
-    return float(_error(got, wanted, float((wanted**2).mean()) or 1.0)) / len(got)
+    return float(_square(got, wanted).mean())
 
 
 class _Descent:
@@ -283,13 +293,10 @@ class _WeightNoise:
         stats: Statistics,
         plan: QuantPlan,
         images: Iterable[np.ndarray],
-        power: float,
         seed: int,
     ) -> None:
         readers = {n: la for n, la in student.readers.items() if la.name in stats.moments}
-        found = (
-            weight_influence(model, readers, stats.moments, images, power=power, seed=seed) if readers else {}
-        )
+        found = weight_influence(model, readers, stats.moments, images, seed=seed) if readers else {}
         unit = GPTQ_SHARE / 12 / plan.scheme.weight_limit(first=False) ** 2
         self._terms = []
         for name, f in found.items():
