@@ -50,15 +50,11 @@ def accuracy(args: argparse.Namespace) -> None:
     for key in args.only or list(int8_methods.METHODS):
         rows = []
         for work in works:
-            file = work.folder / "rows.json"
-            kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-            if key not in kept:
-                row = child("row", str(work.folder), key, str(args.slow_limit))
-                if row is None:
-                    continue
-                int8_data.write_json(file, {**kept, key: row})
-                kept[key] = row
-            rows.append(kept[key])
+            row = work.rows().get(key) or child("row", str(work.folder), key, str(args.slow_limit))
+            if row is not None:
+                # Read again: another start may have finished other rows meanwhile.
+                int8_data.write_json(work.folder / "rows.json", {**work.rows(), key: row})
+                rows.append(row)
         if rows:
             print(line(pooled(rows)), flush=True)
 

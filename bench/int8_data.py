@@ -78,6 +78,11 @@ class Work:
         samples = images.folder_samples(self.folder / "calib")
         return [images.normalise(images.pixels(s.load(), self.pre)[None], self.pre) for s in samples]
 
+    def rows(self) -> dict[str, Any]:
+        """The finished rows by method."""
+        file = self.folder / "rows.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def logits(self) -> np.ndarray:
         """The float network's logits of the evaluation photos, float32 [n, classes]."""
         return np.load(self.folder / "float.npy")
