@@ -50,11 +50,14 @@ def accuracy(args: argparse.Namespace) -> None:
     for key in args.only or list(int8_methods.METHODS):
         rows = []
         for work in works:
-            row = work.rows().get(key) or child("row", str(work.folder), key, str(args.slow_limit))
-            if row is not None:
+            row = work.rows().get(key)
+            if row is None:
+                row = child("row", str(work.folder), key, str(args.slow_limit))
+                if row is None:
+                    continue
                 # Read again: another start may have finished other rows meanwhile.
                 int8_data.write_json(work.folder / "rows.json", {**work.rows(), key: row})
-                rows.append(row)
+            rows.append(row)
         if rows:
             print(line(pooled(rows)), flush=True)
 

@@ -157,7 +157,7 @@ class _Walk:
     def advance(self) -> None:
         """Run the next step."""
         for values in self._states:
-            _run(self._steps[self._index], values, self.simulator.constants)
+            self.simulator.advance(self._steps[self._index], values)
         self._index += 1
 
     def trial(self, flipped: set[str], constants: Values) -> np.ndarray:
@@ -168,7 +168,7 @@ class _Walk:
         for start in self._states if self._index else self._start(flipped):
             values = dict(start)
             for step in steps:
-                _run(step, values, constants)
+                self.simulator.advance(step, values, constants=constants)
             outputs.append(values[self.simulator.outputs[0]].numpy())
         return np.concatenate(outputs)
 
@@ -184,12 +184,6 @@ def _rounding(steps: Sequence[Step], flipped: set[str], rounds: bool) -> list[St
         )
         for s in steps
     ]
-
-
-def _run(step: Step, values: Values, constants: Values) -> None:
-    step(values, constants)
-    for name in step.dead:
-        values.pop(name, None)
 
 
 class _Raising:

@@ -199,9 +199,15 @@ class Simulator:
                 self.advance(step, values, taps)
         return [values[n] for n in self.outputs]
 
-    def advance(self, step: Step, values: Values, taps: Mapping[str, Tap] | None = None) -> None:
-        """Run one step and drop what no later step reads."""
-        step(values, self.constants)
+    def advance(
+        self,
+        step: Step,
+        values: Values,
+        taps: Mapping[str, Tap] | None = None,
+        constants: Values | None = None,
+    ) -> None:
+        """Run one step, with other constants if they are given, and drop what no later step reads."""
+        step(values, self.constants if constants is None else constants)
         for name in step.writes if taps else ():
             if taps is not None and name in taps:
                 taps[name](values[name])
