@@ -11,9 +11,10 @@ from repedge.calib.heap import give_back
 from repedge.calib.observe import BINS, Statistics, TensorStats
 from repedge.calib.plan import QuantPlan
 from repedge.calib.scheme import QuantScheme
-from repedge.calib.structure import Placement, place
+from repedge.calib.structure import place
 from repedge.errors import UserError
 from repedge.graph.values import const, shape_of
+from repedge.passes.preprocess import PIXEL_MAX, takes_pixels
 
 Range = tuple[float, float]
 
@@ -122,6 +123,7 @@ def ranges(
         raise UserError(f"there is no range rule {rule!r}; choose from {', '.join(RULES)}")
     plan = QuantPlan(scheme=scheme) if plan is None else plan
     placement = place(model, scheme, float_nodes)
+    pixels = takes_pixels(model)
     levels = scheme.limits()[1] - scheme.limits()[0] if not scheme.weights_only else 0
     plan.tensors = {}
     for root, names in placement.groups().items():
@@ -133,20 +135,21 @@ def ranges(
             for n in names:
                 plan.tensors[n].scale, plan.tensors[n].zero_point = fixed.scale, fixed.zero_point
             continue
-        found = [_one(n, placement, stats, rule, factor, levels) for n in names]
+        found = [_one(placement.values[n], pixels, stats, rule, factor, levels) for n in names]
         why = max((w for _, _, w in found), key=len)
         plan.set_range(ties, min(f[0] for f in found), max(f[1] for f in found), why)
     return plan
 
 
 def _one(
-    name: str, placement: Placement, stats: Statistics, rule: str, factor: float, levels: int
+    value: ir.Value, pixels: bool, stats: Statistics, rule: str, factor: float, levels: int
 ) -> tuple[float, float, str]:
-    value = placement.values[name]
     array = const(value)
     if array is not None:
         return float(array.min()), float(array.max()), "values of a constant"
-    t = stats.tensors[name]
+    if pixels and value.is_graph_input():
+        return 0.0, PIXEL_MAX, "pixels"  # whatever these photos hold; of scale 1, for 8 bits
+    t = stats.tensors[str(value.name)]
     if value.is_graph_output() or value.is_graph_input():
         return t.low, t.high, "least and greatest value of all images"
     if _cells(value) == 1:

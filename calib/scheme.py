@@ -75,8 +75,9 @@ class QuantScheme(BaseModel):
         quantize_outputs: Whether the graph's outputs are integers, too, before they are returned.
         weights_alone: Whether a layer that reads floats may have 8-bit weights. TensorRT wants none or both
             in integers.
-        dynamic: Layers that can read floats and round them to 8 bits themselves, image by image, in the
-            range of that image. Their weights are 8-bit.
+        dynamic: Layers with 8-bit weights that read floats as fast as integers where they end the network:
+            they round them to 8 bits themselves, in the range of each image (TensorFlow Lite), or take
+            them as they are, for reading the weights is all their time (OpenVINO).
         centred: Whether a tensor with negative numbers has the middle integer as zero point; one without
             has the least integer.
     """
@@ -203,6 +204,7 @@ OPENVINO_W8A8 = QuantScheme(
     integer_ops=LAYERS | MOVES | _POOLS | {"Add"},
     fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
     bias="float32",
+    dynamic=frozenset({"Gemm"}),
     centred=True,
 )
 """OpenVINO: u8 activations of 256 levels, i8 weights of 255, float32 biases and results where wanted.

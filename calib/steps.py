@@ -243,14 +243,15 @@ def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int =
 
 
 def _dynamic_outputs(c: Calibration) -> None:
-    """Classifiers read floats and give floats, where the target rounds what they read image by image.
+    """Classifiers read floats and give floats, where that costs the target no time (`QuantScheme.dynamic`).
 
-    The range of one image is narrower than that of all: on MobileOne-S0 a classifier's input is 6.5 dB nearer
-    to float32 at the output. Its weights keep their 8 bits, and its output is not rounded at all.
+    Where the target rounds what they read image by image: the range of one image is narrower than that of
+    all; on MobileOne-S0 a classifier's input is 6.5 dB nearer to float32 at the output. Its weights keep
+    their 8 bits, and its output is not rounded at all.
     """
     from repedge.calib.raising import keep_float, nodes_to_raise
 
-    model, why = c.rounded(), "reads floats, which are rounded to 8 bits image by image"
+    model, why = c.rounded(), "ends the network: it reads floats and gives floats, its weights keep 8 bits"
     weighted = {la.name for la in layers(model)}
     outputs = set(model.graph.outputs)
     for layer in layers(model):

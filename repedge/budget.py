@@ -325,10 +325,12 @@ class _Trial:
         self._found, self._outcome = found, outcome
 
     def __call__(self, model: ir.Model, plan: QuantPlan) -> float:
+        from repedge.calib.qdq import to_qdq
+
         before = len(self._found.plan.float_nodes)
         count = len(plan.float_nodes) - before
         stage = f"{self._target.name} {self._job.precision}: trial with {count} nodes raised to float"
-        qdq = self._found.qdq(model, plan)
+        qdq = to_qdq(model, plan)
         score, cached = self._ask(self._target, self._job, self._outputs, qdq, stage)
         self._outcome.scores.append(score)
         self._outcome.cached.append(cached)

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from repedge.calib.data import CalibrationImages
     from repedge.calib.feed import Feed
     from repedge.calib.plan import QuantPlan
-    from repedge.calib.scheme import QuantScheme
 
 NEEDS_PHOTOS: frozenset[Precision] = frozenset({"w8a8", "w8a16"})
-EXACT_PIXELS = frozenset({"tflite-w8a8", "coreml-w8a8"})
-PIXELS = {"repedge.input": "pixels"}
-"""Marks a graph whose preprocessing is folded already; see ``repedge.targets.qdq``."""
+EXACT_PIXELS = frozenset({"tflite-w8a8", "openvino-w8a8", "coreml-w8a8"})
+"""Schemes whose first convolution reads pixels themselves, in a border of the mean pixel.
+
+Not those of symmetric integers, which want pixels centred.
+"""
 
 
 @dataclass
@@ -74,35 +75,15 @@ class Calibrated:
     """A calibration, before it becomes a QDQ graph.
 
     Attributes:
-        graph: The float graph that was calibrated, its preprocessing folded in if ``pixels``.
+        graph: The float graph that was calibrated.
         model, plan: What `repedge.calib.recipe.calibrate` made of it.
         feed: The images that it was calibrated on.
-        pixels: Whether the input is RGB pixels 0 to 255.
     """
 
     graph: ir.Model
     model: ir.Model
     plan: QuantPlan
     feed: Feed
-    pixels: bool
-
-    def qdq(self, model: ir.Model, plan: QuantPlan) -> ir.Model:
-        """The QDQ graph that targets take, of this calibration or of one with raised layers."""
-        from repedge.calib.qdq import to_qdq
-
-        made = to_qdq(model, plan)
-        if self.pixels:
-            made.metadata_props.update(PIXELS)
-        return made
-
-
-def exact_pixels(rules: QuantScheme) -> bool:
-    """Whether the first convolution is to read pixels themselves, in a border of the mean pixel.
-
-    Not where integers are symmetric, which want pixels centred; nor in OpenVINO, whose integer passes
-    don't see through a Concat with a constant: the convolution would run in floating point.
-    """
-    return rules.name in EXACT_PIXELS
 
 
 def quantize(
@@ -129,6 +110,7 @@ def quantize(
             graph with nothing to quantize.
     """
     from repedge.calib.choose import chosen_float
+    from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
     from repedge.calib.scheme import SCHEMES
     from repedge.passes.preprocess import fold_preprocess
@@ -137,15 +119,13 @@ def quantize(
         raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
     pixels = kind == "uint8"
     rules = SCHEMES[scheme]
-    model = fold_preprocess(graph, pre, border=exact_pixels(rules)) if pixels else graph
+    model = fold_preprocess(graph, pre, border=rules.name in EXACT_PIXELS) if pixels else graph
     chosen = calibration.images(pre)
     feed = chosen.feed(pixels)
     floats = chosen_float(model, rules, calibration.keep_float)
     quantized, plan = calibrate(model, feed, rules, calibration.recipe, float_nodes=floats, progress=report)
-    found = Calibrated(model, quantized, plan, feed, pixels)
     if raise_layers is not None:
-        quantized, plan = raise_layers(found)
-    qdq = found.qdq(quantized, plan)
+        quantized, plan = raise_layers(Calibrated(model, quantized, plan, feed))
     summary = {
         "scheme": scheme,
         "recipe": plan.recipe,
@@ -153,4 +133,4 @@ def quantize(
         "float_nodes": dict(plan.float_nodes),
         "calibration": chosen.record.as_json(),
     }
-    return qdq, summary
+    return to_qdq(quantized, plan), summary

@@ -76,7 +76,7 @@ class CoreML(Target):
             )
         deployment = deployment_target(job)
         qdq.check_precision(model, job.precision)
-        if job.input_kind == "uint8" and not qdq.takes_pixels(model):
+        if job.input_kind == "uint8":
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)

@@ -184,7 +184,7 @@ class GPU(Target):
         from repedge.passes.batch import dynamic_batch
 
         qdq.check_precision(model, job.precision)
-        if job.input_kind == "uint8" and not qdq.takes_pixels(model):
+        if job.input_kind == "uint8":
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)

@@ -21,11 +21,12 @@ import onnx_ir as ir
 from repedge.atomic import foreign_writer
 from repedge.config import Precision
 from repedge.errors import DeviceError, UnsupportedModel, UserError
-from repedge.graph.values import const, only_reader, shape_of
+from repedge.graph.values import shape_of
 from repedge.targets import openvino_ops, qdq
 from repedge.targets.base import Artifact, Job, Runner, Target, TensorSpec, Unsupported
-from repedge.targets.openvino_build import Builder, needed
+from repedge.targets.openvino_build import Builder
 from repedge.targets.openvino_import import import_openvino
+from repedge.targets.openvino_input import lower_input
 
 LAYOUTS = {2: "NC", 4: "NCHW"}
 """Layout of an output by its rank."""
@@ -67,7 +68,7 @@ class OpenVINO(Target):
         openvino = import_openvino()
 
         qdq.check_precision(model, job.precision)
-        if job.input_kind == "uint8" and not qdq.takes_pixels(model):
+        if job.input_kind == "uint8":
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)
@@ -136,7 +137,7 @@ def _lower(model: ir.Model, job: Job) -> Any:
     openvino = import_openvino()
 
     b = Builder()
-    parameter, done = _lower_input(b, model.graph.inputs[0], job)
+    parameter, done = lower_input(b, model.graph.inputs[0], job.input_kind)
     for node in model.graph:
         if node in done or qdq.weight(node.outputs[0]) is not None:
             continue  # a weight is made where it is read
@@ -156,96 +157,6 @@ def _lower(model: ir.Model, job: Job) -> Any:
     lowered_model = openvino.Model(results, [parameter], job.name)
     _name_the_rest(lowered_model)
     return lowered_model
-
-
-def _lower_input(b: Builder, value: ir.Value, job: Job) -> tuple[Any, list[ir.Node]]:
-    """The parameter: uint8 NHWC pixels turned into float32 NCHW, or the graph's own input.
-
-    Returns:
-        The parameter, and the nodes that are lowered with it.
-    """
-    openvino = import_openvino()
-
-    name, (n, c, h, w) = str(value.name), shape_of(value)
-    done: list[ir.Node] = []
-    if job.input_kind == "uint8":
-        parameter = b.ops.parameter([n, h, w, c], np.uint8, name=name)
-        while (node := _normalisation(value)) is not None:
-            value = node.outputs[0]
-            done.append(node)
-        rounding = _rounding(value)
-        if rounding is None:
-            pixels = b.ops.convert(parameter, np.float32)
-            for node in done:
-                pixels = _normalise(b, node, pixels)
-        else:
-            pixels = _round_pixels(b, parameter, done, rounding[0], w)
-            value = rounding[1].outputs[0]
-            done += rounding
-        b.values[str(value.name)] = b.ops.transpose(pixels, b.ints(0, 3, 1, 2)).output(0)
-    else:
-        parameter = b.ops.parameter([n, c, h, w], np.float32, name=name)
-        b.values[name] = parameter.output(0)
-    parameter.output(0).get_tensor().set_names({name})
-    parameter.set_layout(openvino.Layout("NHWC" if job.input_kind == "uint8" else "NCHW"))
-    return parameter, done
-
-
-NORMALISATION = {"Sub": "subtract", "Mul": "multiply"}
-"""What the graph may do to each channel of its input, and is done while the pixels are still NHWC.
-
-After the Transpose it would be a pass of its own over the image (0.1 ms at 224x224); before it, the CPU
-plugin merges all into the one reordering.
-"""
-
-
-def _normalisation(value: ir.Value) -> ir.Node | None:
-    """The node, if it is the only one to read ``value`` and is of that kind."""
-    node = only_reader(value)
-    if node is None or node.op_type not in NORMALISATION or node.inputs[0] is not value:
-        return None
-    constant = const(node.inputs[1])
-    if constant is None or constant.shape != (1, constant.size, 1, 1):
-        return None
-    return node if node.op_type == "Sub" or (constant > 0).all() else None
-
-
-def _normalise(b: Builder, node: ir.Node, pixels: Any) -> Any:
-    lowered = getattr(b.ops, NORMALISATION[node.op_type])(pixels, b.const(needed(node, 1).reshape(-1)))
-    lowered.set_friendly_name(node.name)
-    return lowered
-
-
-def _rounding(value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
-    """The QuantizeLinear that alone reads ``value``, and its DequantizeLinear."""
-    quantize = only_reader(value)
-    if quantize is None or quantize.op_type != "QuantizeLinear":
-        return None
-    dequantize = only_reader(quantize.outputs[0])
-    return None if dequantize is None else (quantize, dequantize)
-
-
-def _round_pixels(b: Builder, pixels: Any, nodes: list[ir.Node], quantize: ir.Node, width: int) -> Any:
-    """NHWC pixels -> what ``quantize`` gives of them after ``nodes``: all of it in one FakeQuantize.
-
-    Its input range, one per channel, is what ``nodes`` turn into the integers' range. It sees rows of width x
-    channels: on the CPU, a last axis of 3 takes five times as long as one of 672.
-    """
-    low, high = qdq.params(quantize).range()
-    channels = shape_of(quantize.inputs[0])[1]
-    ends = np.broadcast_to(np.array([[low], [high]], np.float64), (2, channels))
-    for node in reversed(nodes):
-        constant = needed(node, 1).reshape(-1).astype(np.float64)
-        ends = ends + constant if node.op_type == "Sub" else ends / constant
-    if (ends == ends[:, :1]).all():
-        bounds = [b.number(end) for end in ends[:, 0]]
-    else:
-        ends = ends.astype(np.float32)
-        bounds = [b.ops.tile(b.const(end), b.ints(width)) for end in ends]
-    rows = b.ops.convert(b.ops.reshape(pixels, b.ints(0, 0, -1), True), np.float32)
-    rounded = b.ops.fake_quantize(rows, *bounds, b.number(low), b.number(high), 256)
-    rounded.set_friendly_name(quantize.name)
-    return b.ops.reshape(rounded, b.ints(0, 0, width, channels), True)
 
 
 NUMBERED = ("Constant", "Convert", "Multiply", "Add")

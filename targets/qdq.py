@@ -17,9 +17,6 @@ from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
 
-INPUT_KEY = "repedge.input"
-"""Metadata of a graph: its value ``pixels`` says that the preprocessing is folded in already."""
-
 NAMES = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -114,11 +111,6 @@ def check_precision(model: ir.Model, precision: str) -> None:
             f"the graph has quantized activations, which precision {precision} would keep; compile the float "
             "graph, or choose w8a8"
         )
-
-
-def takes_pixels(model: ir.Model) -> bool:
-    """Whether the graph's input is pixels 0..255, because the preprocessing was folded in before."""
-    return model.metadata_props.get(INPUT_KEY) == "pixels"
 
 
 def weight(value: ir.Value | None) -> Quantized | None:

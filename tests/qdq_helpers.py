@@ -13,7 +13,6 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from repedge.config import Preprocess
-from repedge.targets import qdq
 from repedge.targets.base import Job, Target
 from tests.op_cases import batch, graph, sqnr_db
 
@@ -212,9 +211,12 @@ def units_apart(found: np.ndarray, expected: np.ndarray, scale: float) -> np.nda
     return np.abs(np.rint(found / scale) - np.rint(expected / scale))
 
 
-@lru_cache(maxsize=1)
-def demo() -> tuple[ir.Model, Preprocess, np.ndarray]:
-    """The bundled RepViT with its preprocessing folded in, and 16 photos, uint8 [16, H, W, 3]."""
+@lru_cache(maxsize=2)
+def demo(border: bool = False) -> tuple[ir.Model, Preprocess, np.ndarray]:
+    """The bundled RepViT with its preprocessing folded in, and 16 photos, uint8 [16, H, W, 3].
+
+    With ``border`` as schemes of exact pixels want it.
+    """
     from repedge import images
     from repedge.models.source import resolve
     from repedge.passes.preprocess import fold_preprocess
@@ -225,20 +227,19 @@ def demo() -> tuple[ir.Model, Preprocess, np.ndarray]:
     optimize(graph, None)
     photos = images.spread(images.demo_samples(), 16)
     ((_, pixels),) = images.batches(photos, source.preprocess, 16)
-    return fold_preprocess(graph, source.preprocess), source.preprocess, pixels
+    return fold_preprocess(graph, source.preprocess, border=border), source.preprocess, pixels
 
 
 def calibrated(scheme: str, float_nodes: Mapping[str, str] | None = None) -> ir.Model:
-    """The QDQ graph of `demo` for a scheme, marked as the pipeline marks it."""
+    """The QDQ graph of `demo` for a scheme, as the pipeline makes it."""
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
     from repedge.calib.scheme import SCHEMES
+    from repedge.quantization import EXACT_PIXELS
 
-    model, _, photos = demo()
+    model, _, photos = demo(scheme in EXACT_PIXELS)
     rounded, plan = calibrate(model, [planes(photos)], SCHEMES[scheme], "minmax", float_nodes=float_nodes)
-    quantized = to_qdq(rounded, plan)
-    quantized.metadata_props[qdq.INPUT_KEY] = "pixels"
-    return quantized
+    return to_qdq(rounded, plan)
 
 
 def planes(photos: np.ndarray) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""Classifiers whose input is rounded image by image, in TensorFlow Lite's int8 artifacts."""
+"""Classifiers that read floats: TensorFlow Lite rounds them image by image, OpenVINO not at all."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 from calib_nets import clean, he, images, mobile
 
 from repedge.calib.plan import QuantPlan
@@ -13,6 +12,9 @@ from repedge.calib.recipe import RECIPES, Recipe, StepSpec, calibrate
 from repedge.calib.scheme import OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, QuantScheme
 from repedge.calib.simulate import Simulator
 from repedge.calib.structure import layers
+from repedge.config import Preprocess
+from repedge.targets.base import Job
+from repedge.targets.openvino import OpenVINO
 from repedge.targets.tflite_runner import partitions
 from tests.tflite_helpers import build, op_names, relative_error, run
 
@@ -55,13 +57,32 @@ def test_weights_stay_and_what_the_classifier_reads_is_float() -> None:
     np.testing.assert_array_equal(last.array, same.array)
     gone = set(before.tensors) - set(after.tensors)
     assert gone == {"p", "f", "y"}
-    assert {"image by image" in why for why in after.float_nodes.values()} == {True}
+    assert {"its weights keep 8 bits" in why for why in after.float_nodes.values()} == {True}
     assert len(after.float_nodes) == 3
 
 
-@pytest.mark.parametrize("scheme", [OPENVINO_W8A8, TENSORRT_W8A8])
-def test_targets_without_such_layers_are_left_alone(scheme: QuantScheme) -> None:
-    _, plan = calibrated(mobile(), scheme=scheme)
+def test_openvino_reads_8_bit_weights_beside_floats(tmp_path) -> None:
+    model, x = mobile(), images(16, seed=3)
+    wanted = Simulator(model).run(x)[0].numpy()
+    errors, sizes = {}, {}
+    for recipe in (BEFORE, AFTER):
+        rounded, plan = calibrated(model, recipe, OPENVINO_W8A8)
+        out = tmp_path / recipe.name
+        out.mkdir()
+        job = Job("net", "w8a8", Preprocess(size=tuple(x.shape[2:])), "float32")
+        artifact = OpenVINO().compile(to_qdq(rounded, plan), job, out)
+        runner = OpenVINO().open(out / artifact.main, job, [o.name for o in artifact.outputs], threads=1)
+        got = runner.run(x)
+        assert relative_error(got, [Simulator(rounded, plan).run(x)[0].numpy()]) < 0.01
+        errors[recipe.name] = relative_error(got, [wanted])
+        sizes[recipe.name] = (out / artifact.main).with_suffix(".bin").stat().st_size
+    assert errors["dynamic"] < errors["static"]
+    assert sizes["dynamic"] < sizes["static"] + 100
+
+
+def test_targets_without_such_layers_are_left_alone() -> None:
+    """TensorRT wants both in integers, or none."""
+    _, plan = calibrated(mobile(), scheme=TENSORRT_W8A8)
     assert not plan.float_nodes
 
 

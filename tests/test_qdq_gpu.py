@@ -119,14 +119,14 @@ def test_graph_and_precision_have_to_fit(tmp_path):
 
 def test_pixels_that_were_folded_before(tmp_path):
     """Preprocessing is folded once: by the pipeline before it calibrates, or else by the target."""
-    from repedge.passes.preprocess import fold_preprocess
+    from repedge.passes.preprocess import INPUT_KEY, fold_preprocess
 
     images = pixels(3)
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
     folded = ir.to_proto(fold_preprocess(clean(graph(CLASSIFIER, IMAGE)), PREPROCESS))
     proto = quantized_proto(folded, planes, floats={"image"}, symmetric=True)
     model = clean(proto)
-    model.metadata_props[qdq.INPUT_KEY] = "pixels"
+    model.metadata_props[INPUT_KEY] = "pixels"
     _, runner = compiled(model, tmp_path, job("uint8"))
     assert sqnr_db(runner.run(images)[0], simulated(proto, planes)) > 35
 

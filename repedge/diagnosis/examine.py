@@ -108,7 +108,7 @@ def examine(
     from repedge.calib.scheme import SCHEMES
     from repedge.diagnosis.findings import findings
     from repedge.models.source import resolve
-    from repedge.quantization import Calibration, exact_pixels
+    from repedge.quantization import EXACT_PIXELS, Calibration
 
     scheme = SCHEMES[scheme_name(targets.get(target).name, precision)]
     chosen = find_recipe(recipe)
@@ -122,7 +122,7 @@ def examine(
         on_stage("read photos")
         images = calibration.images(source.preprocess)
     on_stage("fuse")
-    graph, branches = _fused(source, exact_pixels(scheme))
+    graph, branches = _fused(source, scheme.name in EXACT_PIXELS)
     found = diagnose(
         graph, scheme, images.feed(pixels=True) if images else None, chosen, branches=branches,
         float_nodes=chosen_float(graph, scheme, keep_float), progress=on_stage,

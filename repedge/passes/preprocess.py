@@ -32,11 +32,14 @@ from repedge.passes.base import fresh_node_name, fresh_value_name, input_at, ins
 IMAGE = "image"
 """Name of the folded graph's input."""
 
+INPUT_KEY = "repedge.input"
+"""Graph metadata: ``pixels`` where the input is pixels 0 to 255 already, as `fold_preprocess` leaves it."""
+
 PIXEL_MAX = 255.0
 
 
 def fold_preprocess(model: ir.Model, pre: Preprocess, border: bool = False) -> ir.Model:
-    """A copy of the clean graph that takes pixels instead of normalised values.
+    """A copy of the clean graph that takes pixels instead of normalised values; itself where it does already.
 
     The input is ``image``, float32 [1, C, H, W], RGB pixel values 0 to 255 (one channel for GRAY).
     Where the network's input goes into one plain convolution, normalisation and colour order are
@@ -52,6 +55,8 @@ def fold_preprocess(model: ir.Model, pre: Preprocess, border: bool = False) -> i
     Raises:
         UserError: The input's channels or size are not what ``pre`` says.
     """
+    if takes_pixels(model):
+        return model
     _check(model, pre)
     folded = model.clone()
     image = folded.graph.inputs[0]
@@ -64,7 +69,13 @@ def fold_preprocess(model: ir.Model, pre: Preprocess, border: bool = False) -> i
         _fold_into(folded.graph, conv, image, pre, border)
     else:
         _normalise_explicitly(folded.graph, image, pre, old_name)
+    folded.metadata_props[INPUT_KEY] = "pixels"
     return folded
+
+
+def takes_pixels(model: ir.Model) -> bool:
+    """Whether the graph's input is pixels 0 to 255, because the preprocessing was folded in before."""
+    return model.metadata_props.get(INPUT_KEY) == "pixels"
 
 
 def _check(model: ir.Model, pre: Preprocess) -> None:
