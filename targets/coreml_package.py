@@ -55,6 +55,7 @@ def run_passes(program: Any) -> None:
         PASS_REGISTRY[name](program)
     for block in program.functions.values():
         _share_settings(block)
+        _shorten_names(block)
 
 
 def _share_settings(block: Any) -> None:
@@ -80,6 +81,25 @@ def _share_settings(block: Any) -> None:
                 block.remove_ops([op])
 
     share(block)
+
+
+SHORT = {"quantize": "q", "dequantize": "d"}
+"""Operators whose names are numbers, after this letter: what they round is named by the operator ahead."""
+
+
+def _shorten_names(block: Any) -> None:
+    """Numbers for names of settings and of roundings; in place.
+
+    A name is written where it is made and where it is read: long ones of parts that nobody looks for are a
+    third of an integer program.
+    """
+    taken = {v.name for op in block.operations for v in op.outputs} | set(block.inputs)
+    for i, op in enumerate(block.operations):
+        var = op.outputs[0]
+        setting = op.op_type == "const" and np.size(var.val) <= SETTING
+        short = f"{'c' if setting else SHORT.get(op.op_type, '')}{i}"
+        if (setting or op.op_type in SHORT) and short not in taken and var not in block.outputs:
+            var.name = op.name = short
 
 
 def save(built: Built, job: Job, opset: Any, package: Path, scratch: Path) -> None:

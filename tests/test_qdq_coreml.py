@@ -43,13 +43,18 @@ def compiled(model, out, the_job=None):
     return out / artifact.main, TARGET.open(out / artifact.main, the_job, names, threads=1)
 
 
-def mil_ops(package):
-    """Types of a saved program's ops without constants and identities."""
+def operations(package):
+    """A saved program's ops."""
     from coremltools.models.utils import load_spec
 
     main = load_spec(str(package)).mlProgram.functions["main"]
     (block,) = main.block_specializations.values()
-    return [op.type for op in block.operations if op.type not in ("const", "identity")]
+    return block.operations
+
+
+def mil_ops(package):
+    """Types of a saved program's ops without constants and identities."""
+    return [op.type for op in operations(package) if op.type not in ("const", "identity")]
 
 
 def weight_bytes(package):
@@ -160,3 +165,15 @@ def test_a_calibrated_network(tmp_path):
     assert artifact > 14
     assert abs(artifact - simulation) < 3
     assert mil_ops(package).count("quantize") == sum(n.op_type == "QuantizeLinear" for n in model.graph)
+
+
+def test_operators_keep_their_names_and_roundings_are_numbered(tmp_path):
+    """Which is what makes an integer program's text smaller than a 15th of its weights."""
+    package, _, _ = end_to_end(TARGET, calibrated("coreml-w8a8"), tmp_path, 1)
+    names = {op.outputs[0].name: op.type for op in operations(package)}
+    roundings = [n for n, kind in names.items() if kind in ("quantize", "dequantize")]
+    assert roundings and max(map(len, roundings)) <= 5
+    convs = [n for n, kind in names.items() if kind == "conv"]
+    assert all(n.startswith(("features_", "classifier_")) for n in convs)
+    program = next(package.rglob("model.mlmodel")).stat().st_size
+    assert program < weight_bytes(package) / 15
