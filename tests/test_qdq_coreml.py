@@ -172,7 +172,8 @@ def test_operators_keep_their_names_and_roundings_are_numbered(tmp_path):
     package, _, _ = end_to_end(TARGET, calibrated("coreml-w8a8"), tmp_path, 1)
     names = {op.outputs[0].name: op.type for op in operations(package)}
     roundings = [n for n, kind in names.items() if kind in ("quantize", "dequantize")]
-    assert roundings and max(map(len, roundings)) <= 5
+    assert roundings
+    assert max(map(len, roundings)) <= 5
     convs = [n for n, kind in names.items() if kind == "conv"]
     assert all(n.startswith(("features_", "classifier_")) for n in convs)
     program = next(package.rglob("model.mlmodel")).stat().st_size
