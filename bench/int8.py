@@ -127,6 +127,10 @@ def run_child(arguments: list[str]) -> None:
         from int8_methods import measure
 
         result = measure(Work(Path(rest[0])), rest[1], int(rest[2]))
+    elif part == "pair":
+        from int8_latency import pair
+
+        result = pair(rest[0], rest[1], rest[2], *map(int, rest[3:]))
     else:
         from int8_latency import calibrate
 
@@ -155,7 +159,8 @@ def latency(args: argparse.Namespace) -> None:
 
     print("  ".join(f"{k} {v}" for k, v in peers.versions().items()))
     with tempfile.TemporaryDirectory() as scratch:
-        int8_latency.latency(args.models, args.work or Path(scratch), args.runs, args.threads)
+        folder = args.work or Path(scratch)
+        int8_latency.latency(args.models, folder, args.runs, args.threads, args.rounds, child)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,7 +183,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--work", type=Path, help="default: build/bench-int8")
     three = parts.add_parser("latency")
     three.add_argument("--models", nargs="+", default=["repvgg_a0", "repvit_m0_9"])
-    three.add_argument("--runs", type=int, default=100)
+    three.add_argument("--runs", type=int, default=60, help="of each artifact in a process")
+    three.add_argument("--rounds", type=int, default=10, help="processes")
     three.add_argument("--threads", type=int, default=1)
     three.add_argument("--work", type=Path, help="keeps the artifacts")
     return top

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import time
 from collections.abc import Callable
@@ -150,11 +152,17 @@ TITLES = {
 }
 
 
-def latency(models: list[str], folder: Path, runs: int, threads: int) -> None:
-    """Print the table."""
+def latency(
+    models: list[str], folder: Path, runs: int, threads: int, rounds: int, child: Callable[..., Any]
+) -> None:
+    """Print the table.
+
+    ``child`` runs `pair` in a fresh process, once a round: where the memory of two networks lies sways
+    their ratio by more than the runs of one process show.
+    """
     from repedge.targets.tflite_runner import partitions
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
     print("| model | runtime | repedge w8a8 ms | against | ms | ratio | 95 % interval | bar |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     lines = []
@@ -165,15 +173,37 @@ def latency(models: list[str], folder: Path, runs: int, threads: int) -> None:
             outside = ", ".join(f"{parts.outside.count(n)} {n}" for n in dict.fromkeys(parts.outside))
             lines.append(f"{model} {name}: {parts.count} XNNPACK partition(s), outside: {outside or 'none'}")
         for runtime, ours, theirs, bars in PAIRS:
-            start = litert if runtime == "LiteRT" else openvino
-            a, b = interleave(start(found[ours], threads), start(found[theirs], threads), runs)
-            low, high = interval(a / b)
+            paths = (str(found[ours]), str(found[theirs]))
+            times = [child("pair", runtime, *paths, str(threads), str(runs), str(i)) for i in range(rounds)]
+            ratios = np.array([t["ratio"] for t in times])
+            low, high = interval(ratios)
             print(
-                f"| {model} | {runtime} | {np.median(a):.2f} | {TITLES[theirs]} | {np.median(b):.2f} "
-                f"| {np.median(a / b):.3f} | {low:.3f}..{high:.3f} | {bars.get(model, '')} |",
+                f"| {model} | {runtime} | {np.median([t['ours'] for t in times]):.2f} | {TITLES[theirs]} "
+                f"| {np.median([t['theirs'] for t in times]):.2f} | {np.median(ratios):.3f} "
+                f"| {low:.3f}..{high:.3f} | {bars.get(model, '')} |",
                 flush=True,
             )
     print("\n" + "\n".join(lines))
+
+
+def pair(runtime: str, ours: str, theirs: str, threads: int, runs: int, index: int) -> dict[str, float]:
+    """Median milliseconds of two artifacts, run by run in turn, and of the ratios; loaded in turn, too."""
+    start = litert if runtime == "LiteRT" else openvino
+    paths = (Path(ours), Path(theirs))
+    loaded = {i: start(paths[i], threads) for i in ((0, 1) if index % 2 else (1, 0))}
+    a, b = interleave(loaded[0], loaded[1], runs)
+    return {"ours": np.median(a), "theirs": np.median(b), "ratio": np.median(a / b)}
+
+
+def _claim(folder: Path) -> None:
+    """Stop if the folder's artifacts are of other versions or another bench than this."""
+    here = [Path(__file__), Path(peers.__file__)]
+    mine = {**peers.versions(), "bench": hashlib.sha256(b"".join(p.read_bytes() for p in here)).hexdigest()}
+    mark = folder / "made-by.json"
+    if mark.exists() and json.loads(mark.read_text()) != mine:
+        raise SystemExit(f"{folder} holds artifacts of other versions or another bench; give another --work")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(mine))
 
 
 def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict[str, Any]:
