@@ -168,9 +168,7 @@ def compile(
         count=count,
         reference=reference,
         min_sqnr=min_sqnr,
-        calibration=(
-            None if calib is None else Calibration(calib, calib_count, recipe, calib_seed, _words(keep_float))
-        ),
+        calibration=_calibration(calib, calib_count, recipe, calib_seed, _words(keep_float)),
         budget=_budget(max_drop, max_kl, eval_data, eval_count),
         options=options or {},
         about=about or {},
@@ -221,6 +219,16 @@ def _words(given: Sequence[str]) -> tuple[str, ...]:
     """Names, each of which may be several with commas between."""
     given = (given,) if isinstance(given, str) else given
     return tuple(w.strip() for item in given for w in item.split(",") if w.strip())
+
+
+def _calibration(
+    calib: Any, count: int, recipe: str, seed: int, keep_float: tuple[str, ...]
+) -> Calibration | None:
+    if calib is not None:
+        return Calibration(calib, count, recipe, seed, keep_float)
+    if keep_float or recipe != Calibration.recipe:
+        raise UserError("--recipe and --keep-float are for a calibration: pass --calib FOLDER")
+    return None
 
 
 def _budget(

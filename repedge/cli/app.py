@@ -78,11 +78,19 @@ def source_options(**given: Any) -> dict[str, Any]:
 PRECISIONS = ["fp32", "fp16", "w8a32", "w8a16", "w8a8", "palette8", "palette6", "palette4"]
 
 
+SYNONYMS = {
+    "int8": "w8a8", "i8": "w8a8", "int16": "w8a16", "float16": "fp16", "half": "fp16", "f16": "fp16",
+    "float32": "fp32", "f32": "fp32", "float": "fp32",
+}  # fmt: skip
+"""What others call our precision words; meant for `words`, which says ours."""
+
+
 def words(option: str, given: list[str], known: list[str]) -> Any:
     """Check option words against the known ones, with a did-you-mean."""
     for word in given:
         if word not in known:
-            close = difflib.get_close_matches(word.lower(), known, n=1)
+            meant = SYNONYMS.get(word.lower())
+            close = [meant] if meant in known else difflib.get_close_matches(word.lower(), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
             raise UserError(f"--{option} {word!r} is unknown; {hint}")
     return given
