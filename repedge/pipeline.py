@@ -150,12 +150,9 @@ def check_options(plan: Plan) -> None:
     integer = any(precision in NEEDS_PHOTOS for _, precision in plan.builds)
     if plan.calibration is None and integer:
         raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
-    c = plan.calibration
-    chosen = c is not None and (c.keep_float or c.recipe != Calibration.recipe)
-    if (plan.budget is not None or chosen) and not integer:
-        raise UserError(
-            "an accuracy budget, --keep-float or --recipe is for w8a8 or w8a16: name one with --precision"
-        )
+    kept = plan.calibration is not None and plan.calibration.keep_float
+    if (plan.budget is not None or kept) and not integer:
+        raise UserError("an accuracy budget or --keep-float is for w8a8 or w8a16: name one with --precision")
 
 
 def compile_source(
