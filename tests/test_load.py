@@ -13,6 +13,7 @@ from repedge.errors import UnsupportedModel, UserError
 from repedge.graph.load import from_proto, load_onnx, save_onnx, to_proto
 from repedge.graph.run import Session
 from repedge.graph.values import shape_of
+from repedge.passes.preprocess import takes_pixels
 
 W = np.random.default_rng(0).standard_normal((16, 3, 3, 3)).astype(np.float32)
 
@@ -53,6 +54,13 @@ def test_dynamic_axes_become_static_and_every_value_gets_a_shape(write):
     }  # fmt: skip
     assert all(node.name for node in loaded.graph)
     assert loaded.opset_imports == {"": 20}
+
+
+def test_marks_of_passes_do_not_come_from_files(write):
+    """A file that calls its input pixels would be compiled without the preprocessing."""
+    proto = net()
+    onnx.helper.set_model_props(proto, {"repedge.input": "pixels"})
+    assert not takes_pixels(load_onnx(write(proto), input_size=(32, 32)))
 
 
 def test_the_loaded_graph_computes_what_the_file_does(write):

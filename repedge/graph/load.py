@@ -73,6 +73,7 @@ def normalize(
     for i, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     model.ir_version, model.producer_name, model.producer_version = 10, "repedge", None
+    model.metadata_props.clear()  # passes leave marks there, which a file must not bring
     return model
 
 
