@@ -75,9 +75,9 @@ class QuantScheme(BaseModel):
         quantize_outputs: Whether the graph's outputs are integers, too, before they are returned.
         weights_alone: Whether a layer that reads floats may have 8-bit weights. TensorRT wants none or both
             in integers.
-        dynamic: Layers with 8-bit weights that read floats as fast as integers where they end the network:
-            they round them to 8 bits themselves, in the range of each image (TensorFlow Lite), or take
-            them as they are, for reading the weights is all their time (OpenVINO).
+        dynamic: Layers with 8-bit weights that read floats about as fast as integers where they end the
+            network: they round them to 8 bits themselves, in the range of each image (TensorFlow Lite), or
+            take them as they are, for reading the weights is nearly all their time (OpenVINO).
         centred: Whether a tensor with negative numbers has the middle integer as zero point; one without
             has the least integer.
     """

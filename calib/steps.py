@@ -243,7 +243,7 @@ def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int =
 
 
 def _dynamic_outputs(c: Calibration) -> None:
-    """Classifiers read floats and give floats, where that costs the target no time (`QuantScheme.dynamic`).
+    """Classifiers read floats and give floats, where `QuantScheme.dynamic` has them.
 
     Where the target rounds what they read image by image: the range of one image is narrower than that of
     all; on MobileOne-S0 a classifier's input is 6.5 dB nearer to float32 at the output. Its weights keep

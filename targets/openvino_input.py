@@ -27,11 +27,11 @@ def lower_input(b: Builder, value: ir.Value, kind: InputKind) -> tuple[Any, list
     name, (n, c, h, w) = str(value.name), shape_of(value)
     if kind == "uint8":
         parameter = b.ops.parameter([n, h, w, c], np.uint8, name=name)
-        border = _border(value)
-        if border is None:
+        found = _read_as_they_are(value)
+        if found is None:
             pixels, value, done = _normalised(b, parameter, value)
         else:
-            pixels, value, done = _bordered(b, parameter, border), border.out, border.nodes
+            pixels, value, done = _bordered(b, parameter, found), found.out, found.nodes
         b.values[str(value.name)] = b.ops.transpose(pixels, b.ints(0, 3, 1, 2)).output(0)
     else:
         parameter, done = b.ops.parameter([n, c, h, w], np.float32, name=name), []
@@ -41,7 +41,7 @@ def lower_input(b: Builder, value: ir.Value, kind: InputKind) -> tuple[Any, list
     return parameter, done
 
 
-# --- pixels in a border of the mean pixel, integers of scale 1 that a convolution reads ------------------
+# --- pixels that are the integers of the first convolution, in a border of the mean pixel ------------------
 
 UNIT = 2.0**-8
 """What a pixel is to the first convolution, whose weights are times its inverse.
@@ -52,11 +52,11 @@ constant, but drops a factor of 1 and with it the pattern. A power of two change
 
 
 @dataclass(frozen=True)
-class Border:
-    """Constant pixels around the image, by Concats.
+class Pixels:
+    """What a convolution reads as it is: the image, and constant pixels around it.
 
     Attributes:
-        nodes: The Concats, and the QuantizeLinear and DequantizeLinear around each.
+        nodes: The Concats, and the QuantizeLinear and DequantizeLinear of scale 1 around each.
         parts: Of each Concat its axis in NCHW and its inputs: a constant, or None for the pixels.
         out: What the convolution reads.
     """
@@ -66,8 +66,8 @@ class Border:
     out: ir.Value
 
 
-def _border(image: ir.Value) -> Border | None:
-    """What `fold_preprocess` put around the pixels of a graph that was quantized then, or None."""
+def _read_as_they_are(image: ir.Value) -> Pixels | None:
+    """The pixels of a graph that `fold_preprocess` gave a border and that was quantized then, or None."""
     nodes: list[ir.Node] = []
     parts: list[tuple[int, list[np.ndarray | None]]] = []
     value = image
@@ -86,12 +86,12 @@ def _border(image: ir.Value) -> Border | None:
         parts.append((axis, arrays))
         nodes.append(node)
         value = node.outputs[0]
-    return Border(nodes, parts, value) if parts and _reads_integers(only_reader(value), value) else None
+    return Pixels(nodes, parts, value) if nodes and _reads_integers(only_reader(value), value) else None
 
 
 def _is_pixel(array: np.ndarray | None) -> bool:
     """Whether all of it is one pixel of integers."""
-    return array is not None and bool((array == np.rint(array[:, :, :1, :1])).all())
+    return array is not None and bool((array == np.rint(array[:, :, :1, :1]).clip(0, 255)).all())
 
 
 def _reads_integers(conv: ir.Node | None, value: ir.Value) -> bool:
@@ -102,13 +102,13 @@ def _reads_integers(conv: ir.Node | None, value: ir.Value) -> bool:
     return alone and conv_attrs(conv).group == 1 and qdq.weight(weight) is not None
 
 
-def _bordered(b: Builder, pixels: Any, border: Border) -> Any:
+def _bordered(b: Builder, pixels: Any, found: Pixels) -> Any:
     """uint8 NHWC pixels -> NHWC pixels with their border, times `UNIT`; the convolution's weights with it."""
     batch = b.ops.gather(b.ops.shape_of(pixels), b.ints(0), b.ints(0))
-    for axis, arrays in border.parts:
+    for axis, arrays in found.parts:
         parts = [pixels if a is None else _repeated(b, a, batch) for a in arrays]
         pixels = b.ops.concat(parts, axis - 1)
-    conv = only_reader(border.out)
+    conv = only_reader(found.out)
     assert conv is not None
     weight = qdq.weight(conv.inputs[1])
     assert weight is not None

@@ -169,6 +169,24 @@ def test_the_first_convolution_reads_the_pixels_themselves(tmp_path):
     assert sqnr_db(both, alone.run(photos[:2])[0]) > 40
 
 
+def test_pixels_are_read_as_they_are_without_a_border_too(tmp_path):
+    """A first convolution that does not pad, as patches are embedded by."""
+    images = pixels(3)
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
+    planes[0, 0, 0, 0], planes[0, 0, 0, 1] = 0, 255
+    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1)).astype(np.uint8)
+    patches = CLASSIFIER.replace("pads=[1,1,1,1]", "pads=[0,0,0,0]", 1)
+    assert patches != CLASSIFIER
+    folded = ir.to_proto(fold_preprocess(clean(graph(patches, IMAGE)), PREPROCESS))
+    proto = quantized_proto(folded, planes, dtype="uint8")
+    model = clean(proto)
+    model.metadata_props[INPUT_KEY] = "pixels"
+    path, runner = compiled(model, tmp_path, job(input_kind="uint8"))
+    layers = [layer for layer, _ in executed(path)]
+    assert "FakeQuantize" not in layers[: layers.index("Convolution")]
+    assert sqnr_db(runner.run(images)[0], simulated(proto, planes)) > 35
+
+
 @pytest.mark.parametrize("range_of_pixels", [255.0, 200.0])
 def test_a_border_that_is_no_integers_of_pixels(range_of_pixels, tmp_path):
     """Plans of others may round pixels to other integers, and a border of floats has none."""
