@@ -71,10 +71,10 @@ def artifacts(model: str, folder: Path) -> dict[str, Path]:
     for target, precision, kind in builds:
         out = folder / f"{model}-{target}-{precision}-{kind}"
         if not out.exists():
+            integers: dict[str, Any] = {"calib": photos, "recipe": "fast"} if precision == "w8a8" else {}
             repedge.compile(
                 model, weights=weights, targets=[target], precisions=[precision], out=out,
-                min_sqnr=-200.0, input_kind=kind, recipe="fast",
-                calib=photos if precision == "w8a8" else None,
+                min_sqnr=-200.0, input_kind=kind, **integers,
             )  # fmt: skip
         found[f"{target}-{precision}-{kind}"] = Bundle.open(next(out.iterdir())).artifact
     inputs = [_normal(i) for i in range(RANDOM_PHOTOS)]
