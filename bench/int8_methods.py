@@ -109,7 +109,9 @@ def of_calib(work: Work, scheme: str, recipe: str, per_channel: bool = True) -> 
     graph = to_graph(work.source)
     optimize(graph, None)
     graph = fold_preprocess(graph, work.pre, border=not SCHEMES[scheme].symmetric)
-    rules = SCHEMES[scheme].model_copy(update={"per_channel": per_channel})
+    rules = SCHEMES[scheme]
+    if not per_channel:  # the stock baseline: all 8 bits
+        rules = rules.model_copy(update={"per_channel": False, "first_layer_bits": 8})
     samples = images.folder_samples(work.folder / "calib")
     feed = (images.pixels(s.load(), work.pre)[None] for s in samples)
     began = time.process_time()

@@ -238,7 +238,7 @@ def calibrated(scheme: str, float_nodes: Mapping[str, str] | None = None) -> ir.
     from repedge.quantization import EXACT_PIXELS
 
     model, _, photos = demo(scheme in EXACT_PIXELS)
-    rounded, plan = calibrate(model, [planes(photos)], SCHEMES[scheme], "minmax", float_nodes=float_nodes)
+    rounded, plan = calibrate(model, [planes(photos)], SCHEMES[scheme], "fast", float_nodes=float_nodes)
     return to_qdq(rounded, plan)
 
 

@@ -200,6 +200,14 @@ def test_a_border_that_is_no_integers_of_pixels(range_of_pixels, tmp_path):
     assert sqnr_db(runner.run(images)[0], simulated(proto, planes)) > 35
 
 
+def test_the_first_layers_weights_have_7_bits():
+    """Pairs of products of pixels and 8-bit weights overflow the 16 bits of CPUs without VNNI."""
+    convs = [n for n in calibrated("openvino-w8a8").graph if n.op_type == "Conv"]
+    largest = [int(np.abs(qdq.weight(n.inputs[1]).values).max()) for n in convs]
+    assert largest[0] == 63
+    assert set(largest[1:]) == {127}
+
+
 def test_no_zero_point_but_the_least_and_the_middle_integer():
     """Others make OpenVINO's kernels slower; those two are its u8 and i8."""
     quantizers = [n for n in calibrated("openvino-w8a8").graph if n.op_type == "QuantizeLinear"]
@@ -234,7 +242,7 @@ def test_a_calibrated_network(mixed, tmp_path):
     convs = [n.name for n in demo()[0].graph if n.op_type == "Conv"]
     kept = {convs[0]: "test", convs[9]: "test"} if mixed else {}
     path, artifact, simulation = end_to_end(TARGET, calibrated("openvino-w8a8", kept), tmp_path, 16)
-    assert artifact > 14
+    assert artifact > 18
     assert abs(artifact - simulation) < 3
     kinds = [kind.lower().endswith("_i8") for layer, kind in executed(path) if layer == "Convolution"]
     assert len(kinds) == len(convs)
