@@ -34,7 +34,7 @@ numpy.save(out, numpy.concatenate([compiled([batch[i : i + 1]])[0].copy() for i 
 def logits(artifact: Path, batch: np.ndarray, cpu: str | None) -> np.ndarray:
     """What the artifact gives on the named processor, or on this one."""
     emulator = ["qemu-x86_64", "-cpu", cpu] if cpu else []
-    python = os.path.realpath(sys.executable) if cpu else sys.executable
+    python = os.path.realpath(sys.executable)
     packages = os.pathsep.join(p for p in sys.path if p)  # the emulator sees no virtual environment
     with tempfile.TemporaryDirectory() as folder:
         photos, out = Path(folder, "photos.npy"), Path(folder, "out.npy")

@@ -108,9 +108,10 @@ def learn_levels(
     factors, learned_plan = student.result(plan)
     changed, all_factors = scaled(model, factors)
     changed_stats = stats.divided(changed, all_factors)
+    exact = torch.from_numpy(Simulator(model).logits(images(held_out)))
     costs = {
-        "before": _cost(model, model, stats, plan, images, held_out),
-        "after": _cost(model, changed, changed_stats, learned_plan, images, held_out),
+        "before": _cost(exact, model, stats, plan, images(held_out)),
+        "after": _cost(exact, changed, changed_stats, learned_plan, images(held_out)),
     }
     give_back()
     if costs["after"] < costs["before"]:
@@ -141,12 +142,7 @@ def _square(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def _cost(
-    reference: ir.Model,
-    model: ir.Model,
-    stats: Statistics,
-    plan: QuantPlan,
-    images: Images,
-    held_out: Sequence[int],
+    wanted: torch.Tensor, model: ir.Model, stats: Statistics, plan: QuantPlan, images: Iterable[np.ndarray]
 ) -> float:
     """Mean relative square error with rounded weights, too, for factors change their scales.
 
@@ -155,8 +151,7 @@ def _cost(
     plan = plan.model_copy(deep=True)
     rounded = round_weights(model, plan, plan.scheme, stats, float_nodes=plan.float_nodes)
     rounded = correct_bias_at_once(rounded, model, plan, stats)
-    wanted = torch.from_numpy(Simulator(reference).logits(images(held_out)))
-    got = torch.from_numpy(Simulator(rounded, plan).logits(images(held_out)))
+    got = torch.from_numpy(Simulator(rounded, plan).logits(images))
     return float(_square(got, wanted).mean())
 
 

@@ -59,11 +59,13 @@ class Pixels:
         nodes: The Concats, and the QuantizeLinear and DequantizeLinear of scale 1 around each.
         parts: Of each Concat its axis in NCHW and its inputs: a constant, or None for the pixels.
         out: What the convolution reads.
+        weight: Name of the convolution's weight, and its integers.
     """
 
     nodes: list[ir.Node]
     parts: list[tuple[int, list[np.ndarray | None]]]
     out: ir.Value
+    weight: tuple[str, qdq.Quantized]
 
 
 def _read_as_they_are(image: ir.Value) -> Pixels | None:
@@ -86,7 +88,8 @@ def _read_as_they_are(image: ir.Value) -> Pixels | None:
         parts.append((axis, arrays))
         nodes.append(node)
         value = node.outputs[0]
-    return Pixels(nodes, parts, value) if nodes and _reads_integers(only_reader(value), value) else None
+    weight = _weight_over(value) if nodes else None
+    return None if weight is None else Pixels(nodes, parts, value, weight)
 
 
 def _is_pixel(array: np.ndarray | None) -> bool:
@@ -94,12 +97,16 @@ def _is_pixel(array: np.ndarray | None) -> bool:
     return array is not None and bool((array == np.rint(array[:, :, :1, :1]).clip(0, 255)).all())
 
 
-def _reads_integers(conv: ir.Node | None, value: ir.Value) -> bool:
-    if conv is None or conv.op_type != "Conv" or conv.inputs[0] is not value:
-        return False
+def _weight_over(value: ir.Value) -> tuple[str, qdq.Quantized] | None:
+    """The integer weight, read by no other node, of the convolution that alone reads ``value``."""
+    conv = only_reader(value)
+    if conv is None or conv.op_type != "Conv" or conv.inputs[0] is not value or conv_attrs(conv).group != 1:
+        return None
     weight = conv.inputs[1]
-    alone = weight is not None and len(list(weight.uses())) == 1
-    return alone and conv_attrs(conv).group == 1 and qdq.weight(weight) is not None
+    found = qdq.weight(weight)
+    if weight is None or found is None or len(list(weight.uses())) > 1:
+        return None
+    return str(weight.name), found
 
 
 def _bordered(b: Builder, pixels: Any, found: Pixels) -> Any:
@@ -108,12 +115,8 @@ def _bordered(b: Builder, pixels: Any, found: Pixels) -> Any:
     for axis, arrays in found.parts:
         parts = [pixels if a is None else _repeated(b, a, batch) for a in arrays]
         pixels = b.ops.concat(parts, axis - 1)
-    conv = only_reader(found.out)
-    assert conv is not None
-    weight = qdq.weight(conv.inputs[1])
-    assert weight is not None
-    scaled = replace(weight, scale=weight.scale / np.float32(UNIT))
-    b.values[str(conv.inputs[1].name)] = b.quantized(scaled).output(0)  # type: ignore[union-attr]
+    name, weight = found.weight
+    b.values[name] = b.quantized(replace(weight, scale=weight.scale / np.float32(UNIT))).output(0)
     return b.ops.multiply(b.ops.convert(pixels, np.float32), b.number(UNIT))
 
 

@@ -7,6 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from repedge.calib.recipe import calibrate
+from repedge.calib.scheme import SCHEMES
 from repedge.config import Preprocess
 from repedge.errors import UnsupportedModel, UserError
 from repedge.passes.preprocess import INPUT_KEY, fold_preprocess
@@ -19,6 +21,7 @@ from tests.qdq_helpers import (
     calibrated,
     demo,
     end_to_end,
+    planes,
     quantized,
     quantized_proto,
     quantum,
@@ -200,6 +203,13 @@ def test_a_border_that_is_no_integers_of_pixels(range_of_pixels, tmp_path):
     assert sqnr_db(runner.run(images)[0], simulated(proto, planes)) > 35
 
 
+def test_pixels_are_integers_of_scale_1_whatever_the_photos_hold():
+    """Dark photos, and brighter ones in the app."""
+    model, _, photos = demo(border=True)
+    _, plan = calibrate(model, [planes(photos // 2)], SCHEMES["openvino-w8a8"], "minmax")
+    assert (plan.tensors["image"].scale, plan.tensors["image"].zero_point) == (1.0, 0)
+
+
 def test_the_first_layers_weights_have_7_bits():
     """Pairs of products of pixels and 8-bit weights overflow the 16 bits of CPUs without VNNI."""
     convs = [n for n in calibrated("openvino-w8a8").graph if n.op_type == "Conv"]
@@ -242,7 +252,7 @@ def test_a_calibrated_network(mixed, tmp_path):
     convs = [n.name for n in demo()[0].graph if n.op_type == "Conv"]
     kept = {convs[0]: "test", convs[9]: "test"} if mixed else {}
     path, artifact, simulation = end_to_end(TARGET, calibrated("openvino-w8a8", kept), tmp_path, 16)
-    assert artifact > 18
+    assert artifact > 20
     assert abs(artifact - simulation) < 3
     kinds = [kind.lower().endswith("_i8") for layer, kind in executed(path) if layer == "Convolution"]
     assert len(kinds) == len(convs)
