@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 import repedge
-from repedge import evaluation
-from repedge.config import Precision, Preprocess
+from repedge.config import Preprocess
+from repedge.judge import evaluation
 from repedge.models.source import resolve
+from repedge.precision import Precision
 
 BUILDS: tuple[tuple[str, Precision], ...] = (
     ("tflite", "fp32"),

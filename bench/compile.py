@@ -86,7 +86,7 @@ def _repedge_coreml(model: str, folder: Path) -> dict[str, float]:
     import onnxruntime  # noqa: F401
     import torch
 
-    from repedge import pipeline, targets
+    from repedge import passes, targets
     from repedge.config import Preprocess
     from repedge.graph.export import export_module
     from repedge.models.registry import create
@@ -97,7 +97,7 @@ def _repedge_coreml(model: str, folder: Path) -> dict[str, float]:
     target = targets.get("coreml")
     began = time.perf_counter()
     graph = export_module(module, (1, 3, 224, 224))
-    pipeline.optimize(graph, None)
+    passes.clean(graph)
     target.compile(graph, Job(model, "fp16", Preprocess()), folder)
     return {"seconds": time.perf_counter() - began}
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import repedge
-from repedge import images
 from repedge.graph.run import Session
+from repedge.photos import images
 
 RUN = """
 import sys, numpy, openvino

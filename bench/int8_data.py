@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repedge import images
 from repedge.config import Preprocess
 from repedge.models.source import Source, resolve
+from repedge.photos import images
 
 CIFAR10 = {
     "input_size": 48,

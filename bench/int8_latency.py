@@ -16,8 +16,8 @@ from int8_methods import planar
 from latency import Invoke, interleave, interval
 
 import repedge
-from repedge.bundle import Bundle
-from repedge.config import Precision
+from repedge.bundle.folder import Bundle
+from repedge.precision import Precision
 
 RANDOM_PHOTOS = 8
 """Calibration photos of the latency part: random weights know no photos, and times hang on none."""
@@ -25,7 +25,7 @@ RANDOM_PHOTOS = 8
 
 def litert(path: Path, threads: int) -> Invoke:
     """A .tflite in LiteRT, input filled once with what its type can hold."""
-    from repedge.targets.tflite_runner import open_interpreter
+    from repedge.targets.tflite.runner import open_interpreter
 
     interpreter = open_interpreter(path, threads)
     detail = interpreter.get_input_details()[0]
@@ -160,7 +160,7 @@ def latency(
     ``child`` runs `pair` in a fresh process, once a round: where the memory of two networks lies sways
     their ratio by more than the runs of one process show.
     """
-    from repedge.targets.tflite_runner import partitions
+    from repedge.targets.tflite.runner import partitions
 
     _claim(folder)
     print("| model | runtime | repedge w8a8 ms | against | ms | ratio | 95 % interval | bar |")
@@ -213,17 +213,17 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     """
     from int8_data import source_of
 
-    from repedge import images
+    from repedge import passes
     from repedge.calib.recipe import calibrate as run
-    from repedge.calib.scheme import SCHEMES
     from repedge.models.source import resolve
     from repedge.passes.preprocess import fold_preprocess
-    from repedge.pipeline import optimize, to_graph
+    from repedge.photos import images
+    from repedge.targets.tflite.scheme import TFLITE_W8A8
 
     name, options = source_of(model, weights)
     source = resolve(name, **options)
-    graph = to_graph(source)
-    optimize(graph, None)
+    graph = source.graph()
+    passes.clean(graph)
     source.module = None
     graph = fold_preprocess(graph, source.preprocess, border=True)
     samples = images.folder_samples(photos)
@@ -232,7 +232,7 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     )
     before, began = _peak_mb(), time.process_time()
     seen: list[tuple[str, float]] = []  # a step as it begins, and the peak until then
-    run(graph, feed, SCHEMES["tflite-w8a8"], "default", progress=lambda s: seen.append((s, _peak_mb())))
+    run(graph, feed, TFLITE_W8A8, "default", progress=lambda s: seen.append((s, _peak_mb())))
     peak, cpu = _peak_mb(), time.process_time() - began
     step = [s for s, until in seen if until < peak][-1].partition("(")[0]
     return {"photos": count, "before_mb": before, "peak_mb": peak, "peak_in": step, "cpu_s": cpu}

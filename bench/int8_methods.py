@@ -19,9 +19,12 @@ import peers
 from int8_data import Work, source_of
 
 import repedge
-from repedge.bundle import Bundle, artifact_bytes
-from repedge.config import Precision
-from repedge.images import normalise
+from repedge import targets
+from repedge.bundle.folder import Bundle
+from repedge.photos.images import normalise
+from repedge.precision import Precision
+from repedge.scheme import QuantScheme
+from repedge.targets.openvino.scheme import OPENVINO_W8A8
 
 Run = Callable[[np.ndarray], np.ndarray]
 """Pixels uint8 [n, H, W, 3] -> logits float32 [n, classes]."""
@@ -78,7 +81,7 @@ def of_repedge(work: Work, target: str, recipe: str = "default", budget: bool = 
 
     With a budget, two thirds of the calibration photos calibrate, and the others judge it.
     """
-    from repedge.verification import open_bundle
+    from repedge.judge.verification import open_bundle
 
     marks: dict[str, float] = {}
     count = work.task["calib"]
@@ -92,24 +95,22 @@ def of_repedge(work: Work, target: str, recipe: str = "default", budget: bool = 
     )  # fmt: skip
     cpu = marks["compile"] - marks["calibrate"] if "calibrate" in marks else float("nan")
     _, runner = open_bundle(built, threads=1)
-    size = artifact_bytes(built.artifact) / artifact_bytes(float_artifact(work, target))
+    size = targets.size_of(target, built.artifact) / targets.size_of(target, float_artifact(work, target))
     return Made(lambda pixels: runner.run(pixels)[0], cpu, size)
 
 
-def of_calib(work: Work, scheme: str, recipe: str, per_channel: bool = True) -> Made:
+def of_calib(work: Work, rules: QuantScheme, recipe: str, per_channel: bool = True) -> Made:
     """`repedge.calib` alone: the QDQ graph, run by ONNX Runtime as it is."""
-    from repedge import images
+    from repedge import passes
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
-    from repedge.calib.scheme import SCHEMES
     from repedge.graph.serde import save_onnx
     from repedge.passes.preprocess import fold_preprocess
-    from repedge.pipeline import optimize, to_graph
+    from repedge.photos import images
 
-    graph = to_graph(work.source)
-    optimize(graph, None)
-    graph = fold_preprocess(graph, work.pre, border=not SCHEMES[scheme].symmetric)
-    rules = SCHEMES[scheme]
+    graph = work.source.graph()
+    passes.clean(graph)
+    graph = fold_preprocess(graph, work.pre, border=not rules.symmetric)
     if not per_channel:  # the stock baseline: all 8 bits
         rules = rules.model_copy(update={"per_channel": False, "first_layer_bits": 8})
     samples = images.folder_samples(work.folder / "calib")
@@ -117,10 +118,10 @@ def of_calib(work: Work, scheme: str, recipe: str, per_channel: bool = True) -> 
     began = time.process_time()
     model, plan = calibrate(graph, (planar(x) for x in feed), rules, recipe)
     cpu = time.process_time() - began
-    path = work.folder / f"{scheme}-{recipe}-{'channel' if per_channel else 'tensor'}.onnx"
+    path = work.folder / f"{rules.name}-{recipe}-{'channel' if per_channel else 'tensor'}.onnx"
     save_onnx(to_qdq(model, plan), path)
     session = onnx_session(path)
-    size = path.stat().st_size / artifact_bytes(float_artifact(work, "gpu"))
+    size = path.stat().st_size / targets.size_of("gpu", float_artifact(work, "gpu"))
     return Made(lambda pixels: session(planar(pixels)), cpu, size)
 
 
@@ -149,7 +150,9 @@ def of_nncf(work: Work, fast: bool) -> Made:
     began = time.process_time()
     peers.nncf_quantize(floats, photos, path, fast)
     cpu = time.process_time() - began
-    return _made(work, openvino(path), cpu, artifact_bytes(path) / artifact_bytes(floats))
+    return _made(
+        work, openvino(path), cpu, targets.size_of("openvino", path) / targets.size_of("openvino", floats)
+    )
 
 
 def of_onnxruntime(work: Work, per_channel: bool = True, symmetric: bool = False) -> Made:
@@ -170,7 +173,7 @@ def _made(work: Work, run: Run, cpu: float, size: float) -> Made:
 
 def litert(path: Path) -> Run:
     """A .tflite in LiteRT, one image at a time; input float32 [n, C, H, W], rounded where it takes int8."""
-    from repedge.targets.tflite_runner import open_interpreter
+    from repedge.targets.tflite.runner import open_interpreter
 
     interpreter = open_interpreter(path, 1)
     given, got = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -236,7 +239,7 @@ METHODS: dict[str, Method] = {
     "repedge-openvino": Method("repedge", "default", "OpenVINO", partial(of_repedge, target="openvino")),
     "repedge-onnx": Method(
         "repedge", "default, u8 QDQ", "ONNX Runtime",
-        partial(of_calib, scheme="openvino-w8a8", recipe="default"),
+        partial(of_calib, rules=OPENVINO_W8A8, recipe="default"),
     ),
     "repedge-gpu": Method(
         "repedge", "default, TensorRT-symmetric", "ONNX Runtime", partial(of_repedge, target="gpu")
@@ -267,7 +270,7 @@ METHODS: dict[str, Method] = {
     ),
     "minmax-tensor": Method(
         "baseline", "min-max, per-tensor weights", "ONNX Runtime",
-        partial(of_calib, scheme="openvino-w8a8", recipe="minmax", per_channel=False),
+        partial(of_calib, rules=OPENVINO_W8A8, recipe="minmax", per_channel=False),
     ),
 }  # fmt: skip
 
@@ -287,7 +290,7 @@ def measure(work: Work, key: str, slow_limit: int) -> dict[str, Any]:
 
 def score(actual: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Everything in fractions; ``se`` is the paired standard error of the drop, sqrt(lost + won) / n."""
-    from repedge.calib.metrics import Comparison
+    from repedge.tasks.comparison import Comparison
 
     comparison = Comparison()
     comparison.update(reference, actual)

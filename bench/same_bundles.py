@@ -42,7 +42,9 @@ def main() -> int:
             for target in given.targets:
                 name = f"{model}-{target}-{precision}"
                 folders = [
-                    _compiled(checkout.resolve(), given.work.resolve() / side, model, target, precision, given)
+                    _compiled(
+                        checkout.resolve(), given.work.resolve() / side, model, target, precision, given
+                    )
                     for side, checkout in (("old", given.old), ("new", given.new))
                 ]
                 wrong = _differences(folders[0] / name, folders[1] / name)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import repedge
 from repedge import devices
-from repedge.bundle import Bundle
-from repedge.devices.protocol import ProfileRequest
+from repedge.bundle.folder import Bundle
+from repedge.profile.measure import request_for
 from repedge.profile.subject import find
 from repedge.ship import PLATFORMS, ship
 
@@ -39,8 +39,7 @@ def profiler(bundle: Bundle) -> Iterator[Callable[[], Times]]:
     """The process that `repedge profile` measures in, warm."""
     subject = find(bundle.path)
     with tempfile.TemporaryDirectory() as folder:
-        samples = subject.write_samples(Path(folder) / "samples")
-        request = ProfileRequest(runtime=subject.runtime, threads=1, samples=samples)
+        request = request_for(subject, Path(folder) / "samples", {"threads": 1})
         with devices.get("local").open(subject.artifact, request) as session:
             session.warm()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from repedge.version import __version__
 
 _NAMES = {
     "compare_bundles": "repedge.api",
@@ -21,34 +21,52 @@ _NAMES = {
     "evaluate": "repedge.api",
     "inspect": "repedge.api",
     "verify": "repedge.api",
-    "Bundle": "repedge.bundle",
+    "Budget": "repedge.compiler.budget",
+    "Bundle": "repedge.bundle.folder",
+    "Calibration": "repedge.compiler.quantization",
+    "Check": "repedge.compiler.request",
     "Preprocess": "repedge.config",
     "RepedgeError": "repedge.errors",
 }
+_ROOMS = ("devices", "profile", "ship")
 __all__ = [
+    "Budget",
     "Bundle",
+    "Calibration",
+    "Check",
     "Preprocess",
     "RepedgeError",
     "__version__",
     "compare_bundles",
     "compile",
+    "devices",
     "diagnose",
     "doctor",
     "evaluate",
     "inspect",
+    "profile",
+    "ship",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from repedge import devices, profile, ship
     from repedge.api import compare_bundles, compile, diagnose, doctor, evaluate, inspect, verify
-    from repedge.bundle import Bundle
+    from repedge.bundle.folder import Bundle
+    from repedge.compiler.budget import Budget
+    from repedge.compiler.quantization import Calibration
+    from repedge.compiler.request import Check
     from repedge.config import Preprocess
     from repedge.errors import RepedgeError
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("devices", "profile"):
+    if name in _ROOMS:
         return importlib.import_module(f"repedge.{name}")
     if name not in _NAMES:
         raise AttributeError(f"module 'repedge' has no attribute {name!r}")
     return getattr(importlib.import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

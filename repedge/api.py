@@ -7,35 +7,40 @@ repedge.verify(report.bundles[0].path)
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from repedge import __version__, dryrun, evaluation, pipeline, targets, verification
-from repedge.budget import PHOTOS, Budget
-from repedge.bundle import Bundle, Verification, is_bundle
-from repedge.config import InputKind, Precision
-from repedge.diagnosis import examine as diagnose
-from repedge.dryrun import Preview
+from repedge import targets as registry
+from repedge.bundle.folder import Bundle, is_bundle
+from repedge.bundle.manifest import Verification
+from repedge.compiler import groups, pipeline, preview
+from repedge.compiler.budget import Budget
+from repedge.compiler.clock import silent
+from repedge.compiler.preview import Preview
+from repedge.compiler.quantization import Calibration
+from repedge.compiler.request import BuildRequest, Built, Check
+from repedge.config import InputKind
+from repedge.diagnosis.machine import Health, doctor
+from repedge.diagnosis.model import Inspection, inspect, no_options
+from repedge.diagnosis.report import diagnose
 from repedge.errors import UserError
-from repedge.health import Health
-from repedge.health import examine as doctor
-from repedge.inspection import Inspection, no_options
-from repedge.inspection import examine as inspect
-from repedge.quantization import Calibration
+from repedge.judge import evaluation, verification
+from repedge.precision import Precision
+from repedge.targets import DEFAULT
+from repedge.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from repedge.auto import Choice
+    from repedge.compiler.fastest import Choice
+    from repedge.judge.side_by_side import Parity
     from repedge.models.source import Source
-    from repedge.parity import Parity
 
 __all__ = [
     "CompileReport", "Health", "Inspection", "compare_bundles", "compile", "diagnose", "doctor", "evaluate",
@@ -58,7 +63,7 @@ class CompileReport:
 
     name: str
     found: str
-    bundles: tuple[pipeline.Built, ...]
+    bundles: tuple[Built, ...]
     warnings: tuple[str, ...] = ()
     plan: Preview | None = None
     choices: tuple[Choice, ...] = ()
@@ -84,30 +89,21 @@ class CompileReport:
 def compile(
     model: str | Path | nn.Module | None = None,
     *,
-    targets: Sequence[str] = ("coreml",),
-    precisions: Sequence[Precision | Literal["auto"]] = (),
+    targets: Sequence[str] = (DEFAULT,),
+    precisions: Sequence[Precision] = (),
     out: Path | str = "build",
-    input_kind: InputKind = "uint8",
     force: bool = False,
-    images: Path | str | None = None,
-    count: int = 4,
+    calibration: Calibration | None = None,
+    budget: Budget | None = None,
+    verification: Check | None = None,
+    options: Mapping[str, Any] | None = None,
+    about: Mapping[str, str] | None = None,
+    input_kind: InputKind = "uint8",
     reference: bool = True,
-    min_sqnr: float | None = None,
-    calib: Path | str | Iterable[Any] | None = None,
-    calib_count: int = 64,
-    calib_seed: int = 0,
-    recipe: str = "default",
-    keep_float: Sequence[str] = (),
-    max_drop: float | None = None,
-    max_kl: float | None = None,
-    eval_data: Path | str | None = None,
-    eval_count: int = PHOTOS,
-    options: dict[str, Any] | None = None,
-    about: dict[str, str] | None = None,
-    command: Sequence[str] = (),
     dry_run: bool = False,
-    on_stage: Callable[[str], None] = lambda stage: None,
-    **source_options: Any,
+    command: Sequence[str] = (),
+    on_stage: Callable[[str], None] = silent,
+    **more: Any,
 ) -> CompileReport:
     """Fuse, simplify, compile and verify a model for one or more targets.
 
@@ -116,86 +112,74 @@ def compile(
             an ``nn.Module``, or None for the bundled demo model.
         targets: Names from ``repedge targets``.
         precisions: Precision words; empty takes each target's default. ``auto`` builds integers and
-            floats, times them here and keeps the fastest (tflite, openvino, gpu).
+            floats, times them here and keeps the fastest.
         out: Folder that receives the bundles.
-        input_kind: ``uint8`` artifacts take RGB pixels, ``float32`` ones the normalised input.
         force: Replace bundles that exist.
-        images: Folder of photos to verify on; None for the 64 bundled ones.
-        count: How many photos to verify on.
-        reference: Put the float reference graph into the bundles.
-        min_sqnr: Replaces the SQNR threshold of the precision, dB.
-        calib: Photos to calibrate integer activations on, without labels: a folder, a .zip, a .npz, a
-            uint8 [N, H, W, 3] or float32 [N, C, H, W] array, or an iterable of paths, PIL images and
-            uint8 [H, W, 3] arrays, which is read once; ``"random"`` takes noise, with a warning.
-        calib_count: How many of them.
-        calib_seed: Of their choice.
-        recipe: Calibration recipe: fast, default, best, or a .json file.
-        keep_float: Layers that stay float, by name or glob pattern.
-        max_drop: Points that integers may cost: of top-1 where ``eval_data`` has labels, else of photos
-            whose best class is not the float model's. Layers are raised to float to keep to it.
-        max_kl: The same as mean KL divergence from the float model, nats; one of the two.
-        eval_data: Photos to judge on; None takes calibration photos that were not calibrated on.
-        eval_count: At most this many of them.
-        options: Target options, such as ``{"deployment_target": "iOS17"}``.
+        calibration: Photos to calibrate integer activations on, and how.
+        budget: How much accuracy integers may cost; layers are raised to float to keep to it.
+        verification: How the artifacts are verified.
+        options: Target options, such as ``{"deployment_target": "iOS17"}``; ``coreml.deployment_target``
+            where several targets know the name.
         about: ``author``, ``license``, ``description``, ``version`` for the artifacts' metadata.
-        command: Recorded in the manifests.
+        input_kind: ``uint8`` artifacts take RGB pixels, ``float32`` ones the normalised input.
+        reference: Put the float reference graph into the bundles.
         dry_run: Write nothing; the report's ``plan`` says what would be done.
+        command: Recorded in the manifests.
         on_stage: Called with the name of each stage as it begins.
-        source_options: weights, pretrained, random_weights, input_size, labels, mean, std, resize,
-            interpolation, color: see `repedge.models.source.resolve`.
+        more: What says which model is meant (weights, pretrained, random_weights, input_size, labels, mean,
+            std, resize, interpolation, color: see `repedge.models.source.resolve`); and the command line's
+            own words for the groups above: calib, calib_count, calib_seed, recipe, keep_float; max_drop,
+            max_kl, eval_data, eval_count; images, count, min_sqnr.
 
     Raises:
         UserError: The input is wrong; nothing was written.
         CheckFailed: The exported or fused graph differs from the model; nothing was written.
     """
-    verification.check_count(count)
-    if min_sqnr is not None and not math.isfinite(min_sqnr):
-        raise UserError(f"an SQNR threshold is a number of decibels, not {min_sqnr}")
+    calibration = groups.calibration(calibration, more)
+    budget = groups.budget(budget, more)
+    check = groups.check(verification, more)
+    check.check()
     if input_kind not in get_args(InputKind):
         raise UserError(f"input_kind {input_kind!r} is not one of {', '.join(get_args(InputKind))}")
     automatic = "auto" in precisions
     if automatic and tuple(precisions) not in (("auto",), tuple("auto")):
         raise UserError("precision auto chooses one itself: name it alone")
-    builds = (
-        _automatic(targets) if automatic else choose_builds(targets, cast("Sequence[Precision]", precisions))
-    )
-    plan = pipeline.Plan(
-        builds=builds,
+    request = BuildRequest(
+        builds=_automatic(targets) if automatic else choose_builds(targets, precisions),
         out=Path(out),
         input_kind=input_kind,
         force=force,
-        images=None if images is None else Path(images),
-        count=count,
         reference=reference,
-        min_sqnr=min_sqnr,
-        calibration=_calibration(calib, calib_count, recipe, calib_seed, _words(keep_float)),
-        budget=_budget(max_drop, max_kl, eval_data, eval_count),
+        verify=check,
+        calibration=calibration,
+        budget=budget,
         options=options or {},
         about=about or {},
         command=tuple(command),
     )
-    if plan.calibration is not None:
-        plan.calibration.check()
-    if plan.budget is not None:
-        plan.budget.check()
+    if calibration is not None:
+        calibration.check()
+    if budget is not None:
+        budget.check()
     on_stage("load")
-    source = _resolve(model, **source_options)
+    source = _resolve(model, **more)
     if dry_run:
-        return CompileReport(source.name, source.description, (), plan=dryrun.preview(source, plan))
-    pipeline.check_plan(source.name, plan)
+        return CompileReport(source.name, source.description, (), plan=preview.preview(source, request))
+    request.check()
+    request.check_destinations(source.name)
     photos = None
-    if plan.calibration is not None and dryrun.needs_photos(plan):
+    if calibration is not None and request.needs_photos:
         on_stage("calibration images")  # before the export: the images may be what is wrong
-        photos = plan.calibration.images(source.preprocess).record
+        photos = calibration.images(source.preprocess).record
     choices: tuple[Choice, ...] = ()
     if automatic:
-        from repedge import auto
+        from repedge.compiler import fastest
 
-        built, choices = auto.build(lambda: _resolve(model, **source_options), plan, on_stage)
+        built, choices = fastest.build(lambda: _resolve(model, **more), request, on_stage)
     else:
-        built = pipeline.compile_source(source, plan, on_stage)
+        built = pipeline.compile_source(source, request, on_stage)
     notes = tuple(photos.warnings) if photos else ()
-    if plan.calibration is not None and photos is None:
+    if calibration is not None and photos is None:
         notes = ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
     for note in notes:
         warnings.warn(note, stacklevel=2)
@@ -209,38 +193,10 @@ def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
 
 
 def _automatic(names: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
-    from repedge import auto
+    from repedge.compiler import fastest
 
     chosen = choose_builds(names, ())  # says what is wrong with the names
-    return auto.candidates([name for name, _ in chosen])
-
-
-def _words(given: Sequence[str]) -> tuple[str, ...]:
-    """Names, each of which may be several with commas between."""
-    given = (given,) if isinstance(given, str) else given
-    return tuple(w.strip() for item in given for w in item.split(",") if w.strip())
-
-
-def _calibration(
-    calib: Any, count: int, recipe: str, seed: int, keep_float: tuple[str, ...]
-) -> Calibration | None:
-    if calib is not None:
-        return Calibration(calib, count, recipe, seed, keep_float)
-    if keep_float or recipe != Calibration.recipe:
-        raise UserError("--recipe and --keep-float are for a calibration: pass --calib FOLDER")
-    return None
-
-
-def _budget(
-    max_drop: float | None, max_kl: float | None, data: Path | str | None, count: int
-) -> Budget | None:
-    if max_drop is None and max_kl is None:
-        if data is not None:
-            raise UserError(
-                "--eval-data is what an accuracy budget is measured on: give --max-drop or --max-kl"
-            )
-        return None
-    return Budget(max_drop, max_kl, None if data is None else Path(data), count)
+    return fastest.candidates([name for name, _ in chosen])
 
 
 def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tuple[tuple[str, Precision], ...]:
@@ -250,12 +206,11 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
         UserError: No target, an unknown one, or one that offers none of the asked precisions.
     """
     names = (names,) if isinstance(names, str) else names
-    if isinstance(precisions, str):  # type: ignore[list-item]
-        precisions = cast("tuple[Precision]", (precisions,))
+    precisions = (precisions,) if isinstance(precisions, str) else precisions
     if not names:
-        raise UserError(f"name at least one --target: {', '.join(targets.names())}")
+        raise UserError(f"name at least one --target: {', '.join(registry.names())}")
     builds: list[tuple[str, Precision]] = []
-    for target in [targets.get(n) for n in dict.fromkeys(names)]:
+    for target in [registry.get(n) for n in dict.fromkeys(names)]:
         offered = [p for p in dict.fromkeys(precisions) if p in target.precisions]
         if precisions and not offered:
             wrong, right = ", ".join(precisions), ", ".join(target.precisions)
@@ -304,7 +259,7 @@ def evaluate(
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
-    session = Session(pipeline.to_graph(source))
+    session = Session(source.graph())
     return evaluation.evaluate(
         lambda pixels, inputs: session.run(inputs)[0],
         source.preprocess, Path(data), labels=source.labels, limit=limit, progress=progress,
@@ -326,10 +281,10 @@ def compare_bundles(
         data: As for `evaluate`; None takes the 64 bundled photos.
         limit, threads, progress: As for `evaluate`.
     """
-    from repedge import parity
+    from repedge.judge import side_by_side
 
     _positive(limit=limit, threads=threads)
-    return parity.compare(
+    return side_by_side.compare(
         bundles, None if data is None else Path(data), limit=limit, threads=threads, progress=progress
     )
 

@@ -1,13 +1,10 @@
-"""Value types that every part shares: precision words and the model's preprocessing."""
+"""Value types that every part shares: what artifacts take, and the model's preprocessing."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-Precision = Literal["fp32", "fp16", "w8a32", "w8a16", "w8a8", "palette8", "palette6", "palette4"]
-"""``w8a32`` is 8-bit weights with float activations; ``paletteN`` is an N-bit weight look-up table."""
 
 InputKind = Literal["uint8", "float32"]
 """``uint8``: the artifact takes 8-bit pixels and normalises them itself. ``float32``: it takes the

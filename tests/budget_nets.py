@@ -73,8 +73,8 @@ def photos(folder: Path, count: int = 48, seed: int = 0) -> Path:
 
 def label(folder: Path, model: Path, wrong: int = 3) -> None:
     """A labels.json of what the float model says, but for every ``wrong``-th photo."""
-    from repedge import images
     from repedge.graph.run import Session
+    from repedge.photos import images
 
     session, table = Session(model), {}
     for i, sample in enumerate(images.folder_samples(folder)):

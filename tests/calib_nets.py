@@ -6,7 +6,13 @@ import numpy as np
 import onnx_ir as ir
 from graph_helpers import parse
 
-from repedge import passes
+from repedge import passes, targets
+from repedge.scheme import QuantScheme
+
+
+def schemes() -> dict[str, QuantScheme]:
+    """Every scheme of a target, by name."""
+    return {s.name: s for t in targets.installed() for s in t.schemes.values()}
 
 
 def images(count: int = 24, size: int = 12, channels: int = 3, seed: int = 0) -> np.ndarray:

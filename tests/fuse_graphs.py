@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, parser
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import const
-from repedge.passes.fuse import find_merges, finish
+from repedge.passes.fusion.fuse import find_merges, finish
 
 
 def graph(nodes: str, x: tuple[int, ...], outputs: str = "y", **weights: np.ndarray) -> ir.Model:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repedge.targets.mil import MilProgram, load
+from repedge.targets.coreml.interpreter.interpreter import MilProgram, load
 
 ct = pytest.importorskip("coremltools")
 

@@ -7,6 +7,11 @@ from pathlib import Path
 import onnx
 import onnx.parser
 
+from repedge import targets
+from repedge.devices.protocol import EngineRef, ProfileRequest
+from repedge.profile.measure import engine_ref
+from repedge.profile.subject import TORCH
+
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
 net (uint8[1, 16, 16, 3] image) => (float[1, 4] logits) {
@@ -19,6 +24,17 @@ net (uint8[1, 16, 16, 3] image) => (float[1, 4] logits) {
 }
 """
 NAN = NET.replace("logits = MatMul(f, w)", "m = MatMul(f, w)\n n = Neg(m)\n logits = Log(n)")
+
+
+def engine_of(runtime: str) -> EngineRef:
+    """What the agent is told of a runtime's engine."""
+    known = [t.engine for t in targets.installed() if t.engine is not None]
+    return engine_ref(next(e for e in (TORCH, *known) if e.runtime == runtime))
+
+
+def asked(runtime: str, **more) -> ProfileRequest:
+    """A request for a runtime."""
+    return ProfileRequest(**{"runtime": runtime, "engine": engine_of(runtime), **more})
 
 
 def save_onnx(path: Path, text: str = NET) -> Path:

@@ -217,14 +217,14 @@ def demo(border: bool = False) -> tuple[ir.Model, Preprocess, np.ndarray]:
 
     With ``border`` as schemes of exact pixels want it.
     """
-    from repedge import images
+    from repedge import passes
     from repedge.models.source import resolve
     from repedge.passes.preprocess import fold_preprocess
-    from repedge.pipeline import optimize, to_graph
+    from repedge.photos import images
 
     source = resolve(None)
-    graph = to_graph(source)
-    optimize(graph, None)
+    graph = source.graph()
+    passes.clean(graph)
     photos = images.spread(images.demo_samples(), 16)
     ((_, pixels),) = images.batches(photos, source.preprocess, 16)
     return fold_preprocess(graph, source.preprocess, border=border), source.preprocess, pixels
@@ -232,13 +232,13 @@ def demo(border: bool = False) -> tuple[ir.Model, Preprocess, np.ndarray]:
 
 def calibrated(scheme: str, float_nodes: Mapping[str, str] | None = None) -> ir.Model:
     """The QDQ graph of `demo` for a scheme, as the pipeline makes it."""
+    from calib_nets import schemes
+
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
-    from repedge.calib.scheme import SCHEMES
-    from repedge.quantization import EXACT_PIXELS
 
-    model, _, photos = demo(scheme in EXACT_PIXELS)
-    rounded, plan = calibrate(model, [planes(photos)], SCHEMES[scheme], "fast", float_nodes=float_nodes)
+    model, _, photos = demo(schemes()[scheme].exact_pixels)
+    rounded, plan = calibrate(model, [planes(photos)], schemes()[scheme], "fast", float_nodes=float_nodes)
     return to_qdq(rounded, plan)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repedge import __version__, images
-from repedge.bundle import Manifest, Origin, Tensor, Verification, writing
+from repedge import __version__
+from repedge.bundle.folder import writing
+from repedge.bundle.manifest import Manifest, Origin, Tensor, Verification
 from repedge.config import Preprocess
+from repedge.photos import images
 
 LABELS = (
     'a "quoted" one',

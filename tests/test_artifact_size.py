@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from calib_nets import schemes
 
-from repedge import images, targets
-from repedge.bundle import artifact_bytes
+from repedge import passes, targets
 from repedge.calib.qdq import to_qdq
 from repedge.calib.recipe import calibrate
-from repedge.calib.scheme import SCHEMES
+from repedge.compiler.quantization import Calibration, quantize
 from repedge.graph.serde import read_onnx, save_onnx
 from repedge.models.source import resolve
 from repedge.passes.preprocess import fold_preprocess
-from repedge.pipeline import optimize, to_graph
-from repedge.quantization import Calibration, quantize
+from repedge.photos import images
 from repedge.targets.base import Job
 from tests.graph_helpers import run
 from tests.qdq_helpers import planes
@@ -45,10 +44,17 @@ OpenVINO's reader demands is 2.5 % of the float32 size.
 def network():
     """The clean graph, its preprocessing, labels, and 16 photos, uint8 [16, H, W, 3]."""
     source = resolve(None)
-    graph = to_graph(source)
-    optimize(graph, None)
+    graph = source.graph()
+    passes.clean(graph)
     ((_, pixels),) = images.batches(images.spread(images.demo_samples(), 16), source.preprocess, 16)
     return graph, source.preprocess, source.labels, pixels
+
+
+def size(artifact: Path) -> int:
+    """Bytes of an artifact."""
+    target = targets.of_file(artifact)
+    assert target is not None
+    return targets.size_of(target.name, artifact)
 
 
 def compiled(name, precision, kind, model, out):
@@ -65,10 +71,10 @@ def test_int8_takes_little_more_than_a_quarter(name, tmp_path):
     graph, preprocess, _, pixels = network()
     scheme, most = SIZES[name]
     calibration = Calibration(pixels, count=16, recipe="minmax")
-    quantized, _ = quantize(graph, scheme, preprocess, "uint8", calibration)
+    quantized, _ = quantize(graph, schemes()[scheme], preprocess, "uint8", calibration)
     floats = compiled(name, "fp32", "float32", graph, tmp_path / "floats")
     integers = compiled(name, "w8a8", "uint8", quantized, tmp_path / "integers")
-    assert artifact_bytes(integers) <= most * artifact_bytes(floats)
+    assert size(integers) <= most * size(floats)
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +82,7 @@ def u8():
     """The QDQ graph with uint8 activations, its first convolution reading exact pixels, and the photos."""
     graph, preprocess, _, pixels = network()
     folded = fold_preprocess(graph, preprocess, border=True)
-    return to_qdq(*calibrate(folded, [planes(pixels)], SCHEMES["openvino-w8a8"], "minmax")), planes(
+    return to_qdq(*calibrate(folded, [planes(pixels)], schemes()["openvino-w8a8"], "minmax")), planes(
         pixels[:2]
     )
 
@@ -84,7 +90,7 @@ def u8():
 def test_a_qdq_file_takes_little_more_than_a_quarter(tmp_path):
     floats = compiled("gpu", "fp32", "float32", network()[0], tmp_path / "floats")
     save_onnx(u8()[0], tmp_path / "u8.onnx")
-    assert artifact_bytes(tmp_path / "u8.onnx") <= QUARTER * artifact_bytes(floats)
+    assert size(tmp_path / "u8.onnx") <= QUARTER * size(floats)
 
 
 def test_a_qdq_file_says_what_its_graph_says(tmp_path):

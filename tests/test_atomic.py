@@ -15,7 +15,7 @@ import pytest
 from test_bundle import make, manifest
 
 from repedge import atomic
-from repedge.bundle import Bundle, check_destination, writing
+from repedge.bundle.folder import Bundle, check_destination, writing
 from repedge.errors import UserError
 
 REPLACER = """

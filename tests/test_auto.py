@@ -12,9 +12,10 @@ import pytest
 from budget_nets import OPTIONS, classifier, photos
 
 import repedge
-from repedge import auto, cli
-from repedge.auto import Timed, pick
-from repedge.bundle import Bundle
+from repedge import cli
+from repedge.bundle.folder import Bundle
+from repedge.compiler import fastest
+from repedge.compiler.fastest import Timed, pick
 from repedge.errors import UserError
 from repedge.profile import measure
 
@@ -44,7 +45,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, **p50: float) -> None:
             rows.append(row(b.precision, p50[b.precision], b.size_bytes, ratio, verdict))
         return tuple(rows)
 
-    monkeypatch.setattr(auto, "_time", time)
+    monkeypatch.setattr(fastest, "_time", time)
 
 
 def build(folder: Path, out: Path, *targets: str, **options: Any) -> repedge.api.CompileReport:

@@ -13,10 +13,10 @@ from budget_nets import OPTIONS, classifier, label, photos
 
 import repedge
 from repedge import cli
-from repedge.bundle import Bundle
+from repedge.bundle.folder import Bundle
+from repedge.cache import DAYS, Store, cache_folder
 from repedge.errors import UserError
-from repedge.store import DAYS, Store, cache_folder
-from repedge.targets.openvino import OpenVINO
+from repedge.targets.openvino.target import OpenVINO
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +268,11 @@ def test_the_cache_folder_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_scheme_has_one_json() -> None:
     """What the cache is keyed by, and what a saved plan holds, is the same in every process."""
-    from repedge.calib.scheme import SCHEMES, QuantScheme
+    from calib_nets import schemes
 
-    for scheme in SCHEMES.values():
+    from repedge.scheme import QuantScheme
+
+    for scheme in schemes().values():
         text = scheme.model_dump_json()
         data = json.loads(text)
         assert all(data[name] == sorted(data[name]) for name in ("integer_ops", "fused", "tied"))

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from repedge import __version__
-from repedge.bundle import Bundle, Manifest, Origin, digest_of, writing
+from repedge.bundle.folder import Bundle, writing
+from repedge.bundle.manifest import Manifest, Origin, digest_of
 from repedge.config import Preprocess
 from repedge.errors import UserError
 
@@ -174,7 +175,7 @@ def test_kill_in_the_middle_leaves_no_bundle_and_is_swept(tmp_path: Path) -> Non
     script = f"""
         import sys, time
         from pathlib import Path
-        from repedge.bundle import writing
+        from repedge.bundle.folder import writing
         with writing(Path({str(tmp_path / "net")!r})) as draft:
             (draft.path / "half").write_text("half")
             print("ready", flush=True)

@@ -8,15 +8,18 @@ from calib_nets import images, mixed, mobile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repedge.calib.metrics import Comparison
-from repedge.calib.observe import Moments, observe
-from repedge.calib.ranges import ranges
+from repedge.calib.levels.ranges import ranges
 from repedge.calib.recipe import Recipe, StepSpec, calibrate
-from repedge.calib.rounding import adaround, centred_error, gptq, round_weights
-from repedge.calib.scheme import OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, W8A32
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.observe import Moments, observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers
+from repedge.calib.weights.rounding import adaround, centred_error, gptq, round_weights
 from repedge.errors import UserError
+from repedge.scheme import W8A32
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.openvino.scheme import OPENVINO_W8A8
+from repedge.targets.tflite.scheme import TFLITE_W8A8
+from repedge.tasks.comparison import Comparison
 
 
 def problem(seed: int, groups: int, rows: int, k: int, limit: int):

@@ -15,9 +15,9 @@ from test_calib_data import PRE, folder, photos, pixels
 
 import repedge
 from repedge import cli
-from repedge.bundle import Bundle
-from repedge.calib.data import load
+from repedge.bundle.folder import Bundle
 from repedge.errors import UserError
+from repedge.photos.choice import load
 
 
 def zipped(path: Path, source: Path, prefix: str = "", **options: object) -> Path:

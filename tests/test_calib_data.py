@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repedge import images
-from repedge.calib.data import CalibrationImages, load, to_pixels
-from repedge.calib.sources import open_source
 from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.photos import images
+from repedge.photos.choice import CalibrationImages, load, to_pixels
+from repedge.photos.sources import open_source
 
 PRE = Preprocess(size=(8, 12), resize=None)
 

@@ -9,10 +9,10 @@ from calib_nets import images, mixed, mobile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repedge.calib.equalize import equalize, pairs
-from repedge.calib.observe import observe
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.observe import observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import own_parameters
+from repedge.calib.weights.equalize import equalize, pairs
 
 
 @settings(max_examples=15, deadline=None)

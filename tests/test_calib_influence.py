@@ -7,16 +7,16 @@ import pytest
 import torch
 from calib_nets import images, mobile
 
-from repedge.calib import learned_levels as learned
-from repedge.calib.feed import Feed
-from repedge.calib.influence import weight_influence
-from repedge.calib.observe import input_shape, observe
-from repedge.calib.ranges import ranges
-from repedge.calib.scheme import TFLITE_W8A8
-from repedge.calib.simulate import Simulator
+from repedge.calib.levels import learned as learned
+from repedge.calib.levels.ranges import ranges
+from repedge.calib.simulation.observe import input_shape, observe
+from repedge.calib.simulation.simulator import Simulator
+from repedge.calib.simulation.torch_ops import OPS, in_onnxruntime
 from repedge.calib.structure import layers, own_parameters, set_array
-from repedge.calib.torch_ops import OPS, in_onnxruntime
+from repedge.calib.weights.influence import weight_influence
 from repedge.graph.values import const
+from repedge.photos.feed import Feed
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 
 @pytest.mark.parametrize("index", [2, 4, 5])

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from calib_nets import images, mixed, mobile
 
-from repedge.calib.equalize import replay
-from repedge.calib.feed import Feed
-from repedge.calib.learned_levels import _Descent, learn_levels
-from repedge.calib.observe import input_shape, observe
+from repedge.calib.levels.learned import _Descent, learn_levels
+from repedge.calib.levels.ranges import output_distance, ranges
 from repedge.calib.plan import QuantPlan
-from repedge.calib.ranges import output_distance, ranges
 from repedge.calib.recipe import calibrate
-from repedge.calib.scheme import TFLITE_W8A8
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.observe import input_shape, observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.steps import STEPS, Calibration
 from repedge.calib.structure import layers, own_parameters
+from repedge.calib.weights.equalize import replay
+from repedge.photos.feed import Feed
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 
 def prepared(model, x):

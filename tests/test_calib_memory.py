@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 from calib_nets import clean, he, images, mixed, mobile
 
-from repedge.calib import observe as observing
-from repedge.calib.heap import stacked
-from repedge.calib.learned_levels import learn_levels
-from repedge.calib.observe import observe
-from repedge.calib.ranges import ranges
-from repedge.calib.scheme import TFLITE_W8A8
-from repedge.calib.simulate import Simulator
+from repedge.calib.levels.learned import learn_levels
+from repedge.calib.levels.ranges import ranges
+from repedge.calib.simulation import observe as observing
+from repedge.calib.simulation.heap import stacked
+from repedge.calib.simulation.observe import observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import own_parameters
 from repedge.errors import UserError
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 SIZE = 96
 GROWTH = """
 import resource, sys
 from test_calib_memory import net, photos
 from repedge.calib.recipe import calibrate
-from repedge.calib.scheme import TFLITE_W8A8
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 peaks = []
 for count in (64, 640):

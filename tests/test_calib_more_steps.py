@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from calib_nets import clean, he, images, mixed, mobile
 
-from repedge.calib.observe import observe
+from repedge.calib.levels.ranges import ranges
+from repedge.calib.levels.search import tune_ranges
 from repedge.calib.plan import QuantPlan
-from repedge.calib.ranges import ranges
-from repedge.calib.rounding import round_weights
-from repedge.calib.scheme import TFLITE_W8A8
-from repedge.calib.search import tune_ranges
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.observe import observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers, own_parameters
+from repedge.calib.weights.rounding import round_weights
 from repedge.errors import UserError
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 
 def batches(x: np.ndarray, size: int = 5):

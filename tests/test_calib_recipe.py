@@ -6,16 +6,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from calib_nets import clean, images, mixed, mobile
+from calib_nets import clean, images, mixed, mobile, schemes
 from graph_helpers import run
 
-from repedge.calib.metrics import Comparison
 from repedge.calib.qdq import to_qdq
 from repedge.calib.recipe import RECIPES, Recipe, StepSpec, calibrate, find_recipe
-from repedge.calib.scheme import SCHEMES, TENSORRT_W8A8, TFLITE_W8A8, TFLITE_W8A16, W8A32
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.simulator import Simulator
 from repedge.errors import UserError
 from repedge.graph.check import check
+from repedge.scheme import W8A32
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.tflite.scheme import TFLITE_W8A8, TFLITE_W8A16
+from repedge.tasks.comparison import Comparison
 
 
 def compare(model, plan, reference, x) -> Comparison:
@@ -24,7 +26,7 @@ def compare(model, plan, reference, x) -> Comparison:
     return result
 
 
-@pytest.mark.parametrize("scheme", list(SCHEMES.values()), ids=lambda s: s.name)
+@pytest.mark.parametrize("scheme", list(schemes().values()), ids=lambda s: s.name)
 @pytest.mark.parametrize("net", [mobile, mixed])
 def test_qdq_graph_is_the_simulator(net, scheme) -> None:
     model, x = net(), images(16)

@@ -1,4 +1,4 @@
-"""Accuracy budget, refinement, delegable GELU, layers in integers."""
+"""Accuracy budget, refinement, layers in integers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
-from calib_nets import clean, images, mixed, mobile
+from calib_nets import images, mixed, mobile
 from graph_helpers import run
+from integer_simulator import integer_simulator
 
-from repedge.calib.choose import choose
-from repedge.calib.equalize import equalize
-from repedge.calib.gelu import SLOPE, delegable_gelu, fit_slope, fit_slopes
-from repedge.calib.integers import integer_simulator
-from repedge.calib.observe import observe
+from repedge.calib.levels.ranges import output_distance, ranges
+from repedge.calib.levels.refine import refine
+from repedge.calib.levels.search import layer_costs
+from repedge.calib.mixed.choose import choose
+from repedge.calib.mixed.raising import keep_float, raises
 from repedge.calib.plan import QuantPlan
 from repedge.calib.qdq import to_qdq
-from repedge.calib.raising import keep_float, raises
-from repedge.calib.ranges import output_distance, ranges
 from repedge.calib.recipe import RECIPES, Recipe, calibrate
-from repedge.calib.refine import refine
-from repedge.calib.rounding import round_weights
-from repedge.calib.scheme import TENSORRT_W8A8, TFLITE_W8A8
-from repedge.calib.search import layer_costs
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.observe import observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers, own_parameters
+from repedge.calib.weights.equalize import equalize
+from repedge.calib.weights.rounding import round_weights
 from repedge.errors import CheckFailed
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 
 def bad_layer(x: np.ndarray):
@@ -164,60 +163,6 @@ def test_refinement_is_nearer_on_held_out_images_or_given_up() -> None:
     assert costs["after"] >= costs["before"]
     assert same is model
     assert same_plan is plan
-
-
-# --- GELU ------------------------------------------------------------------------------------------------
-
-
-def test_delegable_gelu_is_x_sigmoid() -> None:
-    model = mixed()
-    changed, replaced = delegable_gelu(model)
-    assert len(replaced) == 1
-    assert {n.op_type for n in changed.graph} >= {"Sigmoid", "Mul"}
-    assert "Gelu" not in {n.op_type for n in changed.graph}
-    assert "Gelu" in {n.op_type for n in model.graph}
-    onnx.checker.check_model(ir.serde.serialize_model(changed), full_check=True)
-    x = np.linspace(-6, 6, 144, dtype=np.float32).reshape(1, 1, 12, 12)
-    single = clean("n (float[1,1,12,12] x) => (float[1,1,12,12] y) { y = Gelu(x) }", {})
-    approximate, _ = delegable_gelu(single)
-    assert [v.name for v in approximate.graph.outputs] == ["y"]
-    got = run(approximate, {"x": x})[0]
-    np.testing.assert_allclose(got, x / (1 + np.exp(-SLOPE * x)), atol=1e-5)
-    assert np.abs(got - run(single, {"x": x})[0]).max() < 0.0205
-
-
-def test_fitted_slope_is_the_best_of_its_neighbours() -> None:
-    x = np.linspace(-4, 4, 801)
-    weight = np.exp(-(x**2) / 0.5)
-    exact = torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
-
-    def cost(a: float) -> float:
-        return float(weight @ (x / (1 + np.exp(-a * x)) - exact) ** 2)
-
-    slope = fit_slope(x, weight)
-    assert cost(slope) <= min(cost(slope - 0.01), cost(slope + 0.01))
-    assert cost(slope) < cost(SLOPE)
-
-
-def test_slopes_are_fitted_to_every_node() -> None:
-    model, x = mixed(), images(16)
-    slopes = fit_slopes(model, observe(model, [x], histograms=True))
-    assert list(slopes) == [n.name for n in model.graph if n.op_type == "Gelu"]
-    changed, _ = delegable_gelu(model, slopes)
-    plain, _ = delegable_gelu(model)
-    values = {}
-    for label, net in (("exact", model), ("fitted", changed), ("plain", plain)):
-        Simulator(net).run(x, {"g0": lambda y, k=label: values.__setitem__(k, y.numpy().copy())})
-    error = {k: float(((values[k] - values["exact"]) ** 2).mean()) for k in ("fitted", "plain")}
-    assert error["fitted"] <= error["plain"]
-
-
-def test_delegable_gelu_has_the_fixed_scale_of_the_sigmoid() -> None:
-    model, _ = delegable_gelu(mixed())
-    changed, plan = calibrate(model, [images(16)], TFLITE_W8A8, "fast")
-    assert plan.tensors["g0/gate"].scale == 1 / 256
-    assert plan.tensors["g0/gate"].zero_point == -128
-    assert np.isfinite(Simulator(changed, plan).run(images(4))[0].numpy()).all()
 
 
 # --- integers --------------------------------------------------------------------------------------------

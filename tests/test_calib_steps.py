@@ -12,16 +12,20 @@ from graph_helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repedge.calib.bias import correct_bias, correct_bias_at_once
-from repedge.calib.feed import Feed
-from repedge.calib.observe import RESERVOIR, observe
-from repedge.calib.ranges import RULES, choose_ranges, ranges
-from repedge.calib.rounding import centred_error, enumerate_choices, gptq, round_weights, weight_scale
-from repedge.calib.scheme import COREML_W8A8, OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, W8A32
-from repedge.calib.simulate import Simulator
+from repedge.calib.levels.ranges import RULES, choose_ranges, ranges
+from repedge.calib.simulation.observe import RESERVOIR, observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers, place, set_array
+from repedge.calib.weights.bias import correct_bias, correct_bias_at_once
+from repedge.calib.weights.rounding import centred_error, enumerate_choices, gptq, round_weights, weight_scale
 from repedge.errors import UserError
 from repedge.graph.values import const
+from repedge.photos.feed import Feed
+from repedge.scheme import W8A32
+from repedge.targets.coreml.scheme import COREML_W8A8
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.openvino.scheme import OPENVINO_W8A8
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 
 def batches(x: np.ndarray, size: int = 5):

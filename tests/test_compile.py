@@ -17,7 +17,7 @@ from PIL import Image
 
 import repedge
 from repedge import cli
-from repedge.bundle import Bundle
+from repedge.bundle.folder import Bundle
 from repedge.errors import CheckFailed, UserError
 
 ALL = ["coreml", "tflite", "openvino", "gpu"]
@@ -42,7 +42,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled photos as files in class folders."""
-    from repedge.images import demo_samples
+    from repedge.photos.images import demo_samples
 
     folder = tmp_path_factory.mktemp("photos")
     for sample in demo_samples():

@@ -15,11 +15,11 @@ from test_coreml_ops import graph, job, mil_ops, reference, sample
 
 from repedge.config import Preprocess
 from repedge.errors import DeviceError, UnsupportedModel, UserError
-from repedge.targets.coreml import CoreML
-from repedge.targets.coreml_build import identifier
-from repedge.targets.coreml_compress import palette
-from repedge.targets.coreml_package import distinct
-from repedge.targets.coreml_rounding import round_keeping_sums
+from repedge.targets.coreml.compress import palette
+from repedge.targets.coreml.lowerer import identifier
+from repedge.targets.coreml.package import distinct
+from repedge.targets.coreml.rounding import round_keeping_sums
+from repedge.targets.coreml.target import CoreML
 
 LABELS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 PREPROCESS = Preprocess(size=(16, 24), resize=None, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -62,7 +62,7 @@ def weight_bytes(package: Path) -> int:
 
 
 def test_classifier_keeps_the_scores(tmp_path):
-    from repedge.targets.mil import load
+    from repedge.targets.coreml.interpreter.interpreter import load
 
     model = small()
     package, artifact = compiled(tmp_path, model, job("fp16", labels=LABELS))
@@ -79,7 +79,7 @@ def test_classifier_keeps_the_scores(tmp_path):
 
 
 def test_graph_that_ends_in_softmax_is_not_squashed_twice(tmp_path):
-    from repedge.targets.mil import load
+    from repedge.targets.coreml.interpreter.interpreter import load
 
     model = graph("y = Softmax(x)", "float[1,7] x")
     package, _ = compiled(tmp_path, model, job("fp32", labels=LABELS))
@@ -360,7 +360,7 @@ def test_runner_names_what_failed(tmp_path):
 
 def test_asking_what_is_supported_does_not_import_coremltools():
     script = (
-        "import sys, repedge.targets.coreml_ops, repedge.targets.coreml as c; c.CoreML();"
+        "import sys, repedge.targets.coreml.ops, repedge.targets.coreml.target as c; c.CoreML();"
         "sys.exit('coremltools' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

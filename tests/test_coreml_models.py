@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_coreml_ops import job
 
-from repedge.targets.coreml import CoreML
+from repedge.targets.coreml.target import CoreML
 
 
 def trained(name: str):
@@ -36,7 +36,7 @@ def trained(name: str):
 def test_network(name, fused, tmp_path):
     from repedge import passes
     from repedge.graph.export import export
-    from repedge.passes.fuse import fuse
+    from repedge.passes.fusion.fuse import fuse
 
     exported = export(trained(name), (1, 3, 64, 64))
     graph = exported.model

@@ -15,8 +15,8 @@ import pytest
 from repedge.config import Preprocess
 from repedge.targets import qdq
 from repedge.targets.base import Job
-from repedge.targets.coreml import CoreML
-from repedge.targets.coreml_ops import LOWERINGS
+from repedge.targets.coreml.ops import LOWERINGS
+from repedge.targets.coreml.target import CoreML
 
 X = "float[1,4,6,8] x"
 

@@ -5,11 +5,12 @@ import socket
 
 import numpy as np
 import pytest
+from profile_helpers import asked
 
 from repedge import devices
-from repedge.devices.adb import ADB
-from repedge.devices.adb_report import Unreadable, parse
-from repedge.devices.protocol import ProfileRequest, SampleFile
+from repedge.devices.adb.device import ADB
+from repedge.devices.adb.report import Unreadable, parse
+from repedge.devices.protocol import SampleFile
 from repedge.errors import DeviceError, UserError
 from tests.adb_reports import GPU, HEAD, PEAK, RUNS, TABLES, UNUSED, WARM, XNNPACK
 from tests.adb_server import AdbServer, Cut, Hang, Phone
@@ -61,7 +62,7 @@ def tool(tmp_path):
 
 
 def request(**more):
-    return ProfileRequest(**{"runtime": "tflite", "runs": 100, "timeout_s": 20, **more})
+    return asked(**{"runtime": "tflite", "runs": 100, "timeout_s": 20, **more})
 
 
 def profile(artifact, tool, uri="adb://A1", asked=None, **options):
@@ -248,7 +249,7 @@ def test_options_and_the_tool_are_checked(artifact, tool, tmp_path):
     with pytest.raises(UserError, match="over https only"):
         profile(artifact, "http://example.com/benchmark_model")
     with pytest.raises(UserError, match=r"phones run \.tflite artifacts|run .tflite artifacts"):
-        devices.get("adb://A1").profile(artifact, request(runtime="openvino"))
+        devices.get("adb://A1").profile(artifact.with_suffix(".xml"), request(runtime="openvino"))
     for options, message in [
         ({"delegate": "hexagon"}, "delegate is one of"),
         ({"cpu-mask": "big"}, "cpu-mask is hexadecimal"),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from profile_helpers import asked
 
 from repedge import devices
-from repedge.devices import base, iphone_agent
+from repedge.devices import base
 from repedge.devices.aihub import AIHub
-from repedge.devices.iphone import IPhone
-from repedge.devices.protocol import ProfileRequest
+from repedge.devices.iphone import agent
+from repedge.devices.iphone.device import IPhone
 from repedge.errors import DeviceError, MissingExtra, UserError
 
 # --- AI Hub: a stand-in for the module qai_hub with the names, arguments and answers of its release 0.56.
@@ -86,7 +87,7 @@ def fake_hub(profile=PROFILE, success=True, message="", new=True, slow=False):
 
 
 def request(**more):
-    return ProfileRequest(**{"runtime": "tflite", "runs": 100, **more})
+    return asked(**{"runtime": "tflite", "runs": 100, **more})
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -150,7 +151,7 @@ def test_aihub_refusals(monkeypatch):
     hub.get_devices = refuse
     with pytest.raises(UserError, match=r"^AI Hub refused: Failed to authenticate\. bad token$"):
         devices.get("aihub://X").profile(Path("m.tflite"), request())
-    with pytest.raises(UserError, match="AI Hub runs tflite, onnxruntime, coreml artifacts"):
+    with pytest.raises(UserError, match="AI Hub runs .tflite, .onnx, .mlpackage artifacts"):
         devices.get("aihub://X").profile(Path("m.xml"), request(runtime="openvino"))
     monkeypatch.setitem(sys.modules, "qai_hub", None)
     with pytest.raises(MissingExtra, match=r"pip install 'repedge\[aihub\]'"):
@@ -192,15 +193,15 @@ def phone(udid):
 
 def test_the_agent_picks_the_iphone():
     one, two = phone("A"), phone("B")
-    assert iphone_agent.pick([one], "") is one
-    assert iphone_agent.pick([one, two], "B") is two
+    assert agent.pick([one], "") is one
+    assert agent.pick([one, two], "B") is two
     for found, udid, message in [
         ([], "", "no iPhone is connected"),
         ([one, two], "", r"several iPhones are connected; name one: A \(phone A\), B"),
         ([one], "C", r"no iPhone C is connected to this Mac \(connected: A\)"),
     ]:
-        with pytest.raises(iphone_agent.Failed, match=message):
-            iphone_agent.pick(found, udid)
+        with pytest.raises(agent.Failed, match=message):
+            agent.pick(found, udid)
 
 
 def test_the_agent_fills_the_inputs_of_a_core_ml_program(tmp_path):
@@ -217,10 +218,10 @@ def test_the_agent_fills_the_inputs_of_a_core_ml_program(tmp_path):
         "FLOAT16"
     )
     samples = {"path": str(tmp_path / "samples"), "dtype": "uint8", "shape": [1, 4, 4, 3], "count": 2}
-    values = iphone_agent.inputs(spec.description.input, samples)
+    values = agent.inputs(spec.description.input, samples)
     assert (np.asarray(values["image"]) == pixels[0, 0]).all()
     assert (values["array"].shape, values["array"].dtype) == ((1, 3), np.float16)
-    noise = iphone_agent.inputs(spec.description.input, None)
+    noise = agent.inputs(spec.description.input, None)
     assert np.asarray(noise["image"]).shape == (4, 4, 3)
 
 
@@ -276,7 +277,7 @@ def test_the_agent_measures_through_coremltools(monkeypatch, tmp_path):
     monkeypatch.setattr(perf_utils.MLModelBenchmarker, "_create_loaded_model", staticmethod(create))
     monkeypatch.setattr(perf_utils.MLModelBenchmarker, "benchmark_operation_execution", operations)
     asked = request(runtime="coreml", runs=7, per_op=True).model_dump(mode="json")
-    runner = iphone_agent.Phone(str(small_program(tmp_path)), asked, "", "TEAM")
+    runner = agent.Phone(str(small_program(tmp_path)), asked, "", "TEAM")
     assert runner.summary()["load_ms"] == 5.0
     assert runner.warm() == [2.0] * 10
     assert runner.time(7, 0) == [2.0] * 7
@@ -309,7 +310,7 @@ def small_program(folder):
 def test_the_agent_speaks_the_protocol_and_ends_with_its_stdin():
     """As one file, with another Python that has no repedge on its path."""
     opened = {"do": "open", "artifact": "none", "request": request().model_dump(mode="json")}
-    command = [sys.executable, iphone_agent.__file__, "--udid", "A"]
+    command = [sys.executable, agent.__file__, "--udid", "A"]
     done = subprocess.run(
         command, input=json.dumps(opened) + "\n", capture_output=True, text=True, timeout=60
     )
@@ -329,7 +330,7 @@ def test_every_scheme_loads_and_says_what_it_is_without_its_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert importlib.util.find_spec("repedge.devices.ssh_remote") is not None
+    assert importlib.util.find_spec("repedge.devices.ssh.remote") is not None
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):

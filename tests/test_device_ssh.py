@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from profile_helpers import asked
 
 from repedge import devices
-from repedge.devices.protocol import ProfileRequest, SampleFile
-from repedge.devices.ssh import SSH
-from repedge.devices.ssh_keys import user_hosts
+from repedge.devices.protocol import SampleFile
+from repedge.devices.ssh.device import SSH
+from repedge.devices.ssh.keys import user_hosts
 from repedge.errors import DeviceError, UserError
 from tests import ssh_server
 
@@ -56,9 +57,20 @@ def model(tmp_path_factory):
     return path
 
 
+FILES = ("small.onnx", "small.weights")
+
+
 def request(**more):
-    return ProfileRequest(
-        **{"runtime": "onnxruntime", "runs": 5, "warmup": 2, "threads": 1, "timeout_s": 60, **more}
+    return asked(
+        **{
+            "runtime": "onnxruntime",
+            "runs": 5,
+            "warmup": 2,
+            "threads": 1,
+            "timeout_s": 60,
+            "files": FILES,
+            **more,
+        }
     )
 
 
@@ -117,7 +129,7 @@ def test_without_the_cache_nothing_stays(server, model):
 
 
 def test_what_is_installed_there_is_probed(server):
-    found = device(server).probe()
+    found = device(server).probe({"onnxruntime": "onnxruntime"})
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["runtimes"]["onnxruntime"]
 

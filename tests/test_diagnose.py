@@ -18,19 +18,21 @@ from torch import nn
 
 import repedge
 from repedge import passes
-from repedge.calib.diagnose import diagnose
-from repedge.calib.equalize import equalize, replay
-from repedge.calib.feed import Feed
-from repedge.calib.merging import branch_growth
-from repedge.calib.observe import observe
-from repedge.calib.scheme import OPENVINO_W8A8, TFLITE_W8A8, W8A32
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.observe import observe
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers
-from repedge.calib.weights import weight_facts
+from repedge.calib.weights.equalize import equalize, replay
 from repedge.diagnosis.findings import findings
 from repedge.diagnosis.heatmap import groups
+from repedge.diagnosis.layers import diagnose_graph
+from repedge.diagnosis.merging import branch_growth
 from repedge.diagnosis.page import page
+from repedge.diagnosis.weights import weight_facts
 from repedge.errors import UserError
+from repedge.photos.feed import Feed
+from repedge.scheme import W8A32
+from repedge.targets.openvino.scheme import OPENVINO_W8A8
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -143,14 +145,14 @@ def test_outlier_images_and_dead_channels_are_found():
     stem.bias.const_value = ir.tensor(bias, name=stem.bias.name)
     x = images(16)
     x[5] *= 20
-    d = diagnose(model, TFLITE_W8A8, Feed(x, (3, 12, 12)), "fast")
+    d = diagnose_graph(model, TFLITE_W8A8, Feed(x, (3, 12, 12)), "fast")
     assert d.layers[0].dead == 1
     assert d.layers[0].reads.outlier > 5
-    assert diagnose(model, TFLITE_W8A8, feed(), "fast").layers[0].reads.outlier < 3
+    assert diagnose_graph(model, TFLITE_W8A8, feed(), "fast").layers[0].reads.outlier < 3
 
 
 def test_every_layer_has_a_cost_and_the_recipe_beats_the_stock_calibration():
-    d = diagnose(mobile(spread=1.2), TFLITE_W8A8, feed(24), "default")
+    d = diagnose_graph(mobile(spread=1.2), TFLITE_W8A8, feed(24), "default")
     assert len(d.layers) == 6
     assert all(la.cost is not None and la.cost_stock is not None for la in d.layers)
     assert d.planned.sqnr_db > d.stock.sqnr_db
@@ -164,7 +166,7 @@ def test_every_layer_has_a_cost_and_the_recipe_beats_the_stock_calibration():
 def test_layers_kept_in_float_say_why_and_have_no_cost_with_the_recipe():
     model = mobile()
     name = layers(model)[2].name
-    d = diagnose(model, OPENVINO_W8A8, feed(), "fast", float_nodes={name: "because I say so"})
+    d = diagnose_graph(model, OPENVINO_W8A8, feed(), "fast", float_nodes={name: "because I say so"})
     kept = d.layers[2]
     assert kept.treatment.float_why == "because I say so"
     assert kept.cost is None
@@ -172,14 +174,14 @@ def test_layers_kept_in_float_say_why_and_have_no_cost_with_the_recipe():
 
 
 def test_weights_alone_without_images():
-    d = diagnose(mobile(), TFLITE_W8A8)
+    d = diagnose_graph(mobile(), TFLITE_W8A8)
     assert d.images == 0
     assert all(la.reads is None and la.cost is None and la.treatment is None for la in d.layers)
     assert any("not looked at" in text for text in findings(d))
 
 
 def test_weight_only_schemes_have_no_ranges_but_costs():
-    d = diagnose(mobile(), W8A32, feed(), "fast")
+    d = diagnose_graph(mobile(), W8A32, feed(), "fast")
     assert all(la.treatment.range is None for la in d.layers)
     assert all(la.cost is not None for la in d.layers)
 
@@ -202,12 +204,12 @@ def test_weights_that_are_not_finite_are_named():
     array[0] = np.nan
     layer.weight.const_value = ir.tensor(array, name=layer.weight.name)
     with pytest.raises(UserError, match=rf"{layer.name}.*NaN"):
-        diagnose(model, TFLITE_W8A8)
+        diagnose_graph(model, TFLITE_W8A8)
 
 
 def test_operators_without_integers_are_counted():
-    assert diagnose(mixed(), OPENVINO_W8A8).float_ops == {"Mul": 2}
-    assert diagnose(mobile(), TFLITE_W8A8).float_ops == {}
+    assert diagnose_graph(mixed(), OPENVINO_W8A8).float_ops == {"Mul": 2}
+    assert diagnose_graph(mobile(), TFLITE_W8A8).float_ops == {}
 
 
 # --- from a model to a report ------------------------------------------------------------------
@@ -255,7 +257,7 @@ def test_the_table_is_worst_first_and_limited(cli, onnx_file):
     ("options", "words"),
     [
         (["--calib", "no_such_folder"], "no_such_folder"),
-        (["-t", "coreml", "-p", "w8a16"], "coreml has no integer rules for w8a16; it has w8a8"),
+        (["-t", "coreml", "-p", "w8a16"], "coreml has no integer rules for w8a16; it has w8a32, w8a8"),
         (["-p", "w8a7"], "did you mean w8a"),
         (["--top", "-1"], "--top"),
         (["--order", "deep"], "did you mean depth"),

@@ -9,13 +9,16 @@ from calib_nets import clean, he, images, mobile
 from repedge.calib.plan import QuantPlan
 from repedge.calib.qdq import to_qdq
 from repedge.calib.recipe import RECIPES, Recipe, StepSpec, calibrate
-from repedge.calib.scheme import OPENVINO_W8A8, TENSORRT_W8A8, TFLITE_W8A8, QuantScheme
-from repedge.calib.simulate import Simulator
+from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers
 from repedge.config import Preprocess
+from repedge.scheme import QuantScheme
 from repedge.targets.base import Job
-from repedge.targets.openvino import OpenVINO
-from repedge.targets.tflite_runner import partitions
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.openvino.scheme import OPENVINO_W8A8
+from repedge.targets.openvino.target import OpenVINO
+from repedge.targets.tflite.runner import partitions
+from repedge.targets.tflite.scheme import TFLITE_W8A8
 from tests.tflite_helpers import build, op_names, relative_error, run
 
 BEFORE = Recipe(name="static", steps=RECIPES["fast"].steps[:5])

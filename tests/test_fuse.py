@@ -9,8 +9,8 @@ import pytest
 from repedge.errors import CheckFailed
 from repedge.graph.attrs import conv_attrs
 from repedge.graph.values import const
-from repedge.passes import fuse as fuse_module
-from repedge.passes.fuse import fuse
+from repedge.passes.fusion import fuse as fuse_module
+from repedge.passes.fusion.fuse import fuse
 from tests.fuse_graphs import bn, bn_inputs, fused, graph, normal, ops
 
 X = (1, 4, 9, 7)
@@ -353,7 +353,7 @@ def test_an_overflow_of_float32_is_an_error(rng):
 
 def test_a_wrong_merge_is_an_error(rng, monkeypatch):
     """The check is independent of the algebra: spoil the algebra and it must notice."""
-    from repedge.passes.linear import Sum
+    from repedge.passes.fusion.linear import Sum
 
     right = Sum.collapse
 

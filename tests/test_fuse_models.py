@@ -16,8 +16,8 @@ from repedge.graph.count import count
 from repedge.graph.export import export_module
 from repedge.graph.run import Session
 from repedge.models import registry
-from repedge.passes.certificate import Certificate, certify
-from repedge.passes.fuse import fuse
+from repedge.passes.fusion.certificate import Certificate, certify
+from repedge.passes.fusion.fuse import fuse
 from tests import fuse_blocks as blocks
 
 
@@ -190,6 +190,6 @@ def test_a_fused_graph_that_differs_fails(wrong):
 
 
 def fuse_nothing():
-    from repedge.passes.certificate import Fused
+    from repedge.passes.fusion.certificate import Fused
 
     return Fused()

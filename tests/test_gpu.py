@@ -14,7 +14,7 @@ from repedge.config import Preprocess
 from repedge.errors import DeviceError, UnsupportedModel, UserError
 from repedge.targets import qdq
 from repedge.targets.base import Job
-from repedge.targets.gpu import GPU, TABLE
+from repedge.targets.gpu.target import GPU, TABLE
 from tests.op_cases import (
     CASES,
     CLASSIFIER,
@@ -163,7 +163,7 @@ def test_weights_come_back_as_they_were(precision, tmp_path):
 
 
 def test_more_than_one_file_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr("repedge.targets.gpu_file.PROTOBUF_LIMIT", 4 * 64 * 64 * 9)
+    monkeypatch.setattr("repedge.targets.gpu.file.PROTOBUF_LIMIT", 4 * 64 * 64 * 9)
     with pytest.raises(UserError, match=r"the model takes \d+ bytes, more than one ONNX file can hold"):
         compiled(graph("y = Conv(x, big)", (1, 64, 5, 5)), tmp_path, "fp32")
 

@@ -18,11 +18,12 @@ from PIL import Image
 from test_bundle import change_manifest, make
 
 import repedge
-from repedge import atomic, images
-from repedge.bundle import Bundle
+from repedge import atomic
+from repedge.bundle.folder import Bundle
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.models.files import load_checkpoint
+from repedge.photos import images
 
 
 @pytest.mark.parametrize(

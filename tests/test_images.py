@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repedge import images
 from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.photos import images
 
 PRE = Preprocess(size=(4, 6), resize=8)
 

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from repedge.bundle import Verification
-from repedge.calib.metrics import Comparison
-from repedge.verification import THRESHOLDS, judge, summarize
+from repedge import targets
+from repedge.bundle.manifest import Verification
+from repedge.judge.verification import judge, summarize
+from repedge.precision import THRESHOLDS
+from repedge.tasks.comparison import Comparison
 
 
 def compared(ref: np.ndarray, act: np.ndarray) -> Comparison:
@@ -37,7 +39,7 @@ def test_equal_outputs_are_capped_and_maps_have_no_classes() -> None:
 
 
 def verdict(precision: str, c: Comparison) -> list[str]:
-    return judge(precision, [c], ["logits"])  # type: ignore[arg-type]
+    return judge(THRESHOLDS[precision], precision, [c], ["logits"])  # type: ignore[arg-type]
 
 
 def test_thresholds_catch_errors_nan_and_flips() -> None:
@@ -60,7 +62,7 @@ def test_a_flip_between_equal_classes_is_a_tie() -> None:
 
 def test_summary_takes_the_worst_output() -> None:
     good, bad = compared(np.ones((1, 2)), np.ones((1, 2))), compared(np.ones((1, 2)), np.zeros((1, 2)))
-    result = summarize("fp16", [good, bad], ["a", "b"], executor="x", source="y")
+    result = summarize(targets.get("gpu"), "fp16", [good, bad], ["a", "b"], source="y")
     assert isinstance(result, Verification)
     assert not result.passed
     assert result.sqnr_db == 0
@@ -68,9 +70,6 @@ def test_summary_takes_the_worst_output() -> None:
 
 
 def test_every_precision_word_has_a_threshold_with_a_reason() -> None:
-    from typing import get_args
-
-    from repedge.config import Precision
-
-    assert set(THRESHOLDS) == set(get_args(Precision))
-    assert all(t.why for t in THRESHOLDS.values())
+    offered = {(t, p) for t in targets.installed() for p in t.precisions}
+    assert {p for _, p in offered} == set(THRESHOLDS)
+    assert all(t.threshold(p).why for t, p in offered)

@@ -14,8 +14,8 @@ from mil_net import converted, fp16_model, logits, relative
 from mil_programs import convert, ct, mb, program_of, saved
 
 from repedge.errors import DeviceError, UnsupportedModel, UserError
-from repedge.targets import mil
-from repedge.targets.mil import load
+from repedge.targets.coreml.interpreter import interpreter
+from repedge.targets.coreml.interpreter.interpreter import load
 
 RNG = np.random.default_rng(3)
 
@@ -51,7 +51,7 @@ def test_running_needs_no_coremltools(fp16_package):
     """Its import takes seconds and writes warnings; only its protobuf definitions are read."""
     code = (
         "import sys, numpy, pathlib\n"
-        "from repedge.targets.mil import load\n"
+        "from repedge.targets.coreml.interpreter.interpreter import load\n"
         f"out = load(pathlib.Path({str(fp16_package)!r})).run({{'x': numpy.ones((1, 3, 32, 32))}})\n"
         "print(out['logits'].shape, 'coremltools' in sys.modules)"
     )
@@ -274,8 +274,8 @@ def test_missing_package(tmp_path):
 
 def test_every_op_has_readable_parameters():
     """Each row of the table can be called from a program: all its annotations are known."""
-    from repedge.targets.mil_ops import EXACT, OPS
+    from repedge.targets.coreml.interpreter.ops import EXACT, OPS
 
     for function in OPS.values():
-        assert mil._converters(function)
+        assert interpreter._converters(function)
     assert set(OPS) >= EXACT

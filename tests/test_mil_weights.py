@@ -7,9 +7,9 @@ import pytest
 from mil_net import fp16_model, logits, relative
 from mil_programs import convert, ct, mb, saved, types
 
-from repedge.targets import mil_program
-from repedge.targets.mil import load
-from repedge.targets.mil_weights import lut_to_dense, unpack_bits
+from repedge.targets.coreml.interpreter import program as program_room
+from repedge.targets.coreml.interpreter.interpreter import load
+from repedge.targets.coreml.interpreter.weights import lut_to_dense, unpack_bits
 
 RNG = np.random.default_rng(3)
 
@@ -145,7 +145,7 @@ def test_weights_beyond_the_cache_are_converted_each_run(monkeypatch, tmp_path):
     package = saved(fp16_model(), tmp_path)
     x = RNG.standard_normal((1, 3, 32, 32)).astype(np.float32)
     want = load(package).run({"x": x})["logits"]
-    monkeypatch.setattr(mil_program, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(program_room, "MAX_CACHED_BYTES", 0)
     program = load(package)
     for _ in range(2):
         np.testing.assert_array_equal(program.run({"x": x})["logits"], want)

@@ -14,11 +14,11 @@ import pytest
 from repedge.config import Preprocess
 from repedge.errors import DeviceError, UnsupportedModel, UserError
 from repedge.passes import simplify
-from repedge.passes.fuse import fuse
+from repedge.passes.fusion.fuse import fuse
 from repedge.targets import qdq
 from repedge.targets.base import Job
-from repedge.targets.openvino import OpenVINO
-from repedge.targets.openvino_ops import TABLE
+from repedge.targets.openvino.ops import TABLE
+from repedge.targets.openvino.target import OpenVINO
 from tests.op_cases import (
     CASES,
     CLASSIFIER,
@@ -283,7 +283,7 @@ def test_whole_networks(name, tmp_path):
 def test_no_telemetry() -> None:
     """Importing openvino sends an event from a forked process, unless its telemetry can't be imported."""
     code = (
-        "import sys; from repedge.targets.openvino_import import import_openvino; import_openvino().Core;"
+        "import sys; from repedge.targets.openvino.importing import import_openvino; import_openvino().Core;"
         "print([m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,10 +12,11 @@ import pytest
 from budget_nets import OPTIONS, classifier, label, photos
 
 import repedge
-from repedge import cli, images
-from repedge.bundle import Bundle
-from repedge.calib.metrics import Comparison
-from repedge.verification import open_bundle
+from repedge import cli
+from repedge.bundle.folder import Bundle
+from repedge.judge.verification import open_bundle
+from repedge.photos import images
+from repedge.tasks.comparison import Comparison
 
 
 @pytest.fixture(scope="module")

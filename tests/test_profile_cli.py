@@ -237,14 +237,14 @@ def test_the_page_tells_devices_apart_and_leaves_what_is_left_over_without_a_bar
 def test_names_with_brackets_are_printed_as_they_are(capsys):
     from test_profile_gate import profile
 
-    from repedge.cli import profile_tables
+    from repedge.cli.tables import profile as tables
     from repedge.devices.protocol import Op
 
     named = Op(name="[/red]x[bold]", type="[T]", ms=1.0, where="[/]cpu")
     p = profile().model_copy(
         update={"name": "net[1]", "ops": (named,), "warnings": ("[w]",), "notes": ("[/n]",)}
     )
-    profile_tables.profiles([p, p.model_copy(update={"device": "ssh://[::1]"})])
+    tables.profiles([p, p.model_copy(update={"device": "ssh://[::1]"})])
     out, err = capsys.readouterr()
     for text in ("net[1]", "[/red]x[bold]", "[T]", "[/]cpu", "[/n]", "ssh://[::1]"):
         assert text in out
@@ -256,13 +256,13 @@ def test_a_narrow_terminal_goes_without_columns_but_cuts_no_number(monkeypatch, 
     from rich.console import Console
     from test_profile_gate import profile
 
-    from repedge import report
-    from repedge.cli import profile_tables
+    from repedge.cli.tables import console
+    from repedge.cli.tables import profile as tables
 
     narrow = Console(force_terminal=True, width=60, highlight=False, color_system=None)
-    monkeypatch.setattr(report, "out", narrow)
-    monkeypatch.setattr(profile_tables, "out", narrow)
-    profile_tables.profiles([profile()])
+    monkeypatch.setattr(console, "out", narrow)
+    monkeypatch.setattr(tables, "out", narrow)
+    tables.profiles([profile()])
     head, row = capsys.readouterr().out.splitlines()[:2]
     assert "load" not in head
     assert "p50 ms" in head

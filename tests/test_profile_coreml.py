@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from repedge.devices.agent import coreml
+from repedge.targets.coreml import agent
 
 
 class MLNeuralEngineComputeDevice:
@@ -35,14 +35,14 @@ OPERATIONS = [
 
 
 def test_constants_have_no_place():
-    assert coreml.rows(OPERATIONS) == [
+    assert agent.rows(OPERATIONS) == [
         {"name": "a", "type": "conv", "ms": 0.9, "where": "ane"},
         {"name": "b", "type": "gelu", "ms": 0.1, "where": "cpu"},
     ]
 
 
 def test_share_on_the_neural_engine_and_what_is_outside():
-    engine = coreml.CoreML.__new__(coreml.CoreML)
+    engine = agent.CoreML.__new__(agent.CoreML)
     engine._plan = OPERATIONS
     facts = engine.facts()
     assert facts["residency"] == pytest.approx({"ane": 0.9, "cpu": 0.1})
@@ -62,7 +62,7 @@ def test_inputs_of_the_saved_program_are_understood(tmp_path):
         program, convert_to="mlprogram", inputs=[ct.ImageType(name="image", shape=(1, 3, 8, 12))]
     )
     (described,) = model.get_spec().description.input
-    name, dtype, shape = coreml._input(described)
+    name, dtype, shape = agent._input(described)
     assert (name, dtype, shape) == ("image", np.dtype("uint8"), (1, 8, 12, 3))
 
 
@@ -71,4 +71,4 @@ def test_elsewhere_the_error_says_where_it_runs():
     from repedge.devices.agent.engine import AgentError
 
     with pytest.raises(AgentError, match="ssh:// to a Mac, or iphone://"):
-        coreml.CoreML("x.mlpackage", {})
+        agent.CoreML("x.mlpackage", {})

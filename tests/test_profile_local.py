@@ -1,22 +1,23 @@
 """Measuring on this machine: every runtime, the raw samples, and every way in which it can go wrong."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from profile_helpers import NAN, NET, ScriptedTransport, answer, module, save_onnx
+from profile_helpers import NAN, NET, ScriptedTransport, answer, asked, engine_of, module, save_onnx
 
 import repedge
-from repedge import devices
+from repedge import devices, targets
 from repedge.devices.base import AgentSession
 from repedge.devices.local import Subprocess
 from repedge.devices.pack import agent_bytes
-from repedge.devices.protocol import ProfileRequest
 from repedge.errors import DeviceError, UserError
 from repedge.profile.measure import compare, measure
 
@@ -175,7 +176,7 @@ def test_outputs_that_are_not_numbers(tmp_path):
 def test_a_damaged_artifact(tmp_path, suffix):
     file = tmp_path / f"damaged{suffix}"
     file.write_bytes(b"this is no network" * 10)
-    with pytest.raises(UserError, match="does not load the artifact"):
+    with pytest.raises(UserError, match="does not load the artifact|is not an ONNX model|beside it"):
         measure(file, **FAST)
 
 
@@ -188,13 +189,15 @@ def test_an_artifact_newer_than_the_runtime(tmp_path):
         measure(file, **FAST)
 
 
-def test_no_runtime_for_the_artifact_names_the_package(tmp_path, monkeypatch):
+def test_no_runtime_for_the_artifact_names_the_package(tmp_path):
     """A folder before all others hides the installed runtime, as on a machine that lacks it."""
     from repedge.devices.agent import engine
 
-    monkeypatch.setitem(engine.ENGINES, "onnxruntime", ("ort_engine", "X", ("not_there",), "onnxruntime"))
+    missing = engine_of("onnxruntime").model_copy(update={"needs": ("not_there",)}).model_dump()
     with pytest.raises(engine.AgentError, match="pip install onnxruntime") as caught:
-        engine.open_engine(str(save_onnx(tmp_path / "net.onnx")), {"runtime": "onnxruntime"})
+        engine.open_engine(
+            str(save_onnx(tmp_path / "net.onnx")), {"runtime": "onnxruntime", "engine": missing}
+        )
     assert caught.value.kind == "user"
 
 
@@ -221,7 +224,7 @@ def factory(tmp_path, monkeypatch, body):
         "def make(**args): return Net(), (1, 3, 4, 4)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return ProfileRequest(runtime="torch", factory="badnet:make", runs=3, warmup=0, threads=1, timeout_s=20)
+    return asked("torch", factory="badnet:make", runs=3, warmup=0, threads=1, timeout_s=20)
 
 
 def test_a_process_that_dies_says_how(tmp_path, monkeypatch):
@@ -269,7 +272,7 @@ def test_the_agent_ends_when_the_other_side_is_gone(tmp_path, monkeypatch):
 )
 def test_an_agent_that_misbehaves(lines, message):
     transport = ScriptedTransport(*lines)
-    request = ProfileRequest(runtime="tflite")
+    request = asked("tflite")
     with pytest.raises(DeviceError, match=message):
         AgentSession(transport, "board", 3).start("x.tflite", request)
     assert transport.closed == 1
@@ -298,14 +301,17 @@ def test_signs_of_life_and_strange_lines_are_skipped():
 
 
 def test_the_agent_is_one_file_that_runs_without_repedge(tmp_path, monkeypatch):
-    content = agent_bytes()
-    assert content == agent_bytes()
+    engine = engine_of("onnxruntime")
+    modules = [engine.agent.partition(":")[0], *engine.modules]
+    content = agent_bytes(modules)
+    assert content == agent_bytes(modules)
     agent = tmp_path / "agent.pyz"
     agent.write_bytes(content)
     with zipfile.ZipFile(agent) as z:
         assert not any("protocol" in n or "measure" in n for n in z.namelist())
     net = save_onnx(tmp_path / "net.onnx")
-    job = {"artifact": str(net), "request": {"runtime": "onnxruntime", "runs": 3, "warmup": 1, "threads": 1}}
+    asked = {"runtime": "onnxruntime", "engine": engine.model_dump(), "runs": 3, "warmup": 1, "threads": 1}
+    job = {"artifact": str(net), "request": asked}
     (tmp_path / "request.json").write_text(json.dumps(job))
     done = subprocess.run(
         [sys.executable, "-P", str(agent), str(tmp_path / "request.json")] if sys.version_info >= (3, 11)
@@ -318,12 +324,21 @@ def test_the_agent_is_one_file_that_runs_without_repedge(tmp_path, monkeypatch):
     assert len(last["profile"]["samples_ms"]) == 3
 
 
+def _rooms(modules):
+    """The packages that the modules are in: `from room import module`."""
+    return {m.rpartition(".")[0] for m in modules}
+
+
 def test_the_agent_keeps_to_python_3_9():
     import ast
 
     from repedge.devices.pack import FOLDER
 
-    for file in FOLDER.glob("*.py"):
+    engines = [t.engine for t in targets.installed() if t.engine is not None]
+    modules = [m for e in engines for m in (e.agent.partition(":")[0], *e.modules)]
+    sent = [Path(importlib.util.find_spec(m).origin) for m in modules]
+    assert len(sent) >= 5
+    for file in [*FOLDER.glob("*.py"), *sent]:
         tree = ast.parse(file.read_text(), feature_version=(3, 9))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom | ast.Import):
@@ -331,8 +346,8 @@ def test_the_agent_keeps_to_python_3_9():
                     [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 )
                 own = [n for n in names if n.startswith("repedge")]
-                allowed = ("repedge.devices.agent", "repedge.profile.hooks")  # the latter: torch, local only
-                assert all(n.startswith(allowed) for n in own), (file.name, own)
+                allowed = ("repedge.devices.agent", *modules)
+                assert all(n.startswith(allowed) or n in _rooms(modules) for n in own), (file.name, own)
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip":
                 assert not any(k.arg == "strict" for k in node.keywords), file.name
             assert not isinstance(node, ast.Match), file.name

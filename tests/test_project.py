@@ -1,7 +1,9 @@
-"""The project's own shape: wheel contents, file sizes, lean imports, names."""
+"""The project's own shape: wheel contents, file sizes, lean imports, links, names."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,19 +12,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+LINKED = ("targets", "calib")
+"""Rooms of repedge that have a link at the top of the checkout."""
 
 
 def sources(folder: str) -> list[Path]:
-    return [p for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts and not _linked(p)]
+    return [p for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts]
 
 
-def _linked(path: Path) -> bool:
-    return any(parent.is_symlink() for parent in path.parents)
+def tracked() -> set[str]:
+    """Every file of the package as git lists it; no name is followed through a link."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "repedge"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return {name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()}
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
+def build(checkout: Path, out: Path) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -34,31 +42,65 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-w",
         str(out),
     ]
-    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    subprocess.run([*command, str(checkout)], check=True, capture_output=True)
     return next(out.glob("*.whl"))
 
 
-def test_wheel_holds_every_module_under_its_import_name(wheel: Path) -> None:
-    names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"repedge/{p.relative_to(ROOT / 'repedge').as_posix()}" for p in sources("repedge")}
-    for folder in ("targets", "calib"):
-        expected |= {f"repedge/{folder}/{p.relative_to(ROOT / folder).as_posix()}" for p in sources(folder)}
-    assert expected <= names
-    assert "repedge/py.typed" in names
-    assert "repedge/models/weights/demo_images.png" in names
-    assert not {n.split("/")[0] for n in names} & {"targets", "calib", "tests", "bench"}
+@pytest.fixture(scope="module", params=["with links", "without links"])
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the checkout; one without links is what Windows makes of it."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in [*tracked(), "pyproject.toml", "README.md", "LICENSE"]:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    for name in LINKED:
+        if request.param == "with links":
+            (copy / name).symlink_to(f"repedge/{name}")
+        else:
+            (copy / name).write_text(f"repedge/{name}")
+    return build(copy, tmp_path_factory.mktemp("wheel"))
 
 
-def test_bundled_weights_are_small_and_in_the_wheel(wheel: Path) -> None:
-    infos = {i.filename: i.file_size for i in zipfile.ZipFile(wheel).infolist()}
+def test_a_wheel_holds_every_file_of_the_package_and_no_other(wheel: Path) -> None:
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    assert names == tracked()
+
+
+def test_every_module_of_a_wheel_imports(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    script = """
+import importlib, pathlib, sys
+root = pathlib.Path(sys.argv[1])
+for file in sorted((root / "repedge").rglob("*.py")):
+    parts = file.relative_to(root).with_suffix("").parts
+    if parts[-1] not in ("__main__",) and "weights" not in parts:
+        module = importlib.import_module(".".join(parts if parts[-1] != "__init__" else parts[:-1]))
+        assert pathlib.Path(module.__file__).is_relative_to(root), module.__file__
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_bundled_weights_are_small() -> None:
     for name in ("repvit_demo", "repvgg_demo"):
-        assert 0 < infos[f"repedge/models/weights/{name}.safetensors"] <= 6_000_000
+        file = ROOT / "repedge" / "models" / "weights" / f"{name}.safetensors"
+        assert 0 < file.stat().st_size <= 6_000_000
 
 
-@pytest.mark.parametrize("folder", ["repedge", "targets", "calib", "tests", "examples", "bench"])
+@pytest.mark.parametrize("folder", ["repedge", "tests", "examples", "bench"])
 def test_files_stay_readable(folder: str) -> None:
-    long = {p.name: n for p in sources(folder) if (n := len(p.read_text().splitlines())) > 450}
+    long = {p.name: n for p in sources(folder) if (n := len(p.read_text().splitlines())) > 400}
     assert not long, f"more than one idea in a file? {long}"
+
+
+@pytest.mark.parametrize("folder", ["repedge", "tests", "examples", "bench"])
+def test_folders_stay_readable(folder: str) -> None:
+    found = [p.parent.relative_to(ROOT).as_posix() for p in sources(folder)]
+    full = {name: found.count(name) for name in set(found) if found.count(name) > 16}
+    assert not full, f"more than one room in a folder? {full}"
 
 
 def test_import_repedge_is_free() -> None:
@@ -67,6 +109,11 @@ def test_import_repedge_is_free() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_links_serve_checkers() -> None:
-    assert (ROOT / "repedge" / "targets").resolve() == ROOT / "targets"
-    assert (ROOT / "repedge" / "calib").resolve() == ROOT / "calib"
+@pytest.mark.parametrize("name", LINKED)
+def test_links_lead_to_the_rooms(name: str) -> None:
+    """Every tool that reads the package sees one tree; the links are for people."""
+    if (ROOT / name).is_symlink():
+        assert (ROOT / name).resolve() == ROOT / "repedge" / name
+    else:  # a checkout without links
+        assert (ROOT / name).read_text() == f"repedge/{name}"
+    assert not any(p.is_symlink() for p in (ROOT / "repedge").rglob("*"))

@@ -11,7 +11,7 @@ from repedge.config import Preprocess
 from repedge.errors import UnsupportedModel, UserError
 from repedge.passes.preprocess import INPUT_KEY, fold_preprocess
 from repedge.targets.base import Job
-from repedge.targets.coreml import CoreML
+from repedge.targets.coreml.target import CoreML
 from tests.op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, sqnr_db
 from tests.qdq_helpers import (
     BODIES,

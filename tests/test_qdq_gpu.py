@@ -12,7 +12,7 @@ from repedge.config import Preprocess
 from repedge.errors import UnsupportedModel, UserError
 from repedge.targets import qdq
 from repedge.targets.base import Job
-from repedge.targets.gpu import GPU
+from repedge.targets.gpu.target import GPU
 from tests.op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, sqnr_db
 from tests.qdq_helpers import (
     BODIES,

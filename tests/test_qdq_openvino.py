@@ -6,15 +6,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from calib_nets import schemes
 
 from repedge.calib.recipe import calibrate
-from repedge.calib.scheme import SCHEMES
 from repedge.config import Preprocess
 from repedge.errors import UnsupportedModel, UserError
 from repedge.passes.preprocess import INPUT_KEY, fold_preprocess
 from repedge.targets import qdq
 from repedge.targets.base import Job
-from repedge.targets.openvino import OpenVINO
+from repedge.targets.openvino.target import OpenVINO
 from tests.op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, reference, sqnr_db
 from tests.qdq_helpers import (
     BODIES,
@@ -206,7 +206,7 @@ def test_a_border_that_is_no_integers_of_pixels(range_of_pixels, tmp_path):
 def test_pixels_are_integers_of_scale_1_whatever_the_photos_hold():
     """Dark photos, and brighter ones in the app."""
     model, _, photos = demo(border=True)
-    _, plan = calibrate(model, [planes(photos // 2)], SCHEMES["openvino-w8a8"], "minmax")
+    _, plan = calibrate(model, [planes(photos // 2)], schemes()["openvino-w8a8"], "minmax")
     assert (plan.tensors["image"].scale, plan.tensors["image"].zero_point) == (1.0, 0)
 
 

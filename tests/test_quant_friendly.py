@@ -30,7 +30,7 @@ from repedge.models.repopt import (
     reparameterize,
 )
 from repedge.models.repvgg import RepVGG
-from repedge.passes.fuse import fuse
+from repedge.passes.fusion.fuse import fuse
 
 SMALL = {"depths": (2, 3, 4, 1), "widths": (0.25, 0.25, 0.125, 0.125)}
 X = torch.randn(2, 3, 45, 64, generator=torch.Generator().manual_seed(1))

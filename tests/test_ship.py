@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from ship_bundles import LABELS, fake
 
-from repedge.bundle import Tensor, digest_of
+from repedge.bundle.manifest import Tensor, digest_of
 from repedge.cli import main
 from repedge.errors import UserError
 from repedge.ship import PLATFORMS, golden, names, ship
@@ -81,7 +80,7 @@ def test_two_precisions_in_one_package(tmp_path: Path) -> None:
 
 
 def test_tolerance_follows_the_manifest(tmp_path: Path) -> None:
-    from repedge.bundle import Bundle
+    from repedge.bundle.folder import Bundle
 
     fp32, int8 = (Bundle.open(fake(tmp_path / p, precision=p)) for p in ("fp32", "w8a8"))
     largest = np.array([[-40.0, 20.0]], np.float32)
@@ -228,15 +227,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         main(["ship", str(bundle), "--to", "iphone", "--out", str(tmp_path / "x")])
     assert done.value.code == 2
     assert capsys.readouterr().err.startswith("error: --to 'iphone' is unknown")
-
-
-def test_templates_travel_with_the_wheel() -> None:
-    tomllib = pytest.importorskip("tomllib")
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    package_data = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]
-    root = Path(str(importlib.resources.files("repedge.ship")))
-    globbed = {p for pattern in package_data["repedge.ship"] for p in root.glob(pattern)}
-    assert globbed == set((root / "templates").rglob("*.jinja"))
 
 
 def test_labels_are_the_nasty_ones() -> None:

@@ -148,8 +148,8 @@ def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> Non
 
 
 def test_python_without_pillow_resizes_to_the_same_bits(tmp_path: Path) -> None:
-    from repedge import images
     from repedge.config import Preprocess
+    from repedge.photos import images
 
     rng = np.random.default_rng(3)
     for i, (resize, how, color) in enumerate(

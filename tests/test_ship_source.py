@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from ship_bundles import LABELS, fake
 
-from repedge import images
-from repedge.bundle import Tensor
+from repedge.bundle.manifest import Tensor
 from repedge.config import Preprocess
+from repedge.photos import images
 from repedge.ship import names, ship
 
 GRAMMARS = {".swift": "tree_sitter_swift", ".kt": "tree_sitter_kotlin", ".kts": "tree_sitter_kotlin"}

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 from weights_files import fused_repvit, shaken
 
-from repedge import images
 from repedge.config import Preprocess
 from repedge.errors import MissingExtra, UserError
 from repedge.models import registry
 from repedge.models.registry import CIFAR10, create
 from repedge.models.source import resolve
+from repedge.photos import images
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

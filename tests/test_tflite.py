@@ -11,11 +11,13 @@ import pytest
 
 from repedge.config import Preprocess
 from repedge.errors import DeviceError, UserError
-from repedge.targets import get, tflite_runner
-from repedge.targets.tflite import TFLite
-from repedge.targets.tflite_layout import gathered, regroup, transposition
-from repedge.targets.tflite_runner import partitions
-from repedge.targets.tflite_writer import OPS, Tensor, Writer, schema
+from repedge.targets import get
+from repedge.targets.tflite import runner
+from repedge.targets.tflite.layout import gathered, regroup, transposition
+from repedge.targets.tflite.model import Tensor
+from repedge.targets.tflite.runner import partitions
+from repedge.targets.tflite.target import TFLite
+from repedge.targets.tflite.writer import OPS, Writer, schema
 from tests.tflite_helpers import (
     build,
     clean,
@@ -321,12 +323,12 @@ def test_runner_errors_say_what_is_wrong(tmp_path):
 
 def test_old_runtime_is_the_fallback(tmp_path, monkeypatch):
     path, _ = build(two_outputs(), tmp_path)
-    runtime = tflite_runner.RUNTIMES[0]
-    monkeypatch.setattr(tflite_runner, "RUNTIMES", ("no_such_runtime.interpreter", runtime))
-    assert tflite_runner.open_interpreter(path).get_signature_list()
-    monkeypatch.setattr(tflite_runner, "RUNTIMES", ("no_such_runtime.interpreter",))
+    runtime = runner.RUNTIMES[0]
+    monkeypatch.setattr(runner, "RUNTIMES", ("no_such_runtime.interpreter", runtime))
+    assert runner.open_interpreter(path).get_signature_list()
+    monkeypatch.setattr(runner, "RUNTIMES", ("no_such_runtime.interpreter",))
     with pytest.raises(DeviceError, match="pip install ai-edge-litert"):
-        tflite_runner.open_interpreter(path)
+        runner.open_interpreter(path)
 
 
 def test_target_is_registered():

@@ -7,9 +7,9 @@ import pytest
 
 from repedge.config import Preprocess
 from repedge.passes.preprocess import fold_preprocess
-from repedge.targets import tflite_int_columns
-from repedge.targets.tflite_runner import partitions
-from repedge.targets.tflite_writer import schema
+from repedge.targets.tflite.integers import columns
+from repedge.targets.tflite.runner import partitions
+from repedge.targets.tflite.writer import schema
 from tests.tflite_helpers import build, clean, op_names, run, weights
 from tests.tflite_qdq import batch, quantize, reference, units
 
@@ -47,7 +47,7 @@ def network(attributes, shape, weight):
 def same_as_single_columns(qdq, path, x, folder, monkeypatch, **settings):
     """Whether the file gives what a file without groups gives, integer by integer."""
     with monkeypatch.context() as patch:
-        patch.setattr(tflite_int_columns, "MAX_CHANNELS", 0)
+        patch.setattr(columns, "MAX_CHANNELS", 0)
         plain, _ = build(qdq, folder, precision="w8a8", **settings)
     outputs = [run(qdq, file, x, **settings)[0] for file in (path, plain)]
     assert len(np.unique(outputs[0])) > 100

@@ -8,10 +8,10 @@ import pytest
 
 from repedge.config import Preprocess
 from repedge.passes.preprocess import fold_preprocess
-from repedge.targets.tflite import TFLite
-from repedge.targets.tflite_int_rules import RULES
-from repedge.targets.tflite_runner import partitions
-from repedge.targets.tflite_writer import schema
+from repedge.targets.tflite.integers.rules import RULES
+from repedge.targets.tflite.runner import partitions
+from repedge.targets.tflite.target import TFLite
+from repedge.targets.tflite.writer import schema
 from tests.test_tflite_runtime import PYTHON, check, nhwc
 from tests.tflite_cases import CASES, W3, window
 from tests.tflite_helpers import build, clean, fused_network, op_names, relative_error, run, weights

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from repedge.errors import UnsupportedModel
-from repedge.targets.tflite import TFLite
-from repedge.targets.tflite_ops import LOWERINGS
-from repedge.targets.tflite_runner import partitions
+from repedge.targets.tflite.ops import LOWERINGS
+from repedge.targets.tflite.runner import partitions
+from repedge.targets.tflite.target import TFLite
 from tests.tflite_cases import B12, CASES, W3, i64, window
 from tests.tflite_helpers import (
     TOLERANCE,

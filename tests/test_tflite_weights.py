@@ -11,9 +11,9 @@ import pytest
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
-from repedge.targets.tflite import TFLite
-from repedge.targets.tflite_runner import partitions
-from repedge.targets.tflite_writer import Quant
+from repedge.targets.tflite.model import Quant
+from repedge.targets.tflite.runner import partitions
+from repedge.targets.tflite.target import TFLite
 from tests.tflite_cases import CASES, W3, window
 from tests.tflite_helpers import build, clean, op_names, relative_error, run, weights
 from tests.tflite_helpers import reference as float_reference

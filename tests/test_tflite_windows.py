@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repedge.targets.tflite import TFLite
+from repedge.targets.tflite.target import TFLite
 from tests.tflite_helpers import TOLERANCE, build, clean, reference, relative_error, run, weights
 
 DRAWS = 30

@@ -14,8 +14,8 @@ from google.protobuf import text_format as protobuf_text
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.targets.base import Job, TensorSpec
-from repedge.targets.gpu import GPU
-from repedge.targets.triton import Served, Word, model_name, text_format, write_repository
+from repedge.targets.gpu.target import GPU
+from repedge.targets.gpu.triton import Served, Word, model_name, text_format, write_repository
 from tests.op_cases import CLASSIFIER, IMAGE, clean, graph, pixels
 
 CONFIGS = ("config.pbtxt", "configs/ort-tensorrt.pbtxt", "configs/tensorrt.pbtxt")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from repedge.config import Preprocess
 from repedge.targets.base import Artifact, Job
-from repedge.targets.tflite import TFLite
+from repedge.targets.tflite.target import TFLite
 
 TOLERANCE = 5e-6
 """Relative to the largest output: float32 sums of up to a thousand terms in another order."""
@@ -41,7 +41,7 @@ def fused_network(name: str, size: tuple[int, int]):
     from repedge.graph.export import export_module
     from repedge.models.registry import create
     from repedge.passes import canonicalize, simplify
-    from repedge.passes.fuse import fuse
+    from repedge.passes.fusion.fuse import fuse
 
     torch.manual_seed(0)
     net = create(name).eval()

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from repedge import __version__
+from repedge.version import __version__
 
 from repedge.cli import compile, diagnose, check, profile, ship, about  # isort: skip - the order in --help
 from repedge.cli.app import app

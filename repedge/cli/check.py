@@ -7,25 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from repedge import __version__
-from repedge.cli.app import (
-    Color,
-    Debug,
-    InputSize,
-    Interpolation,
-    Json,
-    Labels,
-    Mean,
-    Pretrained,
-    RandomWeights,
-    Resize,
-    Std,
-    Weights,
-    app,
-    show,
-    source_options,
-)
+from repedge.cli.app import app, show
+from repedge.cli.options import INSPECTED_MODEL, MODEL, Debug, Json, takes
 from repedge.errors import UserError
+from repedge.version import __version__
 
 
 @app.command(epilog="Example:  repedge verify build/repvit_demo-tflite-fp32 --images my_photos")
@@ -37,12 +22,13 @@ def verify(
     debug: Debug = False,
 ) -> int:
     """Compare a bundle's artifact with the float reference in it, from the bundle alone."""
-    from repedge import api, report
+    from repedge import api
+    from repedge.cli.tables import checked, console
 
-    with report.stages(quiet=as_json) as on_stage:
+    with console.stages(quiet=as_json) as on_stage:
         on_stage("verify")
         result = api.verify(bundle, images=images, count=count)
-    show(as_json, {"repedge": __version__, **result.model_dump()}, lambda: report.verified(bundle, result))
+    show(as_json, {"repedge": __version__, **result.model_dump()}, lambda: checked.verified(bundle, result))
     return 0 if result.passed else 3
 
 
@@ -51,7 +37,9 @@ def verify(
     epilog="Examples:  repedge eval build/repvit_demo-tflite-fp32 photos/val   |   "
     "repedge eval --compare build/net-tflite-w8a8 build/net-openvino-w8a8 --data photos/val",
 )
+@takes(source=MODEL)
 def evaluate(
+    *,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -72,46 +60,34 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Evaluate this many, spread over the folder.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the artifact's runtime.")] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    random_weights: RandomWeights = False,
-    input_size: InputSize = None,
-    labels: Labels = None,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    interpolation: Interpolation = None,
-    color: Color = None,
+    source: dict[str, Any],
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
     """Top-1, top-5 and agreement with the float reference on a folder of images."""
-    from repedge import api, report
+    from repedge import api
+    from repedge.cli.tables import checked, console
 
-    options = source_options(
-        weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
-        labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
-    )  # fmt: skip
     names, folder = _what_and_data(what, data, compare)
     if compare:
-        return _compare(names, folder, limit, threads, options, as_json)
+        return _compare(names, folder, limit, threads, source, as_json)
     assert folder is not None
-    with report.progress("evaluate", quiet=as_json) as progress:
+    with console.progress("evaluate", quiet=as_json) as progress:
         result = api.evaluate(
             None if names[0] == "demo" else names[0],
             folder,
             limit=limit,
             threads=threads,
             progress=progress,
-            **options,
+            **source,
         )
-    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: report.evaluated(names[0], result))
+    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: checked.evaluated(names[0], result))
     return 0
 
 
 def _what_and_data(what: list[str], data: Path | None, compare: bool) -> tuple[list[str], Path | None]:
     """What to evaluate, and on which folder; the folder may be the last argument."""
-    from repedge.bundle import MANIFEST
+    from repedge.bundle.manifest import MANIFEST
 
     last = Path(what[-1])
     if data is None and (not compare or (last.is_dir() and not (last / MANIFEST).is_file())):
@@ -132,12 +108,13 @@ def _compare(
     options: dict[str, Any],
     as_json: bool,
 ) -> int:
-    from repedge import api, report
-    from repedge.cli import accuracy_tables as tables
+    from repedge import api
+    from repedge.cli.tables import accuracy as tables
+    from repedge.cli.tables import console
 
     if options:
         raise UserError(f"--compare is for bundles, which take no {', '.join(sorted(options))}")
-    with report.progress("compare", quiet=as_json) as progress:
+    with console.progress("compare", quiet=as_json) as progress:
         result = api.compare_bundles(names, folder, limit=limit, threads=threads, progress=progress)
     show(as_json, {"repedge": __version__, **result.as_json()}, lambda: tables.parity(result))
     return 0
@@ -146,21 +123,23 @@ def _compare(
 @app.command(
     epilog="Examples:  repedge inspect best.pth  |  repedge inspect repvgg_a0  |  repedge inspect net.onnx"
 )
+@takes(source=INSPECTED_MODEL)
 def inspect(
+    *,
     what: Annotated[
         str | None,
         typer.Argument(help="A bundle, a checkpoint, an ONNX file or a model.", show_default=False),
     ] = None,
-    weights: Weights = None,
-    input_size: InputSize = None,
+    source: dict[str, Any],
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
     """What is in a checkpoint, model or bundle, and what fusing makes of it."""
-    from repedge import api, report
+    from repedge import api
+    from repedge.cli.tables import about, console
 
-    with report.stages(quiet=as_json) as on_stage:
+    with console.stages(quiet=as_json) as on_stage:
         on_stage("inspect")
-        result = api.inspect(what, **source_options(weights=weights, input_size=input_size))
-    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: report.inspected(result))
+        result = api.inspect(what, **source)
+    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: about.inspected(result))
     return 0

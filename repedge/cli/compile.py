@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repedge.cli.app import (
-    PRECISIONS,
-    Color,
-    Debug,
-    InputSize,
-    Interpolation,
-    Json,
-    Labels,
-    Mean,
-    Model,
-    Pretrained,
-    RandomWeights,
-    Resize,
-    Std,
-    Weights,
-    app,
-    show,
-    source_options,
-    words,
-)
+from repedge.cli.app import app, pairs, precision_words, show, words
+from repedge.cli.options import BUDGET, CALIBRATION, MODEL, Debug, Json, Model, takes
+from repedge.targets import TARGETS
 
-_BUDGET = "Accuracy budget of w8a8 and w8a16 (exit code 3 where it can't be met)"
+if TYPE_CHECKING:
+    from repedge.api import CompileReport
 
 
 @app.command(
@@ -37,10 +21,12 @@ _BUDGET = "Accuracy budget of w8a8 and w8a16 (exit code 3 where it can't be met)
     "repedge compile repvgg_a0 --weights RepVGG-A0-train.pth -t openvino -p fp32   |   "
     "repedge compile my_app.nets:make --weights best.pth --input-size 192x256 -t tflite"
 )
+@takes(source=MODEL, calibration=CALIBRATION, budget=BUDGET)
 def compile(
+    *,
     model: Model = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="coreml, tflite, openvino, gpu; repeatable.")
+        list[str] | None, typer.Option("--target", "-t", help=f"{', '.join(TARGETS)}; repeatable.")
     ] = None,
     precision: Annotated[
         list[str] | None,
@@ -53,16 +39,7 @@ def compile(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the bundles.")] = Path(
         "build"
     ),
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    random_weights: RandomWeights = False,
-    input_size: InputSize = None,
-    labels: Labels = None,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    interpolation: Interpolation = None,
-    color: Color = None,
+    source: dict[str, Any],
     input_kind: Annotated[
         str,
         typer.Option("--input", help="uint8: the artifact takes RGB pixels; float32: the normalised input."),
@@ -74,45 +51,18 @@ def compile(
     min_sqnr: Annotated[
         float | None, typer.Option(help="Replace the precision's SQNR threshold, dB.")
     ] = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            help="Photos to calibrate w8a8 and w8a16 on, no labels needed: a folder, .zip or .npz.",
-            show_default=False,
-        ),
-    ] = None,
-    calib_count: Annotated[int, typer.Option(help="How many of them.")] = 64,
-    calib_seed: Annotated[int, typer.Option(help="Of their random choice.")] = 0,
-    recipe: Annotated[str, typer.Option(help="Calibration: fast, default, best or FILE.json.")] = "default",
-    keep_float: Annotated[
+    calibration: dict[str, Any],
+    budget: dict[str, Any],
+    target_option: Annotated[
         list[str] | None,
-        typer.Option(help="Layers that stay float: NAME or 'PATTERN*', commas between; repeatable."),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
         typer.Option(
-            help="Accuracy budget: points of top-1 (labelled --eval-data), else of disagreement with float; "
-            "raises layers to float to keep to it.",
-            rich_help_panel=_BUDGET,
+            "--target-option",
+            "-O",
+            help="TARGET.NAME=VALUE, what only that target knows (`repedge targets`); repeatable.",
         ),
     ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(help="The same as mean KL divergence from float, nats.", rich_help_panel=_BUDGET),
-    ] = None,
-    eval_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Photos to judge on: class sub-folders, or a labels.json, or no labels.",
-            show_default="--calib photos left over",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None,
-    eval_count: Annotated[
-        int, typer.Option(help="At most this many of them.", rich_help_panel=_BUDGET)
-    ] = 2000,
     deployment_target: Annotated[
-        str | None, typer.Option(help="coreml: iOS16, iOS17 or iOS18.", show_default="iOS16")
+        str | None, typer.Option(help="Core ML: iOS16, iOS17 or iOS18.", show_default="iOS16")
     ] = None,
     no_reference: Annotated[
         bool, typer.Option("--no-reference", help="Leave the float reference out of the bundles.")
@@ -128,60 +78,50 @@ def compile(
     debug: Debug = False,
 ) -> int:
     """Fuse a model, compile it for one or more targets, and prove each artifact equal to it."""
-    from repedge import api, report
-    from repedge.budget import NotMet
-    from repedge.cli import accuracy_tables as tables
+    from repedge import api
+    from repedge.cli.tables import accuracy, console
+    from repedge.compiler.budget import NotMet
 
-    source = source_options(
-        weights=weights, pretrained=pretrained, random_weights=random_weights, input_size=input_size,
-        labels=labels, mean=mean, std=std, resize=resize, interpolation=interpolation, color=color,
-    )  # fmt: skip
     try:
-        with report.stages(quiet=as_json) as on_stage:
+        with console.stages(quiet=as_json) as on_stage:
             result = api.compile(
                 model,
                 targets=target or [],
-                precisions=words("precision", precision or [], [*PRECISIONS, "auto"]),
+                precisions=precision_words(precision or [], "auto"),
                 out=out,
-                input_kind=words("input", [input_kind], ["uint8", "float32"])[0],
+                input_kind=words("input", [input_kind], ["uint8", "float32"])[0],  # type: ignore[arg-type]
                 force=force,
                 images=images,
                 count=count,
                 reference=not no_reference,
                 min_sqnr=min_sqnr,
-                calib=calib,
-                calib_count=calib_count,
-                calib_seed=calib_seed,
-                recipe=recipe,
-                keep_float=keep_float or [],
-                max_drop=max_drop,
-                max_kl=max_kl,
-                eval_data=eval_data,
-                eval_count=eval_count,
-                options={"deployment_target": deployment_target} if deployment_target else {},
+                options={**pairs("target-option", target_option), "deployment_target": deployment_target},
                 about={"description": description, "author": author, "license": license},
                 command=["repedge", *sys.argv[1:]],
                 dry_run=dry_run,
                 on_stage=on_stage,
                 **source,
+                **calibration,
+                **budget,
             )
     except NotMet as e:
         if not as_json:
-            tables.trials(e.result, report.err)
+            accuracy.trials(e.result, console.err)
         raise
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    plan = result.plan
-
-    def table() -> None:
-        if plan:
-            report.planned(plan)
-            return
-        tables.choices(result.choices)
-        for built in result.bundles:
-            if built.budget is not None:
-                tables.budget(built.budget)
-        report.compiled(result)
-
-    show(as_json, result.as_json(), table)
+    show(as_json, result.as_json(), lambda: _table(result))
     return 0 if result.passed else 3
+
+
+def _table(result: CompileReport) -> None:
+    from repedge.cli.tables import accuracy, compiled
+
+    if result.plan is not None:
+        compiled.planned(result.plan)
+        return
+    accuracy.choices(result.choices)
+    for built in result.bundles:
+        if built.budget is not None:
+            accuracy.budget(built.budget)
+    compiled.compiled(result)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repedge import __version__
-from repedge.cli.app import Debug, InputSize, Json, RandomWeights, Weights, app, show, source_options, words
+from repedge.cli.app import app, pairs, show, words
+from repedge.cli.options import MEASURED_MODEL, Debug, Json, takes
 from repedge.errors import CheckFailed, UserError
+from repedge.version import __version__
 
 if TYPE_CHECKING:
     from repedge.profile.result import Profile
@@ -22,7 +23,9 @@ _DEVICE, _GATE, _OUT, _PREDICT = "Device", "Gates (exit code 3)", "Reports", "Wi
     "repedge profile build/net-tflite-fp32 build/net-tflite-w8a8   |   "
     "repedge profile build/net-tflite-w8a8 --require 'partitions<=1' --baseline last.json"
 )
+@takes(options=MEASURED_MODEL)
 def profile(
+    *,
     what: Annotated[
         list[str] | None,
         typer.Argument(
@@ -101,9 +104,7 @@ def profile(
     force: Annotated[
         bool, typer.Option("--force", help="Replace files and a device that exist.", rich_help_panel=_OUT)
     ] = False,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
-    input_size: InputSize = None,
+    options: dict[str, Any],
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -112,7 +113,6 @@ def profile(
         raise UserError(
             "say what to profile: a bundle, an artifact file or a model; `repedge profile --help`"
         )
-    options = source_options(weights=weights, random_weights=random_weights, input_size=input_size)
     if predict is not None:
         return _predict(what, predict, options, as_json)
     from repedge.profile import gate
@@ -135,7 +135,7 @@ def profile(
         data = {**rows[0].model_dump(mode="json"), **_verdict_json(verdict)}
     _write(rows, trace, html, force)
     saved = _save(save_as_device, rows, what, options, force)
-    from repedge.cli import profile_tables as tables
+    from repedge.cli.tables import profile as tables
 
     def table() -> None:
         tables.profiles(rows)
@@ -163,10 +163,10 @@ def _measure(
     options: dict[str, Any],
     quiet: bool,
 ) -> tuple[list[Profile], dict[str, Any]]:
-    from repedge import report
+    from repedge.cli.tables import console
     from repedge.profile.measure import compare, measure
 
-    with report.stages(quiet=quiet) as on_stage:
+    with console.stages(quiet=quiet) as on_stage:
         if len(what) * len(on) == 1:
             one = measure(
                 what[0],
@@ -211,29 +211,24 @@ def _verdict_json(verdict: Any) -> dict[str, Any]:
     }
 
 
-def _device_options(pairs: list[str] | None, accept_host_key: str | None, on: str | None) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for pair in pairs or []:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"--device-option {pair!r}: write NAME=VALUE")
-        given[name.strip()] = value
+def _device_options(given: list[str] | None, accept_host_key: str | None, on: str | None) -> dict[str, str]:
+    found = pairs("device-option", given)
     if accept_host_key is not None:
-        given["accept-host-key"] = accept_host_key
+        found["accept-host-key"] = accept_host_key
     if on is not None:
-        given["on"] = on
-    return given
+        found["on"] = on
+    return found
 
 
 def _check_new(
     trace: Path | None, html: Path | None, force: bool, name: str | None, what: list[str], on: list[str]
 ) -> None:
     """What can't be written is said before anything is measured."""
-    from repedge import pages
+    from repedge.html import check_new
 
     for file in (trace, html):
         if file is not None:
-            pages.check_new(file, force)
+            check_new(file, force)
     if name is not None:
         from repedge.profile.predict import check_new_device
 
@@ -264,7 +259,7 @@ def _save(
 def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Path | None) -> None:
     from rich.markup import escape
 
-    from repedge.report import say
+    from repedge.cli.tables.console import say
 
     for file in (html, trace, saved):
         if file is not None:
@@ -274,7 +269,7 @@ def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Pat
 
 
 def _predict(what: list[str], device: str, options: dict[str, Any], as_json: bool) -> int:
-    from repedge.cli import profile_tables as tables
+    from repedge.cli.tables import profile as tables
     from repedge.profile.predict import predict
 
     rows = [predict(w, device, **options) for w in what]
@@ -286,7 +281,7 @@ def _predict(what: list[str], device: str, options: dict[str, Any], as_json: boo
 @app.command()
 def devices(as_json: Json = False, debug: Debug = False) -> int:
     """The devices that can be seen from here, and how to name the others."""
-    from repedge.cli import profile_tables as tables
+    from repedge.cli.tables import profile as tables
     from repedge.devices import load_class, schemes
 
     rows: list[dict[str, Any]] = []

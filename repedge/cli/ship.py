@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from repedge import __version__
-from repedge.cli.app import Debug, Json, app, show, words
+from repedge.cli.app import app, show, words
+from repedge.cli.options import Debug, Json
+from repedge.version import __version__
 
 PLATFORMS = ["ios", "android", "cpp", "python"]
 
@@ -39,13 +40,13 @@ def ship(
 
 
 def _table(made: object) -> None:
-    from repedge import report
+    from repedge.cli.tables import console
     from repedge.ship import PLATFORMS as ROWS
     from repedge.ship import Shipped
 
     assert isinstance(made, Shipped)
-    report.out.print(
+    console.out.print(
         f"[bold]{made.path}[/]: {ROWS[made.platform].title} {made.name} ({', '.join(made.variants)}), "
         f"{made.files} files, {made.size_bytes / 1e6:.2f} MB"
     )
-    report.out.print(f"[dim]next: {made.next_step}[/]", soft_wrap=True)
+    console.out.print(f"[dim]next: {made.next_step}[/]", soft_wrap=True)

@@ -18,7 +18,9 @@ from repedge.devices.base import Device, DeviceURI, Found
 from repedge.devices.protocol import HostInfo, Op, ProfileRequest, RawProfile
 from repedge.errors import DeviceError, MissingExtra, UserError
 
-RUNTIMES = {"tflite": ".tflite", "onnxruntime": ".onnx", "coreml": ".mlpackage"}
+TAKES = (".tflite", ".onnx", ".mlpackage")
+"""Endings of artifacts that the service runs."""
+
 MOST_RUNS = 1000  # the service's own bound of max_profiler_iterations is not published
 
 
@@ -65,9 +67,9 @@ class AIHub(Device):
 
     def profile(self, artifact: Path, request: ProfileRequest) -> RawProfile:
         """See `Device.profile`."""
-        if request.runtime not in RUNTIMES:
+        if artifact.suffix not in TAKES:
             raise UserError(
-                f"AI Hub runs {', '.join(RUNTIMES)} artifacts, and {artifact.name} is for {request.runtime}"
+                f"AI Hub runs {', '.join(TAKES)} artifacts, and {artifact.name} is for {request.runtime}"
             )
         hub = _client()
         try:

@@ -115,9 +115,9 @@ class Device(ABC):
 # ``repedge.devices`` (name = scheme, object = the class).
 DEVICES: dict[str, str] = {
     "local": "repedge.devices.local:Local",
-    "ssh": "repedge.devices.ssh:SSH",
-    "adb": "repedge.devices.adb:ADB",
-    "iphone": "repedge.devices.iphone:IPhone",
+    "ssh": "repedge.devices.ssh.device:SSH",
+    "adb": "repedge.devices.adb.device:ADB",
+    "iphone": "repedge.devices.iphone.device:IPhone",
     "aihub": "repedge.devices.aihub:AIHub",
 }
 GROUP = "repedge.devices"

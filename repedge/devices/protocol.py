@@ -6,13 +6,15 @@ from it on this side (`repedge.profile.stats`), so that every device is summaris
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 PROTOCOL = 1
 
-Runtime = Literal["tflite", "openvino", "onnxruntime", "coreml", "torch", "benchmark_model", "aihub"]
+Runtime = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+"""A runtime's word; open, as targets bring their own."""
+
 Hint = Literal["latency", "throughput"]
 InferPrecision = Literal["f32", "bf16", "f16", "auto"]
 
@@ -39,11 +41,29 @@ class SampleFile(_Model):
     layout: str = "NHWC"
 
 
+class EngineRef(_Model):
+    """What the agent loads to run an artifact; see `repedge.targets.base.Engine`.
+
+    Attributes:
+        agent: ``module:class``.
+        modules: Further modules that it imports, which travel with it.
+        needs: Modules that hold the runtime, the first found is used.
+        package: What pip installs to have it.
+    """
+
+    agent: str
+    modules: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    package: str = ""
+
+
 class ProfileRequest(_Model):
     """How to measure one artifact.
 
     Attributes:
         runtime: What runs it.
+        engine: What the agent loads for that.
+        files: The artifact's files, by paths relative to its folder; devices copy them.
         runs: Timed runs.
         warmup: Untimed runs before them; None: until the times are stable (bounded).
         threads: CPU threads; None: as many as the process may use, at most 4.
@@ -59,6 +79,8 @@ class ProfileRequest(_Model):
     """
 
     runtime: Runtime
+    engine: EngineRef
+    files: tuple[str, ...] = ()
     runs: int = Field(default=100, ge=1)
     warmup: int | None = Field(default=None, ge=0)
     threads: int | None = Field(default=None, ge=1)

@@ -1,5 +1,1 @@
-"""``repedge diagnose``: what int8 will do to a network, before anything is built."""
-
-from repedge.diagnosis.examine import Report, examine, scheme_name
-
-__all__ = ["Report", "examine", "scheme_name"]
+"""What int8 will do to a network, what is in a file or model, and what this machine can do."""

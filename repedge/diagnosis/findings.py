@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
-from repedge.calib.diagnose import Diagnosis, LayerDiagnosis, Whole
+from repedge.diagnosis.layers import Diagnosis, LayerDiagnosis, Whole
 from repedge.diagnosis.metrics import cost, times
 
 GROWN = 4.0

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from repedge.calib.diagnose import Diagnosis, LayerDiagnosis
+from repedge.diagnosis.layers import Diagnosis, LayerDiagnosis
 from repedge.diagnosis.metrics import DEEDS, METRICS, Metric, cost
 
 WIDTH, LEFT, RIGHT = 1340, 236, 84

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from repedge.calib.diagnose import LayerDiagnosis
+from repedge.diagnosis.layers import LayerDiagnosis
 
 Value = Callable[[LayerDiagnosis], float | None]
 

@@ -6,13 +6,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from repedge import __version__
-from repedge.calib.diagnose import LayerDiagnosis
-from repedge.diagnosis.examine import Report
 from repedge.diagnosis.findings import details
 from repedge.diagnosis.heatmap import STEPS, colours, describe, heatmap, step
+from repedge.diagnosis.layers import LayerDiagnosis
 from repedge.diagnosis.metrics import METRICS, Metric, times, treatment_words
-from repedge.pages import style
+from repedge.diagnosis.report import Report
+from repedge.html import style
+from repedge.version import __version__
 
 
 def page(report: Report) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import pickle
@@ -60,15 +59,6 @@ class Checkpoint(dict[str, "Tensor"]):
     also: tuple[str, ...] = ()
     prefix: str = ""
     dtype: str = "float32"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while piece := f.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:

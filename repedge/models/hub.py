@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from repedge.config import Interpolation, Preprocess
 from repedge.errors import UserError
-from repedge.models.files import sha256
+from repedge.hashing import sha256
 from repedge.models.registry import ModelSpec, resized_side
 
 SCHEME = "hf://"

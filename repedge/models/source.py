@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from repedge.config import Preprocess
 from repedge.errors import MissingExtra, UserError
+from repedge.hashing import sha256
 from repedge.models import hub
 from repedge.models.checkpoints import load_into, load_strictly, name_of
-from repedge.models.files import SUFFIXES, Checkpoint, load_checkpoint, sha256, unusable
+from repedge.models.files import SUFFIXES, Checkpoint, load_checkpoint, unusable
 from repedge.models.foreign import call_factory, first_channels, guard, read_onnx_input
 from repedge.models.options import adjust, parse_input_size, read_labels
 from repedge.models.registry import DEMO, ModelSpec, create, spec
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from torch import nn
 
 Kind = Literal["named", "onnx", "module", "timm", "demo"]
@@ -55,6 +57,21 @@ class Source:
     description: str
     checkpoint_sha256: str | None = None
     license: str = ""
+
+    def graph(self) -> ir.Model:
+        """The unfused float graph, static batch 1.
+
+        Raises:
+            UserError: The module can't be exported, or the file is no usable ONNX model.
+        """
+        if self.onnx is not None:
+            from repedge.graph.load import load_onnx
+
+            return load_onnx(self.onnx, self.input_shape[2:] if self.input_shape else None)
+        from repedge.graph.export import export_module
+
+        assert self.module is not None, "a source holds a module or an ONNX path"
+        return export_module(self.module, self.input_shape)
 
 
 @dataclass(frozen=True)

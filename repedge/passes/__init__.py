@@ -1,4 +1,4 @@
-"""From any float ONNX graph to the clean graph: prepare, canonicalize, (fuse,) simplify.
+"""From any float ONNX graph to the clean graph: prepare, canonicalize, (fuse,) simplify; `clean` does all.
 
 The lists below are the order; each line says why it stands where it stands. Every list is run until
 nothing changes any more, and the graph is checked after every pass that changed it.
@@ -27,6 +27,8 @@ from repedge.passes.constants import (
     undeclare_weights,
 )
 from repedge.passes.dense import unify_dense
+from repedge.passes.fusion.certificate import Certificate, Outcome, certify
+from repedge.passes.fusion.fuse import fuse
 from repedge.passes.pads import explicit_pads, fold_pads
 from repedge.passes.pooling import unify_global_pools
 from repedge.passes.reshapes import unify_gathers, unify_reshapes, unify_transposes
@@ -57,7 +59,7 @@ CANONICALIZE: tuple[Pass, ...] = (
     fold_pads,  # before fusing: branches must read the same tensor
     unify_dense,  # before fusing: a distillation head is a mean of two Gemms
 )
-"""What makes linear structure visible to `repedge.passes.fuse`."""
+"""What makes linear structure visible to `repedge.passes.fusion.fuse`."""
 
 SIMPLIFY: tuple[Pass, ...] = (
     *CANONICALIZE,  # for graphs that were never fused, and for what fusing leaves behind
@@ -110,6 +112,43 @@ def simplify(model: ir.Model) -> dict[str, int]:
     counts = _summed(prepare(model), run_passes(model, SIMPLIFY))
     check_clean(model)
     return counts
+
+
+def settle(model: ir.Model) -> None:
+    """Give every value a fixed shape where some hang on computed ones (files of other exporters); in place.
+
+    Raises:
+        UserError: As `prepare`.
+    """
+    if any(v.shape is None or not v.shape.is_static() for node in model.graph for v in node.outputs):
+        prepare(model)
+
+
+def clean(model: ir.Model, real: Outcome | None = None, random: Outcome | None = None) -> Certificate:
+    """Canonicalize, fuse and simplify; in place.
+
+    Args:
+        model: A float ONNX graph as it was exported or loaded.
+        real, random: Inputs with what the unfused graph makes of them, to compare the fused one with;
+            None leaves the end-to-end comparison out.
+
+    Returns:
+        The fusion certificate.
+
+    Raises:
+        UserError: As `canonicalize` and `simplify`.
+        CheckFailed: A merge, or the whole, is not exact.
+    """
+    from repedge.graph.count import count
+    from repedge.graph.run import Session
+
+    settle(model)
+    before = count(model)
+    canonicalize(model)
+    fused = fuse(model)
+    simplify(model)
+    run = None if real is None and random is None else Session(model).run
+    return certify(fused, before, count(model), run, real, random)
 
 
 def _summed(*counts: dict[str, int]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from repedge import targets
 from repedge.errors import CheckFailed, UserError
 from repedge.profile import stats
 from repedge.profile.result import Profile
@@ -25,8 +26,13 @@ NUMBERS: dict[str, str] = {
     "p50_ms": "median latency", "p90_ms": "90th percentile", "p99_ms": "99th percentile",
     "first_ms": "first run", "load_ms": "load time", "peak_rss_mb": "peak memory in MB",
 }  # fmt: skip
-"""What ``--require`` can ask for, beside the share on a unit (``ane``, ``gpu``, ``cpu``, ``xnnpack``)."""
-UNITS = ("ane", "gpu", "cpu", "npu", "xnnpack")
+"""What ``--require`` can ask for, beside the share on a unit (`units`)."""
+
+
+def units() -> tuple[str, ...]:
+    """Words of the places where the targets' runtimes run operators."""
+    found = [unit for t in targets.installed() if t.engine is not None for unit in t.engine.units]
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ def parse(text: str) -> Requirement:
         limit = math.nan
     if match is None or math.isnan(limit):
         raise UserError(f"--require {text!r}: write it as 'partitions<=1' or 'ane>=0.95'")
-    if match[1] not in (*NUMBERS, *UNITS):
-        raise UserError(f"--require {text!r}: {match[1]!r} is unknown; use {', '.join((*NUMBERS, *UNITS))}")
+    known = (*NUMBERS, *units())
+    if match[1] not in known:
+        raise UserError(f"--require {text!r}: {match[1]!r} is unknown; use {', '.join(known)}")
     return Requirement(match[1], match[2], limit)
 
 
@@ -76,7 +83,7 @@ def _missed(profile: Profile, r: Requirement) -> str:
         return f"{r} can't be told, {profile.runtime} does not report it"
     if _COMPARE[r.op](value, r.limit):
         return ""
-    places = r.name in ("partitions", "outside", *UNITS) and profile.outside
+    places = (r.name in ("partitions", "outside") or r.name not in NUMBERS) and profile.outside
     more = ", ..." if len(profile.outside) > 5 else ""
     outside = f" (outside: {', '.join(profile.outside[:5])}{more})" if places else ""
     return f"{r} is missed: it is {value:g}{outside}"

@@ -12,9 +12,12 @@ from string import Template
 
 import numpy as np
 
+from repedge import targets
 from repedge.devices.protocol import Op
-from repedge.pages import style, write_whole
+from repedge.html import style, write_whole
 from repedge.profile.result import Profile
+from repedge.profile.subject import TORCH
+from repedge.targets.base import Engine
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
@@ -80,7 +83,7 @@ def _section(p: Profile, several_devices: bool) -> str:
     facts = [f"{p.runtime} {p.runtime_version}", p.unit, f"threads: {p.threads}" if p.threads else ""]
     facts += [
         f"computes in {p.precision_used}" if p.precision_used else "",
-        f"hint {p.hint}" if p.runtime == "openvino" else "",
+        f"hint {p.hint}" if _engine(p).throughput else "",
     ]
     facts += [
         f"mean {_ms(p.mean_ms)} ms, standard deviation {_ms(p.std_ms)}",
@@ -200,9 +203,13 @@ def _where(o: Op) -> str:
 
 
 def _is_outside(p: Profile, o: Op) -> bool:
-    if p.runtime == "tflite":
-        return o.where == "CPU" and bool(p.partitions)
-    return p.runtime == "coreml" and o.where not in ("", "ane")
+    return o.where in _engine(p).outside and p.partitions != 0
+
+
+def _engine(p: Profile) -> Engine:
+    """What measured it."""
+    found = targets.get(p.target).engine if p.target in targets.names() else None
+    return TORCH if found is None else found
 
 
 def _axis_x(least: float, most: float, across, unit: str, whole: bool = False) -> list[str]:  # type: ignore[no-untyped-def]

@@ -12,11 +12,12 @@ from typing import Any
 from repedge import devices
 from repedge.atomic import scratch
 from repedge.devices.base import Device
-from repedge.devices.protocol import ProfileRequest, RawProfile
+from repedge.devices.protocol import EngineRef, ProfileRequest, RawProfile
 from repedge.errors import UserError
 from repedge.profile import stats
 from repedge.profile.result import Profile, summarize
 from repedge.profile.subject import Subject, find
+from repedge.targets.base import Engine
 
 ROUNDS = 6
 """Rounds of a comparison, each in fresh processes."""
@@ -62,7 +63,7 @@ def measure(
     target = devices.get(device, device_options)
     subject = find(what, **dict(source_options or {}))
     with scratch() as folder:
-        asked = _request(subject, folder / "samples", request)
+        asked = request_for(subject, folder / "samples", request)
         on_stage(f"{subject.name} on {device}")
         raw = target.profile(subject.artifact, asked)
     return summarize(subject, str(target.uri), asked.hint, raw)
@@ -101,7 +102,7 @@ def compare(
     if len(pairs) < 2:
         raise UserError("a comparison needs at least two artifacts or two devices")
     with scratch() as folder:
-        asked = [_request(s, folder / f"samples{i}", request) for i, (s, _) in enumerate(pairs)]
+        asked = [request_for(s, folder / f"samples{i}", request) for i, (s, _) in enumerate(pairs)]
         if all(d.live for d in targets) and asked[0].hint == "latency":
             rows = _interleaved(pairs, asked, rounds, on_stage)
         else:
@@ -109,15 +110,31 @@ def compare(
     return Comparison(tuple(_profiles(pairs, asked, rows)), len(rows[0]))
 
 
-def _request(subject: Subject, file: Path, given: Mapping[str, Any]) -> ProfileRequest:
+def engine_ref(engine: Engine) -> EngineRef:
+    """What the agent is told of an engine."""
+    return EngineRef(agent=engine.agent, modules=engine.modules, needs=engine.needs, package=engine.package)
+
+
+def request_for(subject: Subject, file: Path, given: Mapping[str, Any]) -> ProfileRequest:
+    """How a device is asked to measure a subject.
+
+    Args:
+        file: Where to write the input samples.
+        given: What the user said of the runs; see `measure`.
+
+    Raises:
+        UserError: A number is out of its range.
+    """
     from pydantic import ValidationError
 
     torch: dict[str, Any] = {"factory": "repedge.profile.subject:eager", "factory_args": subject.factory_args}
     try:
         return ProfileRequest(
-            runtime=subject.runtime,
+            runtime=subject.engine.runtime,
+            engine=engine_ref(subject.engine),
+            files=tuple(p.relative_to(subject.artifact.parent).as_posix() for p in subject.files),
             samples=subject.write_samples(file),
-            **(torch if subject.runtime == "torch" else {}),
+            **(torch if subject.factory_args else {}),
             **{k: v for k, v in given.items() if v is not None},
         )
     except ValidationError as e:

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repedge.bundle import MANIFEST, Bundle
+from repedge import targets
+from repedge.bundle.folder import Bundle
+from repedge.bundle.manifest import MANIFEST
 from repedge.errors import UserError
-from repedge.pages import write_whole
+from repedge.html import write_whole
 
 if TYPE_CHECKING:
     from repedge.profile.result import Profile
@@ -182,7 +184,7 @@ def describe(what: str | Path, **source_options: Any) -> Network:
     Raises:
         UserError: It is neither, or the bundle has no reference graph to count in.
     """
-    from repedge import pipeline
+    from repedge import passes
     from repedge.graph.count import count
     from repedge.models.registry import DEMO, MODELS, spec
     from repedge.models.source import resolve
@@ -195,20 +197,20 @@ def describe(what: str | Path, **source_options: Any) -> Network:
         if bundle.reference is None:
             raise UserError(f"{what} was made with --no-reference: there is no graph to count in")
         graph = load_onnx(bundle.reference)
-        pipeline.optimize(graph, None)
+        passes.clean(graph)
         return Network(
             Path(what).resolve().name, _family(m.origin.model, m.name), m.target, m.precision,
             (m.preprocess.size[0], m.preprocess.size[1]), count(graph).macs / 1e9,
         )  # fmt: skip
     name = DEMO if str(what) == "demo" else str(what)
-    if "/" in name or Path(name).suffix in (".tflite", ".xml", ".mlpackage"):
+    if "/" in name or (targets.of_file(Path(name)) is not None and not name.endswith(".onnx")):
         raise UserError(f"an estimate needs a bundle or a named model, not {what}")
     if ":" not in name and not name.endswith(".onnx"):
         needs = spec(name).bundled is None and not source_options.get("weights")
         source_options = {"random_weights": needs, **source_options}
     source = resolve(name, **source_options)
-    graph = pipeline.to_graph(source)
-    pipeline.optimize(graph, None)
+    graph = source.graph()
+    passes.clean(graph)
     family = MODELS[source.name].family if source.name in MODELS else None
     return Network(source.name, family, None, None, source.preprocess.size, count(graph).macs / 1e9)
 

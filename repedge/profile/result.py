@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from repedge import __version__
 from repedge.devices.protocol import HostInfo, Op, RawProfile
 from repedge.profile import stats
 from repedge.profile.subject import Subject
+from repedge.version import __version__
 
 
 class Profile(BaseModel):

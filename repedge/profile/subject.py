@@ -7,25 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repedge.bundle import MANIFEST, Bundle
+from repedge import targets
+from repedge.bundle.folder import Bundle
+from repedge.bundle.manifest import MANIFEST
 from repedge.config import Preprocess
-from repedge.devices.protocol import Runtime, SampleFile
+from repedge.devices.protocol import SampleFile
 from repedge.errors import UserError
+from repedge.targets.base import Engine, Target
 
 if TYPE_CHECKING:
     import numpy as np
 
-BY_TARGET: dict[str, Runtime] = {
-    "tflite": "tflite", "openvino": "openvino", "gpu": "onnxruntime", "coreml": "coreml",
-}  # fmt: skip
-BY_SUFFIX: dict[str, tuple[Runtime, str]] = {
-    ".tflite": ("tflite", "tflite"),
-    ".xml": ("openvino", "openvino"),
-    ".onnx": ("onnxruntime", "gpu"),
-    ".mlpackage": ("coreml", "coreml"),
-    ".mlmodelc": ("coreml", "coreml"),
-}
 SAMPLES = 4
+
+TORCH = Engine(
+    runtime="torch", agent="repedge.profile.torch_engine:TorchEager", needs=("torch",), package="torch"
+)
+"""torch eager, the reference, which only this machine runs."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,19 @@ class Subject:
     Attributes:
         name: For tables: the bundle's folder, the file's name, or the model's.
         artifact: What the runtime loads (for torch, a stand-in that is not read).
-        runtime, target, precision: As in the JSON; precision is empty where it is not known.
+        engine: What loads it.
+        target, precision: As in the JSON; precision is empty where it is not known.
+        files: Every file that the runtime reads, in a fixed order.
         bundle: The bundle it came from.
         factory_args: For torch: which model.
     """
 
     name: str
     artifact: Path
-    runtime: Runtime
+    engine: Engine
     target: str
     precision: str = ""
+    files: tuple[Path, ...] = ()
     bundle: Bundle | None = None
     factory_args: dict[str, Any] = field(default_factory=dict)
 
@@ -52,7 +53,7 @@ class Subject:
     def sha256(self) -> str:
         """Digest over the artifact's files; for torch, over what was asked for."""
         digest = hashlib.sha256(repr(sorted(self.factory_args.items())).encode())
-        for file in files_of(self.artifact):
+        for file in self.files:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return digest.hexdigest()
 
@@ -64,7 +65,7 @@ class Subject:
         pixels = np.stack(self._pixels(pre))
         layout = "NHWC"
         if self.bundle and self.bundle.manifest.input_kind == "float32":
-            from repedge.images import normalise
+            from repedge.photos.images import normalise
 
             pixels, layout = normalise(pixels, pre), "NCHW"
             if self.bundle.manifest.inputs[0].layout == "NHWC":
@@ -79,21 +80,12 @@ class Subject:
         )
 
     def _pixels(self, pre: Preprocess) -> list[np.ndarray]:
-        from repedge import images
+        from repedge.photos import images
 
         golden = sorted((self.bundle.path / "golden").glob("*.png")) if self.bundle else []
         if golden:
             return [images.pixels(images.decode(p), pre) for p in golden[:SAMPLES]]
         return [images.pixels(s.load(), pre) for s in images.spread(images.demo_samples(), SAMPLES)]
-
-
-def files_of(artifact: Path) -> list[Path]:
-    """Every file that the runtime reads, in a fixed order: a package's files, an IR's .bin beside it."""
-    if artifact.is_dir():
-        return sorted(p for p in artifact.rglob("*") if p.is_file())
-    companions = [artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else []
-    companions += [artifact.with_name(artifact.name + ".data")] if artifact.suffix == ".onnx" else []
-    return [p for p in (artifact, *companions) if p.is_file()]
 
 
 def find(what: str | Path, **source_options: Any) -> Subject:
@@ -103,19 +95,25 @@ def find(what: str | Path, **source_options: Any) -> Subject:
         UserError: There is no such thing, or the bundle's hashes are wrong.
     """
     path = Path(what)
-    if path.is_dir() and path.suffix not in BY_SUFFIX:
+    target = targets.of_file(path)
+    if path.is_dir() and target is None:
         return _bundle(path)
-    if path.suffix in BY_SUFFIX:
+    if target is not None:
         if not path.exists():
             raise UserError(f"there is no artifact at {path}")
-        runtime, target = BY_SUFFIX[path.suffix]
-        return Subject(path.name, path, runtime, target)
+        return Subject(path.name, path, _engine(target, path), target.name, files=tuple(target.files(path)))
     if path.exists():
-        known = ", ".join(BY_SUFFIX)
+        known = ", ".join(t.suffix for t in targets.installed() if t.engine is not None)
         raise UserError(f"{path} is no bundle and no artifact ({known}); `repedge compile` makes bundles")
     if "/" in str(what) or "\\" in str(what):
         raise UserError(f"there is nothing at {path}; `repedge compile --out DIR` makes bundles")
     return _model(str(what), source_options)
+
+
+def _engine(target: Target, path: Path) -> Engine:
+    if target.engine is None:
+        raise UserError(f"{path} is for the target {target.name!r}, which no runtime here measures")
+    return target.engine
 
 
 def _bundle(path: Path) -> Subject:
@@ -125,9 +123,11 @@ def _bundle(path: Path) -> Subject:
         )
     bundle = Bundle.open(path)
     m = bundle.manifest
-    if m.target not in BY_TARGET:
-        raise UserError(f"{path} is for the target {m.target!r}, which no runtime here measures")
-    return Subject(path.resolve().name, bundle.artifact, BY_TARGET[m.target], m.target, m.precision, bundle)
+    target = targets.get(m.target)
+    return Subject(
+        path.resolve().name, bundle.artifact, _engine(target, path), m.target, m.precision,
+        tuple(target.files(bundle.artifact)), bundle,
+    )  # fmt: skip
 
 
 def _model(name: str, options: dict[str, Any]) -> Subject:
@@ -136,7 +136,7 @@ def _model(name: str, options: dict[str, Any]) -> Subject:
     if name != "demo" and name not in MODELS and ":" not in name:
         raise UserError(f"{name!r} is no bundle, no artifact file and no model; see `repedge models`")
     args = {"model": None if name == "demo" else name, **options}
-    return Subject(f"{name} (torch eager)", Path("torch"), "torch", "torch", "fp32", factory_args=args)
+    return Subject(f"{name} (torch eager)", Path("torch"), TORCH, "torch", "fp32", factory_args=args)
 
 
 def eager(model: str | None, **options: Any) -> tuple[Any, tuple[int, ...]]:

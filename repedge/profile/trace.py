@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from repedge.pages import write_whole
+from repedge.html import write_whole
 from repedge.profile.result import Profile
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from repedge import __version__
-from repedge.bundle import MANIFEST, Bundle, sha256
+from repedge.bundle.folder import Bundle
+from repedge.bundle.manifest import MANIFEST
+from repedge.hashing import sha256
 from repedge.ship.golden import Golden
 from repedge.ship.names import camel, snake
 from repedge.ship.platforms import Platform
+from repedge.version import __version__
 
 LITERT = "1.4.2"
 """The last LiteRT for Android with both the Interpreter and its GPU delegate; it has 16 KB pages."""

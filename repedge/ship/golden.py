@@ -12,16 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from repedge.bundle import Bundle
-from repedge.config import Precision
+from repedge import targets
+from repedge.bundle.folder import Bundle
 from repedge.errors import UserError
-
-ROUNDING: dict[Precision, float] = {"fp32": 1e-4}
-"""Error that another processor may add, as a share of the largest value of the output.
-
-fp32 differs in the order of sums: the bound of verification. Everything else computes in float16 or in
-8-bit steps on some processor: 2**-8, where verification calls two logits a tie.
-"""
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,12 @@ def tolerance(bundle: Bundle, reference: np.ndarray) -> float:
     """How far an app's output may be from the verified one.
 
     As far as the verified output was from the float model (the manifest's ``max_abs_err``), plus what
-    the precision's arithmetic rounds differently elsewhere (`ROUNDING`), to three digits.
+    the precision's arithmetic rounds differently elsewhere (`repedge.precision.Threshold.elsewhere`), to
+    three digits.
     """
     m = bundle.manifest
     error = m.verification.max_abs_err if m.verification else 0.0
-    share = ROUNDING.get(m.precision, 2**-8)
+    share = targets.get(m.target).threshold(m.precision).elsewhere
     return float(f"{error + share * float(np.abs(reference).max(initial=0)):.3g}")
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repedge import __version__
-from repedge.bundle import MANIFEST, Bundle, artifact_bytes, digest_of, writing
+from repedge.bundle.folder import Bundle, writing
+from repedge.bundle.manifest import MANIFEST, digest_of
 from repedge.errors import UserError
 from repedge.ship import golden, names
 from repedge.ship.context import context
 from repedge.ship.platforms import PLATFORMS, Platform
+from repedge.version import __version__
 
 MARKER = "repedge-package.json"
 """In every package; `ship` with ``force`` replaces only folders that have one."""
@@ -247,6 +248,3 @@ def _marker(values: dict[str, Any], platform: Platform) -> dict[str, Any]:
             for word, v in values["variants"].items()
         ],
     }
-
-
-__all__ = ["MARKER", "Shipped", "artifact_bytes", "check", "platform_of", "render", "ship"]

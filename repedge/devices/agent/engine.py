@@ -62,27 +62,19 @@ class Engine:
         raise AgentError("the hint 'throughput' is for OpenVINO", "user")
 
 
-# runtime -> (module here, class, what it imports (the first found is used), pip package)
-ENGINES = {
-    "tflite": ("tflite", "TFLite", ("ai_edge_litert", "tflite_runtime"), "ai-edge-litert"),
-    "openvino": ("openvino_engine", "OpenVINO", ("openvino",), "openvino"),
-    "onnxruntime": ("ort_engine", "ONNXRuntime", ("onnxruntime",), "onnxruntime"),
-    "coreml": ("coreml", "CoreML", ("coremltools",), "coremltools"),
-    "torch": ("torch_engine", "TorchEager", ("torch",), "torch"),
-}
-
-
 def open_engine(artifact: str, request: dict) -> Engine:
     """Load an artifact; AgentError names the pip package where the runtime is missing."""
-    name = request["runtime"]
-    if name not in ENGINES:
-        raise AgentError(f"the runtime {name!r} is not known here; is the agent older than repedge?", "user")
-    module, cls, needs, package = ENGINES[name]
-    if not any(importlib.util.find_spec(n) for n in needs):
-        raise AgentError(f"no runtime for this artifact is installed there: pip install {package}", "user")
-    if name != "torch" and not os.path.exists(artifact):
+    wanted = request["engine"]
+    needs = wanted["needs"]
+    if needs and not any(importlib.util.find_spec(n) for n in needs):
+        raise AgentError(
+            "no runtime for this artifact is installed there: pip install {}".format(wanted["package"]),
+            "user",
+        )
+    if request["runtime"] != "torch" and not os.path.exists(artifact):
         raise AgentError(f"there is no artifact at {artifact}", "user")
-    return getattr(importlib.import_module("repedge.devices.agent." + module), cls)(artifact, request)
+    module, _, name = wanted["agent"].partition(":")
+    return getattr(importlib.import_module(module), name)(artifact, request)
 
 
 def default_threads(request: dict) -> int:

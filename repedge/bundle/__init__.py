@@ -1,0 +1,1 @@
+"""The bundle: a folder with an artifact, its manifest and what proves it."""

@@ -1,0 +1,152 @@
+"""manifest.json: what a bundle says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from repedge.config import InputKind, Preprocess
+from repedge.errors import UserError
+from repedge.precision import Precision
+
+SCHEMA_VERSION = 1
+
+
+MANIFEST = "manifest.json"
+
+
+REFERENCE = "reference.onnx"
+
+
+GOLDEN = "golden"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Model):
+    """One file of the bundle; ``path`` is relative, with forward slashes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Tensor(_Model):
+    """An input or output of the artifact; see ``repedge.targets.base.TensorSpec``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str = ""
+    kind: str = "tensor"
+
+
+class Verification(_Model):
+    """How the artifact's outputs compare with the float reference on real images."""
+
+    passed: bool
+    n: int
+    max_abs_err: float
+    max_rel_err: float
+    sqnr_db: float
+    agree_top1: float | None
+    kl: float | None = None
+    executor: str
+    images: str
+    failures: tuple[str, ...] = ()
+
+
+class Origin(_Model):
+    """Where the network came from."""
+
+    model: str
+    description: str
+    checkpoint_sha256: str | None = None
+    license: str = ""
+
+
+class Manifest(_Model):
+    """manifest.json."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
+    repedge: str
+    name: str
+    target: str
+    precision: Precision
+    artifact: str
+    input_kind: InputKind
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    preprocess: Preprocess
+    labels: tuple[str, ...] = ()
+    requires: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    options: dict[str, Any] = Field(default_factory=dict)
+    fusion: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    verification: Verification | None = None
+    origin: Origin
+    toolchain: dict[str, str] = Field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Manifest:
+        pre = self.preprocess
+        if not len(pre.mean) == len(pre.std) == pre.channels:
+            raise ValueError(f"preprocess: mean and std are not one number per channel of {pre.color}")
+        floor = self.options.get("min_sqnr", 0.0)
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not math.isfinite(floor):
+            raise ValueError(f"options: min_sqnr is {floor!r}, not a number of decibels")
+        if self.artifact in (MANIFEST, REFERENCE) or self.artifact.split("/")[0] == GOLDEN:
+            raise ValueError(f"artifact: {self.artifact!r} is another part of the bundle")
+        return self
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest as JSON with sorted keys and no blanks, its own ``digest`` left out.
+
+    It finds accidents, such as a flipped byte. It is no signature: whoever means to change a manifest
+    can compute it.
+    """
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not os.path.isfile(file):  # unlike Path.is_file, says no where a name is impossible
+        raise UserError(f"{path} is not a bundle: it has no {MANIFEST}; `repedge compile` makes bundles")
+    try:
+        data = json.loads(file.read_bytes())
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise UserError(
+                f"bundle {path} has schema {version}, newer than this repedge reads; upgrade repedge"
+            )
+        manifest = Manifest.model_validate(data)
+        if manifest.digest != digest_of(data):
+            raise ValueError("it is not what was written: its digest differs")
+        return manifest
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is damaged ({_first_reason(e)}); compile the bundle again") from e
+    except OSError as e:
+        raise UserError(f"{file} can't be read: {e.strerror or e}") from e
+
+
+def _first_reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason

@@ -1,0 +1,1 @@
+"""Which real values an activation's integers stand for."""

@@ -1,0 +1,1 @@
+"""Networks of which some layers stay float."""

@@ -1,0 +1,76 @@
+"""What repedge compile shows: bundles, or the plan of a dry run."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from repedge.cli.tables.console import columns, err, say, share_of, titled
+
+if TYPE_CHECKING:
+    from repedge.api import CompileReport
+    from repedge.compiler.preview import Preview
+
+
+def compiled(result: CompileReport) -> None:
+    """Bundles with their size, how they compare with the model, and how long they took."""
+    say(titled(result.name, result.found))
+    rows = []
+    for b in result.bundles:
+        v = b.verify
+        verdict = "[green]verified[/]" if v.passed else "[red]REJECTED[/]"
+        numbers = (
+            f"{b.size_bytes / 1e6:.2f}",
+            f"{v.sqnr_db:.1f}",
+            f"{v.max_abs_err:.1e}",
+            share_of(v.agree_top1),
+        )
+        rows.append([b.target, b.precision, *numbers, f"{sum(b.seconds.values()):.1f}", verdict])
+    figures = "MB", "SQNR dB", "max error", "top-1 kept", "s"
+    columns(("target", "precision", *figures, ""), rows, right=figures)
+    for b in result.bundles:
+        say(f"  {escape(str(b.path))}")
+    for b in result.bundles:
+        for failure in b.verify.failures:
+            say(f"[red]{b.target} {b.precision}[/]: {escape(failure)}", err)
+    good = [b for b in result.bundles if b.verify.passed]
+    if good:
+        path = escape(shlex.quote(str(good[0].path)))
+        say(f"[dim]next:  repedge verify {path}[/]")
+        say(f"[dim]       repedge eval {path} YOUR_PHOTOS[/]")
+    if len(good) < len(result.bundles):
+        say("rejected bundles are kept aside as *.rejected for a look; they are not to be shipped", err)
+
+
+def planned(p: Preview) -> None:
+    """What a dry run found: bundles, their schemes, the photos, the steps."""
+    say(titled(p.model, p.found))
+    height, width = p.preprocess.size
+    say(f"  input {height}x{width} {p.preprocess.color}, artifacts take {p.input_kind}")
+    rows = []
+    for b in p.builds:
+        rows.append([b.target, b.precision, _scheme(b.scheme), escape(b.executor), escape(str(b.path))])
+    columns(("target", "precision", "integers", "verified in", "bundle"), rows)
+    c = p.calibration
+    if p.recipe is not None and c is not None:
+        of = "" if c["available"] is None else f" of {c['available']}"
+        where = f"{c['kind']} {c['source']} ({c['found']})"
+        say(f"calibration: {c['count']}{of} images, seed {c['seed']}, from {escape(where)}")
+        say(f"recipe {escape(str(p.recipe))}")
+    if p.keep_float:
+        say(f"kept in float: {escape(', '.join(p.keep_float))}")
+    if p.budget is not None:
+        unit = "points" if p.budget["measure"] == "max_drop" else "nats"
+        on = escape(p.budget["data"] or "calibration photos left over")
+        say(f"budget: {p.budget['limit']:g} {unit} on at most {p.budget['count']} of {on}")
+    say("[dim]dry run: nothing was written[/]")
+
+
+def _scheme(scheme: dict[str, Any] | None) -> str:
+    if scheme is None:
+        return "[dim]no calibration[/]"
+    zero = "symmetric" if scheme["symmetric"] else "asymmetric"
+    weights = f"weights int{scheme['weight_bits']}" + (" per channel" if scheme["per_channel"] else "")
+    return f"activations {scheme['activations']} {zero}, {weights}"

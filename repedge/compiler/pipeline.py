@@ -1,0 +1,298 @@
+"""The compile pipeline, top to bottom: graph, reference, fuse, simplify, one bundle per target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from repedge import targets
+from repedge.atomic import scratch
+from repedge.bundle.folder import Draft, writing
+from repedge.bundle.manifest import REFERENCE, Manifest, Origin, Tensor, Verification
+from repedge.compiler.budget import Search, SearchResult
+from repedge.compiler.clock import Clock, Report, silent
+from repedge.compiler.quantization import Calibrated, quantize
+from repedge.compiler.reference import Evidence, gather
+from repedge.compiler.request import BuildRequest, Built, bundle_path, integer_scheme
+from repedge.compiler.toolchain import toolchain
+from repedge.errors import RepedgeError, UnsupportedModel
+from repedge.judge import verification
+from repedge.passes.fusion.certificate import Certificate
+from repedge.precision import Precision
+from repedge.targets.base import Artifact, Job, Target
+from repedge.version import __version__
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from repedge.calib.plan import QuantPlan
+    from repedge.models.source import Source
+    from repedge.scheme import QuantScheme
+
+GOLDEN = 4  # golden images per bundle
+
+
+def compile_source(source: Source, request: BuildRequest, report: Report = silent) -> list[Built]:
+    """Build every bundle of ``request``.
+
+    The network is given up as soon as its graph exists (``source.module`` becomes None), so that its
+    weights are in memory once.
+
+    Raises:
+        UserError: Wrong input, unsupported operators (all of them named), unwritable output.
+        CheckFailed: The graph or the fused graph differs from the model. A bundle that differs is
+            returned as rejected instead, so that the others are still built.
+    """
+    request.check()
+    request.check_destinations(source.name)
+    clock = Clock(report)
+    with scratch() as folder:
+        work = _prepare(source, request, folder / REFERENCE, clock, report)
+        built: list[Built] = []
+        for name, precision in request.builds:
+            final = bundle_path(request.out, source.name, name, precision)
+            with _after(built), writing(final, request.force) as draft:
+                built.append(_Bundling(work, targets.get(name), precision, draft, Clock(report)).build())
+    return built
+
+
+@contextlib.contextmanager
+def _after(built: Sequence[Built]) -> Iterator[None]:
+    """Let an error say which bundles were already written; they stay, as each is whole."""
+    try:
+        yield
+    except RepedgeError as error:
+        if built:
+            error.args = (f"{error}; written before that: {', '.join(str(b.path) for b in built)}",)
+        raise
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all bundles of a run share.
+
+    Attributes:
+        graph: The clean float graph.
+        outputs: Names of its outputs.
+        reference: The unfused graph, an ``.onnx`` file.
+        evidence: What that makes of real images.
+        certificate: Of the fusion.
+        search: For the accuracy budget; None without one.
+        clock: Of the stages that were done once.
+    """
+
+    source: Source
+    request: BuildRequest
+    graph: ir.Model
+    outputs: tuple[str, ...]
+    reference: Path
+    evidence: Evidence
+    certificate: Certificate
+    search: Search | None
+    clock: Clock
+
+
+def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Clock, report: Report) -> _Work:
+    """Export, run the reference, fuse, and look whether the targets can take what comes of it."""
+    from repedge import passes
+
+    with clock.stage("export"):
+        graph = source.graph()
+    outputs = tuple(str(v.name) for v in graph.graph.outputs)
+    with clock.stage("reference"):
+        evidence = gather(source, graph, reference, request.verify.images, request.verify.count)
+    source.module = None
+    with clock.stage("fuse"):
+        certificate = passes.clean(graph, evidence.real, evidence.random)
+    _check_supported(graph, [targets.get(name) for name, _ in request.builds])
+    search = _search(source, graph, request, reference, report)
+    return _Work(source, request, graph, outputs, reference, evidence, certificate, search, clock)
+
+
+def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
+    """Every node that a chosen target has no lowering for, in one error."""
+    lines = []
+    for target in {t.name: t for t in chosen}.values():
+        for u in target.unsupported(graph):
+            where = f" (from {u.source})" if u.source else ""
+            lines.append(f"{target.name}: {u.op} node {u.node!r}{where}: {u.why}")
+    if not lines:
+        return
+    others = [t for t in targets.installed() if t.name not in {c.name for c in chosen}]
+    able = [t.name for t in others if not t.unsupported(graph)]
+    hint = f"; these targets have them all: {', '.join(able)}" if able else ""
+    raise UnsupportedModel(
+        "the model has operators without a lowering: " + "; ".join(dict.fromkeys(lines)) + hint
+    )
+
+
+def _search(
+    source: Source, graph: ir.Model, request: BuildRequest, reference: Path, report: Report
+) -> Search | None:
+    """The search for the accuracy budget, its photos read; names of layers to keep in float are checked."""
+    from repedge.calib.mixed.choose import named
+
+    if request.calibration is None:
+        return None
+    named(graph, request.calibration.keep_float)
+    if request.budget is None:
+        return None
+    search = Search(
+        request.budget, request.calibration, source.preprocess, source.labels, reference, request.input_kind,
+        toolchain(), report,
+    )  # fmt: skip
+    search.exam()
+    return search
+
+
+@dataclass(frozen=True)
+class _Bundling:
+    """One bundle in the making."""
+
+    work: _Work
+    target: Target
+    precision: Precision
+    draft: Draft
+    clock: Clock
+
+    def build(self) -> Built:
+        """Quantize where asked, compile, verify, and publish the bundle or put it aside as rejected."""
+        work, target = self.work, self.target
+        job = self._job()
+        graph, quantization, outcome = work.graph, None, None
+        scheme = integer_scheme(target.name, self.precision)
+        if scheme is not None:
+            graph, quantization, outcome = self._quantized(scheme, job)
+        with self._stage("compile"):
+            artifact = target.compile(graph, job, self.draft.path)
+        with self._stage("verify"):
+            actual = self._run(artifact, job)
+            result = verification.summarize(
+                target, self.precision, verification.compare(actual, work.evidence.real.outputs),
+                work.outputs, source=work.evidence.source, min_sqnr=work.request.verify.min_sqnr,
+            )  # fmt: skip
+        with self._stage("bundle"):
+            size = targets.size_of(target.name, self.draft.path / artifact.main)
+            self._fill(actual)
+            self.draft.seal(self._manifest(artifact, result, quantization))
+            path = self.draft.publish().path if result.passed else self.draft.reject()
+        stages = {name.rsplit(": ")[-1]: s for name, s in self.clock.seconds.items()}
+        return Built(
+            path, target.name, self.precision, size, result, {**work.clock.seconds, **stages}, outcome
+        )
+
+    def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self.clock.stage(f"{self.target.name} {self.precision}: {name}")
+
+    def _job(self) -> Job:
+        source, request = self.work.source, self.work.request
+        return Job(
+            name=source.name,
+            precision=self.precision,
+            preprocess=source.preprocess,
+            input_kind=request.input_kind,
+            labels=source.labels,
+            options=request.options_of(self.target.name, self.precision),
+            **request.about,
+        )
+
+    def _quantized(
+        self, scheme: QuantScheme, job: Job
+    ) -> tuple[ir.Model, dict[str, Any], SearchResult | None]:
+        """The QDQ graph, what the manifest says of it, and what the search for a budget found."""
+        work, search = self.work, self.work.search
+        outcomes: list[SearchResult] = []
+
+        def raise_layers(found: Calibrated) -> tuple[ir.Model, QuantPlan]:
+            assert search is not None
+            with self._stage("search"):
+                raised = search.run(self.target, job, work.outputs, found)
+            outcomes.append(raised.outcome)
+            return raised.model, raised.plan
+
+        with self._stage("calibrate"):
+            graph, quantization = quantize(
+                work.graph, scheme, work.source.preprocess, work.request.input_kind,
+                work.request.calibration, raise_layers=raise_layers if search else None,
+            )  # fmt: skip
+        outcome = outcomes[0] if outcomes else None
+        quantization["budget"] = None if outcome is None else outcome.as_json()
+        return graph, quantization, outcome
+
+    def _run(self, artifact: Artifact, job: Job) -> list[np.ndarray]:
+        """What the artifact makes of the real images."""
+        evidence = self.work.evidence
+        runner = self.target.open(self.draft.path / artifact.main, job, self.work.outputs)
+        try:
+            return runner.run(evidence.pixels if job.input_kind == "uint8" else evidence.real.inputs)
+        finally:
+            runner.close()
+
+    def _fill(self, actual: Sequence[np.ndarray]) -> None:
+        """Golden vectors and the float reference, beside the artifact."""
+        _golden(self.draft.path, self.work.evidence, self.work.outputs, actual)
+        if self.work.request.reference:
+            _link(self.work.reference, self.draft.path / REFERENCE)
+
+    def _manifest(
+        self, artifact: Artifact, result: Verification, quantization: dict[str, Any] | None
+    ) -> Manifest:
+        source, request = self.work.source, self.work.request
+        options = request.options_of(self.target.name, self.precision)
+        if request.verify.min_sqnr is not None:
+            options["min_sqnr"] = request.verify.min_sqnr
+        warned = () if quantization is None else tuple(quantization["calibration"]["warnings"])
+        return Manifest(
+            repedge=__version__,
+            name=source.name,
+            target=self.target.name,
+            precision=self.precision,
+            artifact=artifact.main.as_posix(),
+            input_kind=request.input_kind,
+            inputs=tuple(Tensor(**vars(t)) for t in artifact.inputs),
+            outputs=tuple(Tensor(**vars(t)) for t in artifact.outputs),
+            preprocess=source.preprocess,
+            labels=source.labels,
+            requires=dict(artifact.requires),
+            notes=artifact.notes + warned,
+            options=options,
+            fusion=self.work.certificate.model_dump(mode="json"),
+            quantization=quantization,
+            verification=result,
+            origin=Origin(
+                model=source.kind,
+                description=source.description,
+                checkpoint_sha256=source.checkpoint_sha256,
+                license=source.license,
+            ),
+            toolchain=toolchain(),
+            command=request.command,
+        )
+
+
+def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Sequence[np.ndarray]) -> None:
+    """A few image files with the pixels they become and the outputs they give, here and in the reference."""
+    golden = folder / "golden"
+    golden.mkdir()
+    for i, (_, image) in enumerate(evidence.samples[:GOLDEN]):
+        image.save(golden / f"{i}.png", optimize=False)
+    arrays = {"pixels": evidence.pixels[:GOLDEN]}
+    for name, mine, reference in zip(outputs, actual, evidence.real.outputs, strict=True):
+        arrays[f"output:{name}"] = mine[:GOLDEN]
+        arrays[f"reference:{name}"] = reference[:GOLDEN]
+    np.savez(golden / "golden.npz", **arrays)  # type: ignore[arg-type]
+
+
+def _link(source: Path, destination: Path) -> None:
+    """A hard link where the file system allows one (several bundles share a reference), else a copy."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)

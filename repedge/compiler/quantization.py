@@ -1,0 +1,128 @@
+"""Integer precisions in the pipeline: calibrate on the user's photos, then hand a target its QDQ graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from repedge.config import InputKind, Preprocess
+from repedge.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from repedge.calib.plan import QuantPlan
+    from repedge.photos.choice import CalibrationImages
+    from repedge.photos.feed import Feed
+    from repedge.scheme import QuantScheme
+
+
+@dataclass
+class Calibration:
+    """What to calibrate on. The images are read once, for all targets.
+
+    Attributes:
+        source: Photos like those that the app will see (labels are not needed): a folder, a .zip, a
+            .npz, or from Python an array or an iterable; see `repedge.photos.sources.open_source`.
+        count: How many of them.
+        recipe: fast, default, best, or a .json file.
+        seed: Of the choice.
+        keep_float: Names or patterns of layers that stay float; see `repedge.calib.mixed.choose.named`.
+    """
+
+    source: Any
+    count: int = 64
+    recipe: str = "default"
+    seed: int = 0
+    keep_float: tuple[str, ...] = ()
+    _loaded: dict[str, CalibrationImages] = field(default_factory=dict, init=False, repr=False)
+
+    def check(self) -> None:
+        """Find what is wrong with the options before any work.
+
+        Raises:
+            UserError: An impossible count or seed, or an unknown recipe.
+        """
+        from repedge.calib.recipe import find_recipe
+        from repedge.photos.choice import check_count
+
+        check_count(self.count, self.seed)
+        find_recipe(self.recipe)
+
+    def images(self, pre: Preprocess) -> CalibrationImages:
+        """The chosen images, decoded and preprocessed at the first call.
+
+        Raises:
+            UserError: See `repedge.photos.choice.load`.
+        """
+        from repedge.photos.choice import load
+
+        key = pre.model_dump_json()
+        if key not in self._loaded:
+            self._loaded[key] = load(self.source, pre, count=self.count, seed=self.seed)
+        return self._loaded[key]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration, before it becomes a QDQ graph.
+
+    Attributes:
+        graph: The float graph that was calibrated.
+        model, plan: What `repedge.calib.recipe.calibrate` made of it.
+        feed: The images that it was calibrated on.
+    """
+
+    graph: ir.Model
+    model: ir.Model
+    plan: QuantPlan
+    feed: Feed
+
+
+def quantize(
+    graph: ir.Model,
+    scheme: QuantScheme,
+    pre: Preprocess,
+    kind: InputKind,
+    calibration: Calibration | None,
+    report: Callable[[str], None] = lambda step: None,
+    raise_layers: Callable[[Calibrated], tuple[ir.Model, QuantPlan]] | None = None,
+) -> tuple[ir.Model, dict[str, Any]]:
+    """Calibrate a clean float graph and return its QDQ graph and a summary for the manifest.
+
+    Args:
+        graph: The clean graph; not changed.
+        scheme: What the target's integers demand.
+        pre: The model's preprocessing; folded in before calibrating for artifacts that take pixels.
+        kind: What the artifact takes.
+        calibration: The photos.
+        raise_layers: Gives the calibration with layers raised to float; see `repedge.compiler.budget`.
+
+    Raises:
+        UserError: No photos, unusable ones, a layer to keep in float that the graph does not have, or a
+            graph with nothing to quantize.
+    """
+    from repedge.calib.mixed.choose import chosen_float
+    from repedge.calib.qdq import to_qdq
+    from repedge.calib.recipe import calibrate
+    from repedge.passes.preprocess import fold_preprocess
+
+    if calibration is None:
+        raise UserError("8-bit activations need photos to calibrate on: pass --calib FOLDER")
+    pixels = kind == "uint8"
+    model = fold_preprocess(graph, pre, border=scheme.exact_pixels) if pixels else graph
+    chosen = calibration.images(pre)
+    feed = chosen.feed(pixels)
+    floats = chosen_float(model, scheme, calibration.keep_float)
+    quantized, plan = calibrate(model, feed, scheme, calibration.recipe, float_nodes=floats, progress=report)
+    if raise_layers is not None:
+        quantized, plan = raise_layers(Calibrated(model, quantized, plan, feed))
+    summary = {
+        "scheme": scheme.name,
+        "recipe": plan.recipe,
+        "images": len(chosen),
+        "float_nodes": dict(plan.float_nodes),
+        "calibration": chosen.record.as_json(),
+    }
+    return to_qdq(quantized, plan), summary

@@ -1,0 +1,97 @@
+"""What artifacts are held against: the unfused float graph, run on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from repedge.errors import CheckFailed
+from repedge.judge import verification
+from repedge.photos import images
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from repedge.models.source import Source
+
+
+@dataclass(frozen=True)
+class Outcome:  # a repedge.passes.fusion.certificate.Outcome
+    """Network inputs float32 [n, C, H, W] and what the unfused float graph makes of them."""
+
+    inputs: np.ndarray
+    outputs: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What artifacts and the fused graph are held against.
+
+    Attributes:
+        samples: Real images as (name, image).
+        source: A phrase for where they came from.
+        pixels: The same as uint8 [n, H, W, C].
+        real, random: The unfused graph on them, and on normal noise.
+    """
+
+    samples: list[tuple[str, Image.Image]]
+    source: str
+    pixels: np.ndarray
+    real: Outcome
+    random: Outcome
+
+
+def gather(source: Source, graph: ir.Model, reference: Path, folder: Path | None, count: int) -> Evidence:
+    """Save the unfused graph, run it on real images, and hold it against the torch module.
+
+    Args:
+        reference: The file to save it to.
+        folder, count: Photos; see `repedge.judge.verification.verification_samples`.
+
+    Raises:
+        UserError: The model does not run.
+        CheckFailed: The model gives NaN or infinite outputs, or the graph differs from the module.
+    """
+    from repedge.graph.load import save_onnx
+    from repedge.graph.run import Session, as_brought
+
+    save_onnx(graph, reference)
+    samples, phrase = verification.verification_samples(source.preprocess, folder, count, source.labels)
+    pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
+    inputs = images.normalise(pixels, source.preprocess)
+    with as_brought(source.name):
+        session = Session(reference)
+        outputs = session.run(inputs)
+        session.require_batches(outputs, len(inputs))
+    if not all(np.isfinite(o).all() for o in outputs):
+        raise CheckFailed(
+            "the model itself gives NaN or infinite outputs on real images; nothing was compiled"
+        )
+    if source.module is not None:
+        _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
+    noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
+    return Evidence(samples, phrase, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
+
+
+def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
+    """The graph against the torch module itself, so that no later check rests on the export alone."""
+    import torch
+
+    from repedge.graph.export import single_thread
+
+    singles = torch.from_numpy(inputs).split(1)  # one by one, as it was exported
+    with single_thread(), torch.inference_mode():
+        rows = [torch.utils._pytree.tree_leaves(module.eval()(image)) for image in singles]
+    for ours, *theirs in zip(outputs, *rows, strict=True):
+        expected = torch.cat(theirs).float().numpy()
+        worst = float(np.abs(ours - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
+        if not worst < 1e-4:
+            raise CheckFailed(
+                f"the exported graph differs from the torch model by {worst:.1e} of its largest output; "
+                "does its forward draw random numbers or keep a state?"
+            )

@@ -1,0 +1,1 @@
+"""iPhones on the cable of a Mac."""

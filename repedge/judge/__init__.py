@@ -1,0 +1,1 @@
+"""Is an artifact right? Verification, evaluation, comparison."""

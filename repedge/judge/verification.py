@@ -1,0 +1,181 @@
+"""Is the artifact the model it came from? Run both on real images and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from repedge.bundle.folder import Bundle
+from repedge.bundle.manifest import Verification
+from repedge.config import Preprocess
+from repedge.errors import CheckFailed, UserError
+from repedge.photos import images
+from repedge.precision import Precision, Threshold
+from repedge.tasks.comparison import Comparison
+
+if TYPE_CHECKING:
+    from repedge.targets.base import Job, Runner, Target
+
+
+def judge(
+    limit: Threshold,
+    precision: Precision,
+    comparisons: Sequence[Comparison],
+    names: Sequence[str],
+    min_sqnr: float | None = None,
+) -> list[str]:
+    """Sentences for every threshold that was missed; empty when all hold."""
+    floor = limit.min_sqnr_db if min_sqnr is None else min_sqnr
+    failures = []
+    for name, c in zip(names, comparisons, strict=True):
+        if not c.finite:
+            failures.append(f"output {name!r} has NaN or infinite values")
+            continue
+        if c.sqnr_db < floor:
+            failures.append(f"output {name!r}: SQNR {c.sqnr_db:.1f} dB is under {floor:g} dB for {precision}")
+        if limit.max_rel_err is not None and c.max_rel_err > limit.max_rel_err:
+            failures.append(
+                f"output {name!r}: relative error {c.max_rel_err:.1e} is over {limit.max_rel_err:g}"
+            )
+        flips = [margin for margin in c.flips if margin > limit.tie * c.max_abs_ref]
+        if limit.same_decisions and flips:
+            failures.append(f"output {name!r}: top-1 differs on {len(flips)} of {c.n} images")
+    return failures
+
+
+def compare(actual: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> list[Comparison]:
+    """Compare each output with the reference's; arrays have leading axis n.
+
+    Raises:
+        CheckFailed: The artifact has other outputs than the reference.
+    """
+    if [a.shape for a in actual] != [r.shape for r in reference]:
+        shapes = [a.shape for a in actual], [r.shape for r in reference]
+        raise CheckFailed(f"the artifact's outputs have shapes {shapes[0]}, the reference's {shapes[1]}")
+    comparisons = []
+    for ref, act in zip(reference, actual, strict=True):
+        c = Comparison()
+        c.update(ref, act)
+        comparisons.append(c)
+    return comparisons
+
+
+def summarize(
+    target: Target, precision: Precision, comparisons: Sequence[Comparison], names: Sequence[str], *, source: str, min_sqnr: float | None = None,
+) -> Verification:  # fmt: skip
+    """One `Verification` over all outputs: the worst of each figure."""
+    failures = judge(target.threshold(precision), precision, comparisons, names, min_sqnr)
+    agreements = [c.agree_top1 for c in comparisons if c.agree_top1 is not None]
+    divergences = [c.kl for c in comparisons if c.kl is not None]
+    return Verification(
+        passed=not failures,
+        n=comparisons[0].n,
+        max_abs_err=max(c.max_abs_err for c in comparisons),
+        max_rel_err=max(c.max_rel_err for c in comparisons),
+        sqnr_db=max(-999.0, min(c.sqnr_db for c in comparisons)),
+        agree_top1=min(agreements) if agreements else None,
+        kl=max(divergences) if divergences else None,
+        executor=target.executor,
+        images=source,
+        failures=tuple(failures),
+    )
+
+
+def job_of(bundle: Bundle) -> Job:
+    """The job that a bundle was compiled with."""
+    from repedge.targets.base import Job
+
+    m = bundle.manifest
+    return Job(
+        name=m.name,
+        precision=m.precision,
+        preprocess=m.preprocess,
+        input_kind=m.input_kind,
+        labels=m.labels,
+        options=m.options,
+    )
+
+
+def open_bundle(bundle: Bundle, threads: int | None = None) -> tuple[Target, Runner]:
+    """The bundle's target and its artifact in the target's executor."""
+    from repedge import targets
+
+    target = targets.get(bundle.manifest.target)
+    missing = target.missing_modules()
+    if missing:
+        raise UserError(
+            f"running a {target.name} artifact here needs {', '.join(missing)}: pip install repedge"
+        )
+    if bundle.manifest.precision not in target.precisions:
+        raise UserError(
+            f"bundle {bundle.path} is in {bundle.manifest.precision!r}, which {target.name} does not offer"
+        )
+    names = [t.name for t in bundle.manifest.outputs]
+    if not names or not bundle.manifest.inputs:
+        raise UserError(f"bundle {bundle.path} says nothing of its inputs and outputs; compile it again")
+    return target, target.open(bundle.artifact, job_of(bundle), names, threads)
+
+
+def verify_bundle(path: Path | str, folder: Path | None = None, count: int = 16) -> Verification:
+    """Repeat a bundle's verification from the bundle alone (or on images of your own).
+
+    Without ``folder`` the golden inputs in the bundle and the bundled demo photos are used.
+
+    Raises:
+        UserError: The bundle is damaged or has no float reference.
+    """
+    from repedge.graph.run import Session
+
+    check_count(count)
+    bundle = Bundle.open(path)
+    m = bundle.manifest
+    if bundle.reference is None:
+        raise UserError(f"{path} was made with --no-reference: there is nothing to compare it with")
+    samples, source = verification_samples(m.preprocess, folder, count, m.labels)
+    pixels = np.stack([images.pixels(image, m.preprocess) for _, image in samples])
+    inputs = images.normalise(pixels, m.preprocess)
+    reference = Session(bundle.reference).run(inputs)
+    target, runner = open_bundle(bundle)
+    comparisons = compare(runner.run(pixels if m.input_kind == "uint8" else inputs), reference)
+    minimum = m.options.get("min_sqnr")
+    return summarize(
+        target, m.precision, comparisons, [t.name for t in m.outputs], source=source, min_sqnr=minimum
+    )
+
+
+def check_count(count: int) -> None:
+    """Refuse to compare on no images.
+
+    Raises:
+        UserError: The count is below 1.
+    """
+    if not hasattr(count, "__index__"):
+        raise UserError(f"a count is a whole number of images, not {count!r}")
+    if count < 1:
+        raise UserError("verification needs at least one image; pass a count of 1 or more")
+
+
+def verification_samples(
+    pre: Preprocess, folder: Path | None, count: int, labels: Sequence[str] = ()
+) -> tuple[list[tuple[str, Image.Image]], str]:
+    """``count`` real images as (name, image), and a phrase for where they came from.
+
+    Photos much larger than the network's input are halved until they are not: they become golden
+    inputs in the bundle, which must stay small.
+    """
+    if folder is None:
+        chosen, source = images.spread(images.demo_samples(), count), "bundled CIFAR-10 test photos"
+    else:
+        chosen, source = images.spread(images.folder_samples(folder, labels), count), folder.name
+    limit = 2 * max(*pre.size, pre.resize or 0)
+    loaded = []
+    for sample in chosen:
+        image = sample.load()
+        while min(image.size) > limit:
+            image = image.reduce(2)
+        loaded.append((sample.name, image))
+    return loaded, source

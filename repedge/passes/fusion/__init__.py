@@ -1,0 +1,1 @@
+"""Fusing as algebra: linear maps found on the graph, and merged where that is exact."""

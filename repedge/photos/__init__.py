@@ -1,0 +1,1 @@
+"""Photos from any source: read, chosen, decoded, brought to a network's input."""

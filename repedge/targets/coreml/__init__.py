@@ -1,0 +1,1 @@
+"""Core ML: all that repedge knows of it."""

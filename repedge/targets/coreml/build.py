@@ -1,0 +1,123 @@
+"""From a clean graph to a MIL program, written directly in the precision it computes in.
+
+coremltools would build the program in float32 and cast it with a pass; writing float16 constants and
+ops at once gives the same program without that pass: one cast behind the input, one before each output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.errors import UserError
+from repedge.graph.values import shape_of
+from repedge.targets import qdq
+from repedge.targets.coreml.lowerer import Lowerer, identifier
+from repedge.targets.coreml.ops import LOWERINGS
+from repedge.targets.coreml.rounding import first_weights
+
+PROBABILITIES = "classLabel_probabilities"
+"""The tensor that coremltools turns into the outputs ``classLabel`` and ``classLabel_probs``."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A MIL program and its signature.
+
+    Attributes:
+        program: ``coremltools.converters.mil.Program`` with one function, ``main``.
+        input: Name of the input, float32 [1, C, H, W].
+        outputs: Names of the float32 outputs in the order of the graph's.
+        classifier: Whether `PROBABILITIES` is the program's last output.
+    """
+
+    program: Any
+    input: str
+    outputs: tuple[str, ...]
+    classifier: bool
+
+
+def build(model: ir.Model, dtype: Any, opset: Any, classes: int = 0) -> Built:
+    """Lower a clean graph whose nodes all have a lowering.
+
+    Args:
+        model: A clean graph with one input [1, C, H, W].
+        dtype: ``np.float16`` or ``np.float32``: constants and computation. Input and outputs are float32.
+        opset: A ``coremltools.target`` member.
+        classes: Add class probabilities over the first output [1, classes]; 0 for none.
+    """
+    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import Function, Program, types
+
+    graph = model.graph
+    if len(graph.inputs) != 1:
+        raise UserError(f"the graph has {len(graph.inputs)} inputs; an artifact takes exactly one")
+    mb.name_count.clear()  # a counter of the class: without this, names depend on earlier conversions
+    source = graph.inputs[0]
+    input_name = identifier(str(source.name))
+    outputs = tuple(identifier(str(v.name)) for v in graph.outputs)
+    _check_signature(input_name, outputs, bool(classes))
+
+    placeholder = mb.placeholder(shape=shape_of(source), dtype=types.fp32)
+    import coremltools
+
+    blockwise = opset >= coremltools.target.iOS18
+    c = Lowerer(mb, dtype, (input_name, *outputs, PROBABILITIES), first_weights(graph), blockwise)
+    with Function({input_name: placeholder}, opset_version=opset) as function:
+        x = function.inputs[input_name]
+        if c.dtype == np.float16:
+            x = mb.cast(x=x, dtype="fp16", name=c.unique(f"{input_name}_fp16"))
+        c.bind(source, x)
+        for node in graph:
+            if qdq.weight(node.outputs[0]) is None:  # those are made where they are read
+                _lower(c, node)
+        results = [_output(c, v, name) for v, name in zip(graph.outputs, outputs, strict=True)]
+        if classes:
+            results.append(_probabilities(mb, graph.outputs[0], results[0]))
+        function.set_outputs(results)
+    program = Program()
+    program.add_function("main", function)
+    return Built(program, input_name, outputs, bool(classes))
+
+
+def _check_signature(input_name: str, outputs: Sequence[str], classifier: bool) -> None:
+    names = [input_name, *outputs, *(("classLabel", "classLabel_probs") if classifier else ())]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UserError(
+            f"two inputs or outputs would both be called {twice[0]!r} in Core ML; rename one in the graph"
+        )
+
+
+def _lower(c: Lowerer, node: ir.Node) -> None:
+    result = LOWERINGS[node.op_type].emit(c, node)
+    produced = tuple(result) if isinstance(result, list | tuple) else (result,)
+    for value, var in zip(node.outputs, produced, strict=True):
+        if tuple(var.shape) != shape_of(value):
+            raise UserError(
+                f"{node.op_type} node {node.name!r} became shape {tuple(var.shape)} in MIL instead of "
+                f"{shape_of(value)}; please report this graph"
+            )
+        c.bind(value, var)
+
+
+def _output(c: Lowerer, value: ir.Value, name: str) -> Any:
+    """The value as a float32 output of exactly this name."""
+    var = c._vars.get(value)
+    if var is None:
+        raise UserError(f"output {value.name!r} is a constant; a Core ML model has to compute its outputs")
+    if c.dtype == np.float16:
+        return c.mb.cast(x=var, dtype="fp32", name=name)
+    return c.mb.identity(x=var, name=name)
+
+
+def _probabilities(mb: Any, output: ir.Value, logits: Any) -> Any:
+    """softmax(logits) in float32, unless the graph ends in a softmax already."""
+    producer = output.producer()
+    if producer is not None and producer.op_type == "Softmax":
+        return mb.identity(x=logits, name=PROBABILITIES)
+    return mb.softmax(x=logits, axis=-1, name=PROBABILITIES)

@@ -1,0 +1,1 @@
+"""Saved Core ML programs, read back and run without Core ML."""

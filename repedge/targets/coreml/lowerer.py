@@ -1,0 +1,133 @@
+"""What the lowerings of Core ML work with: variables, names, constants of a program being built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from repedge.errors import UserError
+from repedge.graph.values import const
+from repedge.targets import qdq
+from repedge.targets.coreml.rounding import round_keeping_sums
+
+FLOAT16_MAX = 65504.0
+
+
+def identifier(name: str) -> str:
+    """A name that MIL and Swift accept: letters, digits and underscores, no digit in front.
+
+    >>> identifier("stage1/0.conv")
+    'stage1_0_conv'
+    """
+    clean = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return clean if re.match(r"[A-Za-z_]", clean) else f"_{clean}"
+
+
+class Lowerer:
+    """What a lowering sees: the builder, the values lowered so far, constants in the right precision."""
+
+    def __init__(
+        self,
+        mb: Any,
+        dtype: Any,
+        reserved: Sequence[str] = (),
+        first_weights: Collection[ir.Value] = (),
+        blockwise: bool = False,
+    ) -> None:
+        self.mb = mb
+        self.dtype = np.dtype(dtype)
+        self._first_weights = first_weights
+        self._blockwise = blockwise
+        self._vars: dict[ir.Value, Any] = {}
+        self._names: set[str] = set(reserved)
+
+    def unique(self, name: str) -> str:
+        """``name`` as an identifier that no other op or constant has."""
+        stem = candidate = identifier(name)
+        n = 0
+        while candidate in self._names:
+            n += 1
+            candidate = f"{stem}_{n}"
+        self._names.add(candidate)
+        return candidate
+
+    def name(self, node: ir.Node) -> str:
+        """A fresh op name after the node's first output."""
+        return self.unique(str(node.outputs[0].name))
+
+    def bind(self, value: ir.Value, var: Any) -> None:
+        self._vars[value] = var
+
+    def var(self, node: ir.Node, i: int) -> Any:
+        """MIL variable of the node's i-th input; a constant is written on its first use."""
+        value = node.inputs[i]
+        if value is None:
+            raise UserError(f"{node.op_type} node {node.name!r} lacks its input {i}")
+        integers = qdq.weight(value)
+        if value not in self._vars and integers is not None:
+            self._vars[value] = self.quantized(integers, str(value.name))
+        if value not in self._vars:
+            array = const(value)
+            if array is None:
+                raise UserError(
+                    f"{node.op_type} node {node.name!r} reads {value.name!r}, which nothing computes"
+                )
+            if value in self._first_weights and self.dtype == np.float16:
+                self.cast(array, str(value.name))  # for its check
+                array = round_keeping_sums(array)
+            self._vars[value] = self.weight(array, str(value.name))
+        return self._vars[value]
+
+    def weight(self, array: np.ndarray, name: str) -> Any:
+        """A constant in the program's precision, called after the initializer ``name``.
+
+        Raises:
+            UserError: A value does not fit into float16.
+        """
+        return self.mb.const(val=self.cast(array, name), name=self.unique(name))
+
+    def quantized(self, weight: qdq.Quantized, name: str) -> Any:
+        """An int8 constant that Core ML widens: by iOS 18's operator if that may be used, else iOS 16's.
+
+        Raises:
+            UserError: A scale does not fit into float16.
+        """
+        if self.dtype == np.float16:
+            self.cast(weight.scale, name)
+            weight = weight.half()
+        name = self.unique(name)
+        if self._blockwise:  # the scale has the rank of the weight
+            scale = (
+                np.broadcast_to(weight.along(), [1] * weight.values.ndim)
+                if weight.axis is None
+                else weight.along()
+            )
+            return self.mb.constexpr_blockwise_shift_scale(
+                data=weight.values, scale=scale.astype(self.dtype), name=name
+            )
+        return self.mb.constexpr_affine_dequantize(
+            quantized_data=weight.values,
+            zero_point=np.int8(0),
+            scale=weight.scale.astype(self.dtype),
+            axis=np.int32(weight.axis or 0),
+            name=name,
+        )
+
+    def cast(self, array: np.ndarray, name: str) -> np.ndarray:
+        """``array`` in the program's precision; ``name`` is for the error of `weight`."""
+        if self.dtype == np.float16 and array.size:
+            largest = max(float(array.max()), -float(array.min()))
+            if largest > FLOAT16_MAX and np.isfinite(largest):
+                raise UserError(
+                    f"tensor {name!r} holds {largest:.6g}, too much for float16; compile with fp32 precision"
+                )
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def scalar(self, value: float) -> Any:
+        """A scalar attribute in the program's precision, clamped to its finite range."""
+        limit = float(np.finfo(self.dtype).max)
+        return self.dtype.type(min(max(value, -limit), limit))

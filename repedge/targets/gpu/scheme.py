@@ -1,0 +1,15 @@
+"""TensorRT's integers: explicit quantization."""
+
+from __future__ import annotations
+
+from repedge.scheme import LAYERS, MOVES, POOLS, QuantScheme
+
+TENSORRT_W8A8 = QuantScheme(
+    name="tensorrt-w8a8",
+    symmetric=True,
+    integer_ops=LAYERS | MOVES | POOLS | {"Add"},
+    fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
+    bias="float32",
+    weights_alone=False,
+)
+"""TensorRT, explicit Q/DQ: signed symmetric int8, float32 biases."""

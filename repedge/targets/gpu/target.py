@@ -1,0 +1,284 @@
+"""ONNX for GPU servers: dynamic batch, one float type throughout, inside a Triton model repository.
+
+The file is strictly typed, as TensorRT 10 (``--stronglyTyped``) and 11 want it: in ``fp16`` every weight
+and activation is float16, with a Cast after the input and one before each output, and outputs are
+float32. ``w8a8`` is the same around explicit QuantizeLinear and DequantizeLinear nodes: int8, zero point
+0, float16 scales. TensorRT and ONNX Runtime take it as it is. Operator limits: TensorRT's ONNX parser,
+``docs/operators.md`` of onnx/onnx-tensorrt (10.x); quantization: TensorRT's "Explicit Quantization".
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from repedge.precision import Precision
+from repedge.errors import UnsupportedModel
+from repedge.graph.attrs import attr
+from repedge.graph.values import const, shape_of
+from repedge.version import __version__
+from repedge.targets import qdq
+from repedge.targets.gpu import triton
+from repedge.scheme import QuantScheme
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.options import whole
+from repedge.targets.base import Engine, Option, Artifact, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.gpu.file import external_files, save
+from repedge.targets.gpu.runner import ONNXRuntimeRunner
+from repedge.targets.gpu.types import enter, scale_resizes, to_float16
+
+Refusal = Callable[[ir.Node], str | None]
+
+
+def anything(node: ir.Node) -> str | None:
+    return None
+
+
+def constant(*indices: int) -> Refusal:
+    """Refuses a node unless these inputs, where given, are constants."""
+
+    def refuse(node: ir.Node) -> str | None:
+        for i in indices:
+            value = node.inputs[i] if i < len(node.inputs) else None
+            if value is not None and const(value) is None and qdq.weight(value) is None:
+                return f"its input {i} ({value.name!r}) is not a constant"
+        return None
+
+    return refuse
+
+
+def pooling(node: ir.Node) -> str | None:
+    if any(d != 1 for d in attr(node, "dilations", ())):
+        return "TensorRT has no dilated pooling"
+    return "TensorRT has no pooling with indices" if len(node.outputs) > 1 else None
+
+
+RESIZE = {
+    "mode": ("nearest", "linear"),
+    "coordinate_transformation_mode": (
+        "half_pixel",
+        "pytorch_half_pixel",
+        "tf_half_pixel_for_nn",
+        "asymmetric",
+        "align_corners",
+    ),
+    "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
+    "keep_aspect_ratio_policy": ("stretch",),
+    "antialias": (0,),
+    "exclude_outside": (0,),
+}
+"""Attribute values that TensorRT's Resize takes, the ONNX default among them."""
+
+
+def resize(node: ir.Node) -> str | None:
+    for name, values in RESIZE.items():
+        value = attr(node, name, values[0])
+        if value not in values:
+            return f"TensorRT has no Resize with {name} {value!r}"
+    return constant(1, 2, 3)(node)
+
+
+def symmetric(refuse: Refusal) -> Refusal:
+    """Refuses, beside what ``refuse`` does, activations that are not int8 around 0."""
+
+    def check(node: ir.Node) -> str | None:
+        why = refuse(node)
+        if why is not None or const(node.inputs[0]) is not None:
+            return why
+        p = qdq.params(node)
+        if (p.dtype, p.zero_point) != ("int8", 0):
+            return f"TensorRT has int8 with zero point 0 only, and this is {p.dtype} with {p.zero_point}"
+        return None
+
+    return check
+
+
+def inference_only(node: ir.Node) -> str | None:
+    return "it is in training mode" if attr(node, "training_mode", 0) else None
+
+
+TABLE: dict[str, Refusal] = {
+    # convolutions and products
+    "Conv": constant(1, 2),
+    "ConvTranspose": constant(1, 2),
+    "Gemm": anything,
+    "MatMul": anything,
+    "BatchNormalization": inference_only,
+    # activations
+    "Relu": anything,
+    "Clip": constant(1, 2),
+    "LeakyRelu": anything,
+    "PRelu": anything,
+    "Elu": anything,
+    "Gelu": anything,
+    "Sigmoid": anything,
+    "HardSigmoid": anything,
+    "HardSwish": anything,
+    "Tanh": anything,
+    "Softmax": anything,
+    # arithmetic
+    "Add": anything,
+    "Sub": anything,
+    "Mul": anything,
+    "Div": anything,
+    "Pow": anything,
+    "Max": anything,
+    "Min": anything,
+    "Exp": anything,
+    "Sqrt": anything,
+    # pooling and reductions
+    "MaxPool": pooling,
+    "AveragePool": pooling,
+    "GlobalAveragePool": anything,
+    "GlobalMaxPool": anything,
+    "ReduceMean": constant(1),
+    "ReduceSum": constant(1),
+    # layout and shape
+    "Concat": anything,
+    "Split": constant(1),
+    "Slice": constant(1, 2, 3, 4),
+    "Reshape": constant(1),
+    "Flatten": anything,
+    "Transpose": anything,
+    "Pad": constant(1, 2, 3),
+    "Resize": resize,
+    "DepthToSpace": anything,
+    "SpaceToDepth": anything,
+    # quantization
+    "QuantizeLinear": symmetric(qdq.refuse_quantize),
+    "DequantizeLinear": symmetric(qdq.refuse_dequantize),
+}
+"""ONNX operators that go through as they are, each with what TensorRT refuses of it."""
+
+
+class GPU(Target):
+    """Strictly typed ONNX with dynamic batch, in a Triton model repository."""
+
+    name: ClassVar[str] = "gpu"
+    title: ClassVar[str] = "ONNX for TensorRT, ONNX Runtime and Triton on GPU servers"
+    suffix: ClassVar[str] = ".onnx"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32", "w8a8")
+    schemes: ClassVar[Mapping[Precision, QuantScheme]] = {"w8a8": TENSORRT_W8A8}
+    options: ClassVar[Mapping[str, Option]] = {
+        "max_batch_size": Option("the largest batch that Triton forms (default 32)", whole(1)),
+    }
+    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    executor: ClassVar[str] = "ONNX Runtime"
+    engine: ClassVar[Engine | None] = Engine(
+        runtime="onnxruntime",
+        agent="repedge.targets.gpu.agent:ONNXRuntime",
+        needs=("onnxruntime",),
+        package="onnxruntime",
+    )
+
+    def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
+        """Every node that isn't in ``TABLE``, or that its entry refuses."""
+        return [
+            Unsupported(node.op_type, node.name or "", why, node.metadata_props.get("source", ""))
+            for node in qdq.prepare(model).graph
+            if (why := _refusal(node))
+        ]
+
+    def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
+        """Write ``model_repository/NAME/`` with ``1/model.onnx`` as the artifact's main file.
+
+        For ``w8a8`` the graph is a QDQ graph; what has no QuantizeLinear around it runs in float16.
+
+        ``job.options``: ``max_batch_size``, the largest batch that Triton forms (default 32).
+
+        Raises:
+            UnsupportedModel: The graph has nodes that can't go through; all are named.
+            UserError: A weight doesn't fit into float16, or all of them into one file; ``w8a8`` of a
+                graph that nobody quantized.
+            CheckFailed: onnx.checker refuses the file.
+        """
+        from repedge.passes.batch import dynamic_batch
+
+        self.check(job)
+        qdq.check_precision(model, job.precision)
+        if job.input_kind == "uint8":
+            from repedge.passes.preprocess import fold_preprocess
+
+            model = fold_preprocess(model, job.preprocess)
+        model = qdq.prepare(model)
+        refused = self.unsupported(model)
+        if refused:
+            listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
+            raise UnsupportedModel(f"{self.name} can't take this model: {listed}")
+        inputs, outputs = (_input_spec(model, job),), tuple(map(_output_spec, model.graph.outputs))
+        served = triton.Served(
+            triton.model_name(job.name),
+            inputs,
+            outputs,
+            job.labels,
+            job.options.get("max_batch_size", 32),
+            job.precision != "fp32",
+        )
+        model = dynamic_batch(model)
+        scale_resizes(model.graph)
+        notes = to_float16(model.graph) if served.half else ()
+        enter(model.graph, pixels=job.input_kind == "uint8", half=served.half)
+        _describe(model, job, served.name)
+        main = triton.write_repository(out, served)
+        save(model, out / main)
+        requires = {"TensorRT": ">=10.0", "ONNX Runtime": ">=1.18", "Triton": ">=24.01"}
+        return Artifact(main, inputs, outputs, requires, notes)
+
+    def open(self, path: Path, job: Job, outputs: Sequence[str], threads: int | None = None) -> Runner:
+        """Open the file in ONNX Runtime, on a GPU where there is one; see `ONNXRuntimeRunner`."""
+        return ONNXRuntimeRunner(path, outputs, threads)
+
+    def companions(self, main: Path) -> Sequence[str]:
+        """The files with weights that did not fit into the .onnx."""
+        return external_files(main)
+
+    def note(self) -> str:
+        """See `Target.note`."""
+        if importlib.util.find_spec("tensorrt") is not None:
+            return ""
+        return "run in ONNX Runtime here; TensorRT engines are built on the GPU machine"
+
+
+def _refusal(node: ir.Node) -> str | None:
+    if node.domain not in ("", "ai.onnx"):
+        return f"the operator domain {node.domain!r} is not supported"
+    refuse = TABLE.get(node.op_type)
+    return "not among the supported operators" if refuse is None else refuse(node)
+
+
+def _describe(model: ir.Model, job: Job, name: str) -> None:
+    """Names, versions and metadata of the file."""
+    model.ir_version = 10
+    model.producer_name, model.producer_version = "repedge", __version__
+    model.doc_string = job.description or None
+    model.graph.name = name
+    entries = {
+        "labels": json.dumps(job.labels, ensure_ascii=False) if job.labels else "",
+        "preprocess": job.preprocess.model_dump_json(),
+        "input_kind": job.input_kind,
+        "precision": job.precision,
+        "author": job.author,
+        "license": job.license,
+        "version": job.version,
+    }
+    model.metadata_props.clear()
+    model.metadata_props.update({key: value for key, value in entries.items() if value})
+
+
+def _input_spec(model: ir.Model, job: Job) -> TensorSpec:
+    value = model.graph.inputs[0]
+    _, c, h, w = shape_of(value)
+    if job.input_kind == "uint8":
+        return TensorSpec(str(value.name), "uint8", (-1, h, w, c), "NHWC")
+    return TensorSpec(str(value.name), "float32", (-1, c, h, w), "NCHW")
+
+
+def _output_spec(value: ir.Value) -> TensorSpec:
+    shape = shape_of(value)
+    return TensorSpec(str(value.name), "float32", (-1, *shape[1:]), {2: "NC", 4: "NCHW"}.get(len(shape), ""))

@@ -1,0 +1,1 @@
+"""OpenVINO IR: all that repedge knows of it."""

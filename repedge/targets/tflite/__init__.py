@@ -1,0 +1,1 @@
+"""TensorFlow Lite: all that repedge knows of it."""

@@ -1,0 +1,1 @@
+"""From QDQ graphs to TensorFlow Lite's integer operators."""

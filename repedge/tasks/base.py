@@ -1,0 +1,243 @@
+"""What a task is: what a network's outputs mean, and everything that follows from that.
+
+A task is a value: it is made for one network's outputs, and whoever must know what they mean asks it and
+nothing else. One file for each kind, listed in ``TASKS`` of ``repedge.tasks`` or in the entry-point group
+``repedge.tasks`` of another package.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from repedge.errors import UserError
+from repedge.tasks.comparison import Comparison
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+    from repedge.templates import Templates
+
+Truths = Callable[[str, Any], Any | None]
+"""(name of a photo, what its source says of it) -> what is to be found in it; None where nobody knows."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a network, batch axis first.
+
+    Attributes:
+        name: Its name in the graph.
+        shape: Without the batch axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a network when somebody asks what its outputs mean.
+
+    Attributes:
+        outputs: In the graph's order.
+        labels: Class names, if the model brought any.
+        graph: The float graph; None where only the signature is known, as of a bundle.
+    """
+
+    outputs: tuple[Output, ...]
+    labels: tuple[str, ...] = ()
+    graph: ir.Model | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that says how good an answer is.
+
+    Attributes:
+        key: Its name in JSON.
+        title: Head of its column.
+        unit: ``share`` (from 0 to 1, shown as per cent), ``nats``, ``dB`` or nothing.
+        better: Which end is the good one.
+        absent: What people see where there is no such number.
+    """
+
+    key: str
+    title: str
+    unit: Literal["share", "nats", "dB", ""] = "share"
+    better: Literal["more", "less"] = "more"
+    absent: str = "-"
+
+    def text(self, value: float | None) -> str:
+        """The number for people."""
+        if value is None:
+            return self.absent
+        if self.unit == "share":
+            return f"{value:.2%}"
+        return f"{value:.2e} nats" if self.unit == "nats" else f"{value:.1f} {self.unit}".rstrip()
+
+    def worst(self, values: Sequence[float]) -> float | None:
+        """The worst of several; None of none."""
+        if not values:
+            return None
+        return min(values) if self.better == "more" else max(values)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that an accuracy budget can bound.
+
+    Attributes:
+        measure: Its name in JSON, such as ``top1_drop``.
+        phrase: In words.
+        unit: ``points`` (hundredths) or ``nats``.
+        figure: Key of the metric or figure that it is made from.
+    """
+
+    measure: str
+    phrase: str
+    unit: Literal["points", "nats", ""]
+    figure: str
+
+
+class Scorer(Protocol):
+    """Holds answers against the truth, photo by photo."""
+
+    def update(self, outputs: Sequence[np.ndarray], truths: Sequence[Any]) -> None:
+        """Add a batch: the network's outputs [n, ...] and what is to be found in each photo.
+
+        Raises:
+            UserError: A truth that the network can't give, such as a label beyond its classes.
+        """
+
+    def score(self) -> dict[str, float]:
+        """The task's `Task.metrics` over all photos so far, by key."""
+
+    def hits(self) -> np.ndarray:
+        """What each photo adds to the first metric, 0 to 1: for paired errors. Float64 [n]."""
+
+
+class Task(ABC):
+    """What the outputs of one network mean. Subclasses are immutable."""
+
+    name: ClassVar[str]
+    """The word after ``--task``; named in manifests."""
+    title: ClassVar[str]
+    """What the network does, in words."""
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    """How near an answer is to the float model's, without labels."""
+    metrics: ClassVar[tuple[Figure, ...]] = ()
+    """How near it is to the truth; the first is the one that budgets bound."""
+    drop: ClassVar[Limit | None] = None
+    """What ``--max-drop`` bounds where the truth is known: how much of the first metric is lost."""
+    disagreement: ClassVar[Limit | None] = None
+    """What it bounds elsewhere: how much of a figure of agreement with float is lacking."""
+    divergence: ClassVar[Limit | None] = None
+    """What ``--max-kl`` bounds: a figure that grows with the distance from float."""
+    ship: ClassVar[Mapping[str, Templates]] = MappingProxyType({})
+    """Platform -> the files with which an app there reads the answer."""
+
+    def __init__(self, network: Network) -> None:
+        self.outputs = network.outputs
+        self.labels = network.labels
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, network: Network) -> bool:
+        """Whether the outputs are of this kind, as far as they can tell."""
+
+    @classmethod
+    def refusal(cls, network: Network) -> str | None:
+        """Why the outputs can't be of this kind, even if the user says so; None if they can."""
+        return None
+
+    def describe(self) -> str:
+        """What the outputs are, in a line for people."""
+        return self.title
+
+    @property
+    def scores(self) -> int | None:
+        """Index of the output with a score for each label; None where nothing is scored."""
+        return None
+
+    def meter(self, index: int) -> Comparison:
+        """Compares one output with the float model's; its figures are among `figures`."""
+        return Comparison()
+
+    def nearness(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """By how much answers differ beyond the distance of the numbers, which is counted anyway.
+
+        Args:
+            got, want: Every output of the network in question and of the float one, [n, ...] each.
+
+        Returns:
+            Of each image, [n], differentiable; None if nothing is to be added.
+        """
+        return None
+
+    def curvature(
+        self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[torch.Tensor | None]:
+        """Random vectors v for each output with ``E v v'`` half the second derivative of `nearness` at 0.
+
+        Args:
+            outputs: Of the float network, [n, ...] each.
+            signs: Gives random signs in the shape of a tensor.
+        """
+        return [None] * len(outputs)
+
+    def truths(self, photos: Any) -> Truths | None:
+        """What is to be found in the photos of a set, as far as the set says; None if it says nothing.
+
+        Args:
+            photos: A `repedge.photos.photos.Photos`.
+
+        Raises:
+            UserError: What the set says can't be read, or does not fit the network.
+        """
+        return None
+
+    def scorer(self) -> Scorer | None:
+        """Holds answers against the truth; None where the task has no metric."""
+        return None
+
+    def check_labels(self) -> None:
+        """Refuse labels that don't fit the outputs.
+
+        Raises:
+            UserError: There are labels, and no output has an entry for each.
+        """
+
+    def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What templates of app packages are told of the answer.
+
+        Args:
+            samples: Golden outputs, [n, ...] each, in the artifact's own layout.
+        """
+        return {}
+
+    @classmethod
+    def limit(cls, measure: str) -> Limit:
+        """The limit with this name."""
+        limits = (cls.drop, cls.disagreement, cls.divergence)
+        return next(x for x in limits if x is not None and x.measure == measure)
+
+    @classmethod
+    def bounded(cls, what: str, limit: Limit | None) -> Limit:
+        """A limit, if the task has it.
+
+        Raises:
+            UserError: It has none.
+        """
+        if limit is None:
+            raise UserError(
+                f"{what} bounds nothing for the task {cls.name!r} ({cls.title}); name layers with "
+                "--keep-float for this model"
+            )
+        return limit
