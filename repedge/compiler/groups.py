@@ -12,7 +12,8 @@ from repedge.compiler.request import Check
 from repedge.errors import UserError
 
 CALIBRATION = {
-    "calib": "source", "calib_count": "count", "calib_seed": "seed", "recipe": "recipe", "keep_float": "keep_float",
+    "calib": "source", "calib_count": "count", "calib_seed": "seed", "recipe": "recipe",
+    "keep_float": "keep_float",
 }  # fmt: skip
 BUDGET = {"max_drop": "max_drop", "max_kl": "max_kl", "eval_data": "data", "eval_count": "count"}
 CHECK = {"images": "images", "count": "count", "min_sqnr": "min_sqnr"}
