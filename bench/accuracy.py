@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import repedge
+from repedge import tasks
 from repedge.config import Preprocess
 from repedge.judge import evaluation
 from repedge.models.source import resolve
@@ -38,11 +39,12 @@ def torch_top1(weights: Path, data: Path, limit: int | None) -> tuple[evaluation
     module = source.module
     assert module is not None
 
-    def forward(pixels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def forward(pixels: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
-            return module(torch.from_numpy(inputs)).numpy()
+            return [module(torch.from_numpy(inputs)).numpy()]
 
-    return evaluation.evaluate(forward, source.preprocess, data, limit=limit), source.preprocess
+    task = tasks.of_outputs([("logits", (1, 1000))])
+    return evaluation.evaluate(forward, task, source.preprocess, data, limit=limit), source.preprocess
 
 
 def main() -> None:

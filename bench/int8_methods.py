@@ -290,9 +290,9 @@ def measure(work: Work, key: str, slow_limit: int) -> dict[str, Any]:
 
 def score(actual: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Everything in fractions; ``se`` is the paired standard error of the drop, sqrt(lost + won) / n."""
-    from repedge.tasks.comparison import Comparison
+    from repedge.tasks.classify import Ranking
 
-    comparison = Comparison()
+    comparison = Ranking()
     comparison.update(reference, actual)
     right, was = actual.argmax(1) == labels, reference.argmax(1) == labels
     lost, won = int((was & ~right).sum()), int((right & ~was).sum())
@@ -302,7 +302,7 @@ def score(actual: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict
         "top1": float(right.mean()),
         "drop": (lost - won) / n,
         "se": float(np.sqrt(lost + won)) / n,
-        "agree": float(comparison.agree_top1 or 0.0),
+        "agree": comparison.figures()["agree_top1"],
         "sqnr": comparison.sqnr_db,
-        "kl": float(comparison.kl if comparison.kl is not None else np.nan),
+        "kl": comparison.figures()["kl"],
     }

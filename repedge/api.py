@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from repedge import targets as registry
+from repedge import tasks
 from repedge.bundle.folder import Bundle, is_bundle
-from repedge.bundle.manifest import Verification
+from repedge.bundle.manifest import Verification, task_of
 from repedge.compiler import groups, pipeline, preview
 from repedge.compiler.budget import Budget
 from repedge.compiler.clock import silent
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from repedge.compiler.fastest import Choice
     from repedge.judge.side_by_side import Parity
     from repedge.models.source import Source
+    from repedge.tasks.base import Task
 
 __all__ = [
     "CompileReport", "Health", "Inspection", "compare_bundles", "compile", "diagnose", "doctor", "evaluate",
@@ -69,6 +71,11 @@ class CompileReport:
     choices: tuple[Choice, ...] = ()
 
     @property
+    def task(self) -> Task | None:
+        """What the outputs mean; None of a dry run."""
+        return self.bundles[0].task if self.bundles else None
+
+    @property
     def passed(self) -> bool:
         """Whether every bundle is proven equal to the model within its precision's thresholds."""
         return all(b.verify.passed for b in self.bundles)
@@ -79,6 +86,7 @@ class CompileReport:
             "repedge": __version__,
             "model": self.name,
             "found": self.found,
+            **({} if self.task is None else {"task": self.task.name}),
             "bundles": [b.as_json() for b in self.bundles],
             "warnings": list(self.warnings),
             **({} if self.plan is None else {"plan": self.plan.as_json()}),
@@ -95,6 +103,7 @@ def compile(
     force: bool = False,
     calibration: Calibration | None = None,
     budget: Budget | None = None,
+    task: str | None = None,
     verification: Check | None = None,
     options: Mapping[str, Any] | None = None,
     about: Mapping[str, str] | None = None,
@@ -117,6 +126,8 @@ def compile(
         force: Replace bundles that exist.
         calibration: Photos to calibrate integer activations on, and how.
         budget: How much accuracy integers may cost; layers are raised to float to keep to it.
+        task: What the outputs mean, a word from `repedge.tasks`: classify, embed, raw; None lets the graph
+            and its outputs say it.
         verification: How the artifacts are verified.
         options: Target options, such as ``{"deployment_target": "iOS17"}``; ``coreml.deployment_target``
             where several targets know the name.
@@ -153,6 +164,7 @@ def compile(
         verify=check,
         calibration=calibration,
         budget=budget,
+        task=task,
         options=options or {},
         about=about or {},
         command=tuple(command),
@@ -237,6 +249,7 @@ def evaluate(
     what: str | Path | nn.Module | None,
     data: Path | str,
     *,
+    task: str | None = None,
     limit: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -247,6 +260,7 @@ def evaluate(
     Args:
         what: A bundle folder, or a model as for `compile` (its float graph is run).
         data: Class sub-folders, or images with a labels.json (file name -> index).
+        task: What a model's outputs mean, as for `compile`; a bundle says it itself.
         limit: Evaluate this many, spread evenly over the folder.
         threads: CPU threads of the artifact's runtime.
         progress: Called with (done, total) images.
@@ -254,15 +268,17 @@ def evaluate(
     """
     _positive(limit=limit, threads=threads)
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
-        no_options("a bundle", source_options)
+        no_options("a bundle", {"task": task, **source_options})
         return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
-    session = Session(source.graph())
+    graph = source.graph()
+    meaning = tasks.of_graph(graph, source.labels, task)
+    session = Session(graph)
     return evaluation.evaluate(
-        lambda pixels, inputs: session.run(inputs)[0],
-        source.preprocess, Path(data), labels=source.labels, limit=limit, progress=progress,
+        lambda pixels, inputs: session.run(inputs),
+        meaning, source.preprocess, Path(data), limit=limit, progress=progress,
     )  # fmt: skip
 
 
@@ -304,15 +320,15 @@ def _evaluate_bundle(
     _, runner = verification.open_bundle(bundle, threads)
     reference = Session(bundle.reference) if bundle.reference else None
 
-    def forward(pixels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        return runner.run(pixels if m.input_kind == "uint8" else inputs)[0]
+    def forward(pixels: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
+        return runner.run(pixels if m.input_kind == "uint8" else inputs)
 
     return evaluation.evaluate(
         forward,
+        task_of(m),
         m.preprocess,
         data,
-        reference=None if reference is None else lambda pixels, inputs: reference.run(inputs)[0],
-        labels=m.labels,
+        reference=None if reference is None else lambda pixels, inputs: reference.run(inputs),
         limit=limit,
         progress=progress,
     )

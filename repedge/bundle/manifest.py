@@ -6,14 +6,25 @@ import hashlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from repedge import tasks
 from repedge.config import InputKind, Preprocess
 from repedge.errors import UserError
 from repedge.precision import Precision
+from repedge.tasks.base import Task
 
 SCHEMA_VERSION = 1
 
@@ -50,18 +61,57 @@ class Tensor(_Model):
 
 
 class Verification(_Model):
-    """How the artifact's outputs compare with the float reference on real images."""
+    """How the artifact's outputs compare with the float reference on real images.
+
+    Attributes:
+        passed: Whether every threshold of the precision holds.
+        n: Images compared.
+        max_abs_err, max_rel_err, sqnr_db: Of the worst output.
+        figures: The task's own, by key, such as the share of images that keep their best class. In JSON
+            they stand flat among the other keys; as attributes, too.
+        executor: What ran the artifact.
+        images: Where the images came from.
+        failures: A sentence for each threshold that was missed.
+    """
 
     passed: bool
     n: int
     max_abs_err: float
     max_rel_err: float
     sqnr_db: float
-    agree_top1: float | None
-    kl: float | None = None
+    figures: dict[str, float | None] = Field(default_factory=dict)
     executor: str
     images: str
     failures: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        """JSON has the figures flat; what is no number is left for the other checks to refuse."""
+        if not isinstance(data, dict) or "figures" in data:
+            return data
+        flat = {
+            key: value
+            for key, value in data.items()
+            if key not in cls.model_fields
+            and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", str(key))
+            and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)))
+        }
+        return {**{key: value for key, value in data.items() if key not in flat}, "figures": flat}
+
+    @model_serializer(mode="plain")
+    def _flat(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        figures = tasks.figures_json(fields.pop("figures"))
+        before = ("passed", "n", "max_abs_err", "max_rel_err", "sqnr_db")
+        head = {name: fields.pop(name) for name in before}
+        return {**head, **figures, **fields}
+
+    def __getattr__(self, name: str) -> Any:
+        figures = self.__dict__.get("figures") or {}
+        if name in figures or name in tasks.EARLIER["figures"]:
+            return figures.get(name)
+        return super().__getattr__(name)  # type: ignore[misc]
 
 
 class Origin(_Model):
@@ -74,7 +124,12 @@ class Origin(_Model):
 
 
 class Manifest(_Model):
-    """manifest.json."""
+    """manifest.json.
+
+    Attributes:
+        task: What the outputs mean, a name of `repedge.tasks`; empty, and not written, where the outputs'
+            shapes say it themselves.
+    """
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
     repedge: str
@@ -87,6 +142,7 @@ class Manifest(_Model):
     outputs: tuple[Tensor, ...]
     preprocess: Preprocess
     labels: tuple[str, ...] = ()
+    task: str = ""
     requires: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
@@ -99,6 +155,13 @@ class Manifest(_Model):
     files: tuple[FileEntry, ...] = ()
     digest: str = ""
 
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not content.get("task"):
+            content.pop("task", None)
+        return content
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Manifest:
         pre = self.preprocess
@@ -110,6 +173,16 @@ class Manifest(_Model):
         if self.artifact in (MANIFEST, REFERENCE) or self.artifact.split("/")[0] == GOLDEN:
             raise ValueError(f"artifact: {self.artifact!r} is another part of the bundle")
         return self
+
+
+def task_of(manifest: Manifest) -> Task:
+    """What the outputs of a bundle's artifact mean.
+
+    Raises:
+        UserError: The manifest names a task that is not known here, or one that does not fit the outputs.
+    """
+    outputs = [(t.name, t.shape) for t in manifest.outputs]
+    return tasks.of_outputs(outputs, manifest.labels, manifest.task)
 
 
 def digest_of(manifest: dict[str, Any]) -> str:

@@ -13,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from repedge.photos.feed import Feed
 from repedge.calib.simulation.observe import input_shape
+from repedge import tasks
+from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
 from repedge.scheme import QuantScheme
-from repedge.calib.steps import STEPS, Calibration
+from repedge.calib.steps import STEPS, CalibrationState
 from repedge.calib.structure import own_parameters, place
+from repedge.tasks.base import Task
 from repedge.errors import UserError
 
 
@@ -156,6 +159,7 @@ def calibrate(
     scheme: QuantScheme,
     recipe: str | Recipe = "default",
     *,
+    task: Task | None = None,
     float_nodes: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[ir.Model, QuantPlan]:
@@ -167,6 +171,7 @@ def calibrate(
             may be shared between calls.
         scheme: What the target's integers demand.
         recipe: A name, a .json file, or a `Recipe`.
+        task: What the outputs mean; None: what they say themselves.
         float_nodes: Nodes that stay in float32: name -> why.
         progress: Told each step as it begins.
 
@@ -186,7 +191,7 @@ def calibrate(
     plan = QuantPlan(
         scheme=scheme, float_nodes=dict(float_nodes or {}), recipe=chosen.model_dump(mode="json")
     )
-    c = Calibration(reference, plan, feed)
+    c = CalibrationState(reference, plan, feed, Distance(task or tasks.of_graph(reference)))
     for spec in chosen.steps:
         progress(str(spec))
         began = time.process_time()

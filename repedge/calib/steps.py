@@ -13,6 +13,7 @@ from repedge.calib.weights.bias import correct_bias, correct_bias_at_once
 from repedge.calib.weights.equalize import equalize, pairs
 from repedge.photos.feed import Feed
 from repedge.calib.simulation.observe import Statistics, observe
+from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
 from repedge.calib.levels.ranges import NEED_HISTOGRAMS, choose_ranges, ranges
 from repedge.calib.weights.rounding import round_weights
@@ -33,7 +34,7 @@ def affordable(model: ir.Model) -> int:
 
 
 @dataclass
-class Calibration:
+class CalibrationState:
     """What the steps hand on.
 
     Attributes:
@@ -41,6 +42,7 @@ class Calibration:
         model: The graph that is worked on; None until weights are rounded.
         plan: Every decision so far.
         feed: The calibration images.
+        distance: Of the network's answers from the float one's.
         stats: Of ``reference``; None before `observe`.
         seconds: Step -> processor seconds.
     """
@@ -48,6 +50,7 @@ class Calibration:
     reference: ir.Model
     plan: QuantPlan
     feed: Feed
+    distance: Distance
     model: ir.Model | None = None
     stats: Statistics | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -82,18 +85,18 @@ class Calibration:
         return self.model
 
 
-def _observe(c: Calibration, images: int | None = None, moments: int = 64) -> None:
+def _observe(c: CalibrationState, images: int | None = None, moments: int = 64) -> None:
     c.stats = observe(c.reference, c.feed.batches(images), moments=moments, tensors=_told_apart(c))
 
 
-def _told_apart(c: Calibration) -> set[str]:
+def _told_apart(c: CalibrationState) -> set[str]:
     """The tensors that ranges or factors are chosen for: not those between a layer and its activation."""
     placed = place(c.reference, c.scheme, c.plan.float_nodes).values
     return {*placed, *(str(p.between[-1].name) for p in pairs(c.reference))}
 
 
 def _equalize(
-    c: Calibration,
+    c: CalibrationState,
     alphas: Sequence[Sequence[float]] = ((0.5, 0.25, 1.0),),
     quantile: float | None = 0.9,
     images: int = 16,
@@ -125,7 +128,7 @@ def _equalize(
         c.plan.notes.append(f"equalization {taken} by its cost at the output: {', '.join(costs)}")
 
 
-def _keep_factors(c: Calibration, factors: Mapping[str, np.ndarray]) -> None:
+def _keep_factors(c: CalibrationState, factors: Mapping[str, np.ndarray]) -> None:
     """Into the plan, times those of earlier steps."""
     outs = {str(la.out.name) for la in layers(c.reference)}
     for name in sorted(outs & factors.keys()):
@@ -133,14 +136,14 @@ def _keep_factors(c: Calibration, factors: Mapping[str, np.ndarray]) -> None:
         c.plan.equalization[name] = [float(v) for v in before * factors[name]]
 
 
-def _learn_levels(c: Calibration, held_out: int = 24, **options: Any) -> None:
+def _learn_levels(c: CalibrationState, held_out: int = 24, **options: Any) -> None:
     from repedge.calib.levels.learned import learn_levels
 
     if c.scheme.weights_only or len(c.feed) < 2 * held_out:
         return
     held = c.feed.spread(held_out)
     train = [i for i in range(len(c.feed)) if i not in set(held)]
-    found = learn_levels(c.reference, c.observed(), c.plan, c.feed.chosen, train, held, **options)
+    found = learn_levels(c.reference, c.observed(), c.plan, c.feed.chosen, train, held, distance=c.distance, **options)
     model, factors, plan, costs = found
     if not costs:
         return
@@ -154,13 +157,13 @@ def _learn_levels(c: Calibration, held_out: int = 24, **options: Any) -> None:
     )
 
 
-def _try_ranges(c: Calibration, model: ir.Model, stats: Statistics, images: int) -> dict[str, float]:
+def _try_ranges(c: CalibrationState, model: ir.Model, stats: Statistics, images: int) -> dict[str, float]:
     both = (("mean", 1.0), ("minmax", 1.0))
     nodes = c.plan.float_nodes
-    return choose_ranges(model, stats, c.scheme, c.batches(images), candidates=both, float_nodes=nodes)[1]
+    return choose_ranges(model, stats, c.scheme, c.batches(images), candidates=both, float_nodes=nodes, distance=c.distance)[1]
 
 
-def _ranges(c: Calibration, rule: str = "mean", factor: float = 1.0, images: int | None = None) -> None:
+def _ranges(c: CalibrationState, rule: str = "mean", factor: float = 1.0, images: int | None = None) -> None:
     stats = c.observed()
     if rule in NEED_HISTOGRAMS:
         stats = observe(c.reference, c.feed.batches(images), histograms=True, tensors=_told_apart(c))
@@ -170,7 +173,7 @@ def _ranges(c: Calibration, rule: str = "mean", factor: float = 1.0, images: int
 
 
 def _choose_ranges(
-    c: Calibration, rules: Sequence[str] = ("mean", "median", "q90", "minmax"), images: int = 32
+    c: CalibrationState, rules: Sequence[str] = ("mean", "median", "q90", "minmax"), images: int = 32
 ) -> None:
     if c.scheme.weights_only:
         return
@@ -180,13 +183,13 @@ def _choose_ranges(
         few = c.feed.batches(2 * images)
         stats = observe(c.reference, few, histograms=True, tensors=_told_apart(c))
     batches = c.batches(images)
-    kept: dict[str, Any] = {"float_nodes": c.plan.float_nodes, "plan": c.plan}
+    kept: dict[str, Any] = {"float_nodes": c.plan.float_nodes, "plan": c.plan, "distance": c.distance}
     _, costs = choose_ranges(c.reference, stats, c.scheme, batches, candidates=candidates, **kept)
     text = ", ".join(f"{k}: {v:.4g}" for k, v in costs.items())
     c.plan.notes.append(f"ranges by their cost at the output: {text}")
 
 
-def _round(c: Calibration, method: Any = "closed-form", steps: int = 500) -> None:
+def _round(c: CalibrationState, method: Any = "closed-form", steps: int = 500) -> None:
     """``steps`` are those of ``adaround``."""
     nodes = c.plan.float_nodes
     c.model = round_weights(
@@ -195,19 +198,19 @@ def _round(c: Calibration, method: Any = "closed-form", steps: int = 500) -> Non
 
 
 def _tune(
-    c: Calibration, factors: Sequence[float] = (0.85, 1.2), margin: float = 0.003, images: int = 64
+    c: CalibrationState, factors: Sequence[float] = (0.85, 1.2), margin: float = 0.003, images: int = 64
 ) -> None:
     from repedge.calib.levels.search import tune_ranges
 
     if c.scheme.weights_only:
         return
     few = c.batches(min(images, affordable(c.reference)))
-    taken = tune_ranges(c.rounded(), c.reference, c.plan, few, factors=factors, margin=margin)
+    taken = tune_ranges(c.rounded(), c.reference, c.plan, few, distance=c.distance, factors=factors, margin=margin)
     c.plan.notes.append(f"ranges of {len(taken)} tensors tuned at the output")
 
 
 def _correct_bias(
-    c: Calibration, images: int = 64, activations: bool = False, statistic: Any = "mean"
+    c: CalibrationState, images: int = 64, activations: bool = False, statistic: Any = "mean"
 ) -> None:
     if activations and c.scheme.weights_only:
         return
@@ -217,11 +220,11 @@ def _correct_bias(
     )
 
 
-def _correct_at_once(c: Calibration) -> None:
+def _correct_at_once(c: CalibrationState) -> None:
     c.model = correct_bias_at_once(c.rounded(), c.reference, c.plan, c.observed())
 
 
-def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int = 32, **options: Any) -> None:
+def _refine(c: CalibrationState, steps: int = 30, rate: float = 3e-5, held_out: int = 32, **options: Any) -> None:
     from repedge.calib.levels.refine import refine
 
     if c.scheme.weights_only:
@@ -234,6 +237,7 @@ def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int =
         c.plan,
         lambda: c.feed.chosen(train),
         lambda: c.feed.chosen(sorted(held) or train),
+        distance=c.distance,
         steps=steps,
         rate=rate,
         **options,
@@ -242,7 +246,7 @@ def _refine(c: Calibration, steps: int = 30, rate: float = 3e-5, held_out: int =
     c.plan.notes.append(f"refined: cost on held-out images {costs['before']:.4g}, then {costs['after']:.4g}")
 
 
-def _dynamic_outputs(c: Calibration) -> None:
+def _dynamic_outputs(c: CalibrationState) -> None:
     """Classifiers read floats and give floats, where `QuantScheme.dynamic` has them.
 
     Where the target rounds what they read image by image: the range of one image is narrower than that of

@@ -17,6 +17,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from repedge.tasks import TASKS
+
 _MODEL = "Model"
 _PRE = "Preprocessing (default: the model's own)"
 _BUDGET = "Accuracy budget of w8a8 and w8a16 (exit code 3 where it can't be met)"
@@ -43,6 +45,17 @@ InputSize = Annotated[
     str | None, typer.Option(help="Network input in pixels: 224 or HxW.", rich_help_panel=_MODEL)
 ]
 
+TASK: tuple[Any, Any] = (
+    Annotated[
+        str | None,
+        typer.Option(
+            help=f"What the outputs mean: {', '.join(TASKS)}.",
+            show_default="as the graph says",
+            rich_help_panel=_MODEL,
+        ),
+    ],
+    None,
+)
 MODEL: Mapping[str, tuple[Any, Any]] = {
     "weights": (Weights, None),
     "pretrained": (
@@ -62,6 +75,7 @@ MODEL: Mapping[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "task": TASK,
     "mean": (
         Annotated[
             str | None,

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from repedge.cache import Store
 from repedge.errors import CheckFailed, UserError
 from repedge.hashing import key_of, sha256
-from repedge.judge.scoring import DISAGREEMENT, DROP, KL, Exam, Score, held_out, labelled
+from repedge.judge.scoring import Score, ScoringSet, held_out, labelled
+from repedge.tasks.base import Limit, Task
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,18 +44,15 @@ RANKED_MACS = 18e9
 LOWERED = 4
 """Raises that are taken back again, for a try, at the end."""
 
-UNITS = {DROP: "points", DISAGREEMENT: "points", KL: "nats"}
-PHRASES = {DROP: "top-1 drop", DISAGREEMENT: "disagreement with float", KL: "KL divergence from float"}
-
 
 @dataclass(frozen=True)
 class Budget:
     """How much accuracy integers may cost. One of the two limits.
 
     Attributes:
-        max_drop: Points (hundredths of all photos): of top-1 where ``data`` has labels, else of photos
-            whose best class is not the float model's.
-        max_kl: Mean KL divergence of the softmax from the float model's, nats.
+        max_drop: Points (hundredths): of the task's first metric (top-1, say) where ``data`` says what is
+            to be found in its photos, else of the photos where the float model answers something else.
+        max_kl: The task's distance from the float model: for class scores mean KL divergence, nats.
         data: Photos to judge on; None takes calibration photos that were not calibrated on.
         count: At most this many of them, spread over the folder.
     """
@@ -85,11 +83,15 @@ class Budget:
         assert found is not None
         return found
 
-    def measure(self, has_labels: bool) -> str:
-        """What is compared with the limit: the name of a figure of `repedge.judge.scoring.Score`."""
+    def bound(self, task: Task, has_labels: bool) -> Limit:
+        """What is compared with the limit.
+
+        Raises:
+            UserError: The task has nothing that could be.
+        """
         if self.max_kl is not None:
-            return KL
-        return DROP if has_labels else DISAGREEMENT
+            return task.bounded("--max-kl", task.divergence)
+        return task.bounded("--max-drop", task.drop if has_labels and task.drop else task.disagreement)
 
 
 @dataclass
@@ -98,7 +100,7 @@ class SearchResult:
 
     Attributes:
         target, precision: Of the artifact.
-        measure, limit: What was bounded, and by what.
+        bound, limit: What was bounded, and by what.
         source: Where the photos came from.
         layers: Layers of the network that have integers at the start.
         trials: Every attempt in order; the accepted one is the last that kept to the limit.
@@ -108,23 +110,13 @@ class SearchResult:
 
     target: str
     precision: str
-    measure: str
+    bound: Limit
     limit: float
     source: str
     layers: int
     trials: list[Trial] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     cached: list[bool] = field(default_factory=list)
-
-    @property
-    def phrase(self) -> str:
-        """The measure in words."""
-        return PHRASES[self.measure]
-
-    @property
-    def unit(self) -> str:
-        """The unit of limit and costs."""
-        return UNITS[self.measure]
 
     @property
     def taken(self) -> int | None:
@@ -136,8 +128,8 @@ class SearchResult:
         """For the manifest: nothing in it depends on what was cached."""
         taken = self.taken
         return {
-            "measure": self.measure,
-            "unit": self.unit,
+            "measure": self.bound.measure,
+            "unit": self.bound.unit,
             "limit": self.limit,
             "met": taken is not None,
             "value": None if taken is None else self.trials[taken].cost,
@@ -146,7 +138,7 @@ class SearchResult:
             "layers": self.layers,
             "float_macs": 0.0 if taken is None else self.trials[taken].macs,
             "photos": self.source,
-            "score": None if taken is None else asdict(self.scores[taken]),
+            "score": None if taken is None else self.scores[taken].as_json(),
             "trials": [
                 {
                     "raised": list(t.layers),
@@ -170,7 +162,7 @@ class NotMet(CheckFailed):
 
     def __init__(self, outcome: SearchResult, most: int) -> None:
         best = min(outcome.trials, key=lambda t: t.cost)
-        asked = f"a {outcome.phrase} of {outcome.limit:g} {outcome.unit}"
+        asked = f"a {outcome.bound.phrase} of {outcome.limit:g} {outcome.bound.unit}".rstrip()
         super().__init__(
             f"{outcome.target} {outcome.precision}: {asked} is not met with up to {most} of {outcome.layers} "
             f"layers in float (least: {best.cost:.3g} with {best.raised}); allow more, calibrate on more "
@@ -187,7 +179,7 @@ class Search:
         budget: The limit.
         calibration: Where calibration photos come from.
         pre: The model's preprocessing.
-        labels: Its class names.
+        task: What the model's outputs mean.
         reference: The unfused float graph, an ``.onnx`` file.
         kind: What the artifacts take.
         versions: Package -> version of all that has a hand in the result.
@@ -195,36 +187,36 @@ class Search:
     """
 
     def __init__(
-        self, budget: Budget, calibration: Calibration, pre: Preprocess, labels: Sequence[str],
+        self, budget: Budget, calibration: Calibration, pre: Preprocess, task: Task,
         reference: Path, kind: InputKind, versions: Mapping[str, str],
         report: Callable[[str], None] = lambda stage: None,
     ) -> None:  # fmt: skip
         self.budget = budget
         self._calibration = calibration
-        self._pre, self._labels, self._reference, self._kind = pre, labels, reference, kind
+        self._pre, self._task, self._reference, self._kind = pre, task, reference, kind
         self._versions = dict(versions)
         self._report = report
-        self._exam: Exam | None = None
+        self._photos: ScoringSet | None = None
         self._store = Store("trials")
         self._reference_sha = sha256(reference)
 
-    def exam(self) -> Exam:
+    def photos(self) -> ScoringSet:
         """The photos.
 
         Raises:
             UserError: See `repedge.judge.scoring.labelled` and `repedge.judge.scoring.held_out`.
         """
-        if self._exam is None:
+        if self._photos is None:
             self._report("accuracy budget: photos")
             b = self.budget
             if b.data is not None:
-                photos = labelled(b.data, self._labels, self._pre, b.count)
+                given = labelled(b.data, self._task.labels, self._pre, b.count)
             else:
-                photos = held_out(self._calibration, self._pre, b.count)
-            self._exam = Exam(photos, self._pre, self._reference)
-        return self._exam
+                given = held_out(self._calibration, self._pre, b.count)
+            self._photos = ScoringSet(given, self._pre, self._reference, self._task)
+        return self._photos
 
-    def run(self, target: Target, job: Job, outputs: Sequence[str], found: Calibrated) -> Found:
+    def run(self, target: Target, job: Job, outputs: Sequence[str], found: Calibrated) -> WithinBudget:
         """Raise as few layers of a calibrated graph as the budget asks for.
 
         Raises:
@@ -234,11 +226,11 @@ class Search:
         from repedge.calib.structure import layers
         from repedge.calib.weights.equalize import replay
 
-        exam = self.exam()
+        photos = self.photos()
         total = sum(str(la.weight.name) in found.plan.weights for la in layers(found.model))
         outcome = SearchResult(
-            target.name, job.precision, self.budget.measure(exam.has_labels), self.budget.limit,
-            exam.source, total,
+            target.name, job.precision, self.budget.bound(self._task, photos.has_labels), self.budget.limit,
+            photos.source, total,
         )  # fmt: skip
         trial = _Trial(self, target, job, outputs, found, outcome)
         reference = replay(found.graph, found.plan.equalization)
@@ -258,10 +250,11 @@ class Search:
         except BudgetNotMet as e:
             outcome.trials = list(e.trials)
             raise NotMet(outcome, most) from e
-        return Found(model, plan, outcome)
+        return WithinBudget(model, plan, outcome)
 
     def _order(self, target: Target, job: Job, found: Calibrated, reference: ir.Model) -> list[Raise]:
-        from repedge.calib.mixed.raising import Raise, macs_of, raises
+        from repedge.calib.mixed.raising import Raise, raises
+        from repedge.graph.count import macs_of
 
         least, most = RANKED_ON
         count = int(min(most, max(least, RANKED_MACS / max(1, sum(macs_of(found.model).values())))))
@@ -284,9 +277,10 @@ class Search:
         self, target: Target, job: Job, outputs: Sequence[str], qdq: ir.Model, stage: str
     ) -> tuple[Score, bool]:
         """An artifact's score on the photos, and whether it was in the cache."""
-        exam = self.exam()
+        photos = self.photos()
         key = key_of(
-            "score", *self._environment(), self._reference_sha, exam.digest, target.name, job.precision,
+            "score", self._task.name, *self._environment(), self._reference_sha, photos.digest, target.name,
+            job.precision,
             self._kind, self._pre.model_dump_json(), repr(sorted(job.options.items())), _bytes(qdq),
         )  # fmt: skip
         stored = self._store.get(key)
@@ -297,7 +291,7 @@ class Search:
             artifact = target.compile(qdq, job, Path(scratch))
             runner = target.open(Path(scratch) / artifact.main, job, outputs)
             try:
-                score = exam.score(runner.run, self._kind)
+                score = photos.score(runner.run, self._kind)
             finally:
                 runner.close()
         self._store.put(key, asdict(score))
@@ -305,7 +299,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
+class WithinBudget:
     """A graph and a plan within the budget, and how they were found."""
 
     model: ir.Model
@@ -334,7 +328,7 @@ class _Trial:
         score, cached = self._ask(self._target, self._job, self._outputs, qdq, stage)
         self._outcome.scores.append(score)
         self._outcome.cached.append(cached)
-        return score.of(self._outcome.measure)
+        return score.of(self._outcome.bound)
 
 
 def _bytes(model: ir.Model) -> bytes:

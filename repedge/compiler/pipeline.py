@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repedge import targets
+from repedge import targets, tasks
 from repedge.atomic import scratch
 from repedge.bundle.folder import Draft, writing
 from repedge.bundle.manifest import REFERENCE, Manifest, Origin, Tensor, Verification
@@ -27,6 +27,7 @@ from repedge.judge import verification
 from repedge.passes.fusion.certificate import Certificate
 from repedge.precision import Precision
 from repedge.targets.base import Artifact, Job, Target
+from repedge.tasks.base import Task
 from repedge.version import __version__
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class _Work:
     """What all bundles of a run share.
 
     Attributes:
+        task: What the outputs mean.
         graph: The clean float graph.
         outputs: Names of its outputs.
         reference: The unfused graph, an ``.onnx`` file.
@@ -90,6 +92,7 @@ class _Work:
 
     source: Source
     request: BuildRequest
+    task: Task
     graph: ir.Model
     outputs: tuple[str, ...]
     reference: Path
@@ -106,14 +109,16 @@ def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Cloc
     with clock.stage("export"):
         graph = source.graph()
     outputs = tuple(str(v.name) for v in graph.graph.outputs)
+    task = tasks.of_graph(graph, source.labels, request.task)
+    task.check_labels()
     with clock.stage("reference"):
         evidence = gather(source, graph, reference, request.verify.images, request.verify.count)
     source.module = None
     with clock.stage("fuse"):
         certificate = passes.clean(graph, evidence.real, evidence.random)
     _check_supported(graph, [targets.get(name) for name, _ in request.builds])
-    search = _search(source, graph, request, reference, report)
-    return _Work(source, request, graph, outputs, reference, evidence, certificate, search, clock)
+    search = _search(source, task, graph, request, reference, report)
+    return _Work(source, request, task, graph, outputs, reference, evidence, certificate, search, clock)
 
 
 def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
@@ -134,7 +139,7 @@ def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
 
 
 def _search(
-    source: Source, graph: ir.Model, request: BuildRequest, reference: Path, report: Report
+    source: Source, task: Task, graph: ir.Model, request: BuildRequest, reference: Path, report: Report
 ) -> Search | None:
     """The search for the accuracy budget, its photos read; names of layers to keep in float are checked."""
     from repedge.calib.mixed.choose import named
@@ -145,10 +150,10 @@ def _search(
     if request.budget is None:
         return None
     search = Search(
-        request.budget, request.calibration, source.preprocess, source.labels, reference, request.input_kind,
+        request.budget, request.calibration, source.preprocess, task, reference, request.input_kind,
         toolchain(), report,
     )  # fmt: skip
-    search.exam()
+    search.photos()
     return search
 
 
@@ -174,9 +179,10 @@ class _Bundling:
             artifact = target.compile(graph, job, self.draft.path)
         with self._stage("verify"):
             actual = self._run(artifact, job)
+            found = verification.compare(work.task, actual, work.evidence.real.outputs)
             result = verification.summarize(
-                target, self.precision, verification.compare(actual, work.evidence.real.outputs),
-                work.outputs, source=work.evidence.source, min_sqnr=work.request.verify.min_sqnr,
+                target, self.precision, found, source=work.evidence.source,
+                min_sqnr=work.request.verify.min_sqnr,
             )  # fmt: skip
         with self._stage("bundle"):
             size = targets.size_of(target.name, self.draft.path / artifact.main)
@@ -185,7 +191,14 @@ class _Bundling:
             path = self.draft.publish().path if result.passed else self.draft.reject()
         stages = {name.rsplit(": ")[-1]: s for name, s in self.clock.seconds.items()}
         return Built(
-            path, target.name, self.precision, size, result, {**work.clock.seconds, **stages}, outcome
+            path,
+            target.name,
+            self.precision,
+            size,
+            result,
+            {**work.clock.seconds, **stages},
+            outcome,
+            work.task,
         )
 
     def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -199,8 +212,9 @@ class _Bundling:
             preprocess=source.preprocess,
             input_kind=request.input_kind,
             labels=source.labels,
+            task=self.work.task,
             options=request.options_of(self.target.name, self.precision),
-            **request.about,
+            **dict(request.about),  # type: ignore[arg-type]
         )
 
     def _quantized(
@@ -220,7 +234,8 @@ class _Bundling:
         with self._stage("calibrate"):
             graph, quantization = quantize(
                 work.graph, scheme, work.source.preprocess, work.request.input_kind,
-                work.request.calibration, raise_layers=raise_layers if search else None,
+                work.request.calibration, task=work.task,
+                raise_layers=raise_layers if search else None,
             )  # fmt: skip
         outcome = outcomes[0] if outcomes else None
         quantization["budget"] = None if outcome is None else outcome.as_json()
@@ -241,6 +256,12 @@ class _Bundling:
         if self.work.request.reference:
             _link(self.work.reference, self.draft.path / REFERENCE)
 
+    def _task_word(self, artifact: Artifact) -> str:
+        """The task's name, or nothing where the artifact's signature says it."""
+        signature = [(t.name, t.shape) for t in artifact.outputs]
+        guessed = tasks.of_outputs(signature, self.work.source.labels)
+        return "" if guessed.name == self.work.task.name else self.work.task.name
+
     def _manifest(
         self, artifact: Artifact, result: Verification, quantization: dict[str, Any] | None
     ) -> Manifest:
@@ -260,6 +281,7 @@ class _Bundling:
             outputs=tuple(Tensor(**vars(t)) for t in artifact.outputs),
             preprocess=source.preprocess,
             labels=source.labels,
+            task=self._task_word(artifact),
             requires=dict(artifact.requires),
             notes=artifact.notes + warned,
             options=options,

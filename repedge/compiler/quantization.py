@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repedge.photos.choice import CalibrationImages
     from repedge.photos.feed import Feed
     from repedge.scheme import QuantScheme
+    from repedge.tasks.base import Task
 
 
 @dataclass
@@ -86,6 +87,7 @@ def quantize(
     pre: Preprocess,
     kind: InputKind,
     calibration: Calibration | None,
+    task: Task | None = None,
     report: Callable[[str], None] = lambda step: None,
     raise_layers: Callable[[Calibrated], tuple[ir.Model, QuantPlan]] | None = None,
 ) -> tuple[ir.Model, dict[str, Any]]:
@@ -97,6 +99,7 @@ def quantize(
         pre: The model's preprocessing; folded in before calibrating for artifacts that take pixels.
         kind: What the artifact takes.
         calibration: The photos.
+        task: What the outputs mean; None: what they say themselves.
         raise_layers: Gives the calibration with layers raised to float; see `repedge.compiler.budget`.
 
     Raises:
@@ -115,7 +118,9 @@ def quantize(
     chosen = calibration.images(pre)
     feed = chosen.feed(pixels)
     floats = chosen_float(model, scheme, calibration.keep_float)
-    quantized, plan = calibrate(model, feed, scheme, calibration.recipe, float_nodes=floats, progress=report)
+    quantized, plan = calibrate(
+        model, feed, scheme, calibration.recipe, task=task, float_nodes=floats, progress=report
+    )
     if raise_layers is not None:
         quantized, plan = raise_layers(Calibrated(model, quantized, plan, feed))
     summary = {

@@ -19,6 +19,7 @@ from repedge.judge.verification import check_count
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
 from repedge.targets.options import route
+from repedge.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class BuildRequest:
         verify: How the artifacts are verified.
         calibration: Photos for the precisions with integer activations.
         budget: How much accuracy these may cost; layers are raised to float to keep to it.
+        task: Name of what the outputs mean; None lets them say it.
         options: Target options such as ``deployment_target``, or ``coreml.deployment_target``.
         about: author, license, description, version for the artifacts' metadata.
         command: The command line, recorded in the manifests.
@@ -72,6 +74,7 @@ class BuildRequest:
     verify: Check = Check()
     calibration: Calibration | None = None
     budget: Budget | None = None
+    task: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -132,6 +135,7 @@ class Built:
     verify: Verification
     seconds: dict[str, float]
     budget: SearchResult | None = None
+    task: Task | None = None
 
     def as_json(self) -> dict[str, Any]:
         """One element of ``bundles`` in the JSON of ``repedge compile``."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from statistics import median
 
+from repedge import tasks
 from repedge.diagnosis.layers import Diagnosis, LayerDiagnosis, Whole
 from repedge.diagnosis.metrics import cost, times
 
@@ -113,7 +114,5 @@ def _cost(d: Diagnosis) -> Iterator[str]:
 
 
 def _whole(w: Whole) -> str:
-    parts = [f"KL {w.kl:.2g}"] if w.kl is not None else []
-    parts.append(f"{w.sqnr_db:.1f} dB")
-    parts += [f"top-1 kept {w.agree_top1:.1%}"] if w.agree_top1 is not None else []
-    return ", ".join(parts)
+    known = [(tasks.figure(key), value) for key, value in w.figures.items() if value is not None]
+    return ", ".join([f"{w.sqnr_db:.1f} dB", *(f"{f.title} {f.text(value)}" for f, value in known)])

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from repedge import tasks
+from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
 from repedge.calib.recipe import Recipe, calibrate, find_recipe
 from repedge.calib.simulation.observe import Statistics, TensorStats, observe
+from repedge.calib.simulation.simulator import Outputs
 from repedge.calib.steps import affordable
 from repedge.calib.structure import TAKING, Layer, channels, layers, own_parameters, place
 from repedge.diagnosis.merging import NEGLIGIBLE, Branch
@@ -26,7 +29,9 @@ from repedge.errors import UserError
 from repedge.graph.values import only_reader
 from repedge.photos.feed import Feed
 from repedge.scheme import QuantScheme
-from repedge.tasks.comparison import Comparison
+from repedge.tasks.base import Task
+from repedge.tasks.comparison import Agreement
+from repedge.tasks.figures import WithFigures
 
 STOCK = "minmax"
 """The recipe that stands for what stock tools do."""
@@ -95,7 +100,7 @@ class LayerDiagnosis:
         branches: What it was merged from; empty for one branch or a graph in deploy form.
         reads: What it reads; None without images.
         dead: Output channels that never change (without images: that have no weights).
-        cost_stock: `repedge.calib.levels.ranges.output_distance` with this layer alone in integers, stock
+        cost_stock: `repedge.calib.distance.Distance.cost` with this layer alone in integers, stock
             calibration; None without images, or where it stays float32.
         cost: The same with the recipe.
         treatment: What the recipe does; None without images.
@@ -126,13 +131,22 @@ class LayerDiagnosis:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The whole network in simulated integers against float32, on the calibration images."""
+class Whole(WithFigures):
+    """The whole network in simulated integers against float32, on the calibration images.
+
+    Attributes:
+        recipe: Its name.
+        sqnr_db: The least of the outputs.
+        figures: The task's figures by key.
+    """
 
     recipe: str
-    kl: float | None
     sqnr_db: float
-    agree_top1: float | None
+    figures: Mapping[str, float | None]
+
+    def as_json(self) -> dict[str, Any]:
+        """``stock`` or ``planned`` of the JSON."""
+        return {"recipe": self.recipe, "sqnr_db": self.sqnr_db, **tasks.figures_json(self.figures)}
 
 
 @dataclass(frozen=True)
@@ -167,8 +181,8 @@ class Diagnosis:
             "scheme": self.scheme,
             "images": self.images,
             "cost_images": self.cost_images,
-            "stock": None if self.stock is None else asdict(self.stock),
-            "planned": None if self.planned is None else asdict(self.planned),
+            "stock": None if self.stock is None else self.stock.as_json(),
+            "planned": None if self.planned is None else self.planned.as_json(),
             "float_ops": dict(self.float_ops),
             "notes": list(self.notes),
             "layers": rows,
@@ -181,6 +195,7 @@ def diagnose_graph(
     feed: Feed | None = None,
     recipe: str | Recipe = "default",
     *,
+    task: Task | None = None,
     branches: Mapping[str, Sequence[Branch]] | None = None,
     float_nodes: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -192,6 +207,7 @@ def diagnose_graph(
         scheme: The target's integer rules.
         feed: Calibration images; None looks at the weights alone.
         recipe: What would be done about it.
+        task: What the outputs mean; None: what they say themselves.
         branches: By `repedge.diagnosis.merging.branch_growth`.
         float_nodes: Nodes that stay in float32 with the recipe: name -> why.
         progress: Told each step as it begins.
@@ -207,7 +223,7 @@ def diagnose_graph(
             raise UserError(f"{layer.node.op_type} node {layer.name!r} has weights that are NaN or infinite")
     model = model.clone()
     own_parameters(model)
-    found = _Found(scheme)
+    found = _Network(scheme, task or tasks.of_graph(model))
     if feed is not None:
         progress("observe activations")
         found.stats = observe(model, feed.batches())
@@ -236,11 +252,12 @@ def _float_ops(model: ir.Model, scheme: QuantScheme) -> dict[str, int]:
     )
 
 
-class _Found:
+class _Network:
     """What is known of the network as a whole, to be read layer by layer."""
 
-    def __init__(self, scheme: QuantScheme) -> None:
+    def __init__(self, scheme: QuantScheme, task: Task) -> None:
         self.scheme = scheme
+        self.task = task
         self.stats: Statistics | None = None
         self.plan: QuantPlan | None = None
         self.stock: Whole | None = None
@@ -257,17 +274,17 @@ class _Found:
         from repedge.calib.simulation.simulator import Simulator
 
         self.cost_images = min(COST_IMAGES, affordable(model))
-        wanted = Simulator(model).logits(feed.batches())
+        wanted = Simulator(model).answers(feed.batches())
         progress("calibrate as stock tools do")
-        rounded, plan = calibrate(model, feed, self.scheme, STOCK)
+        rounded, plan = calibrate(model, feed, self.scheme, STOCK, task=self.task)
         self.stock, self._costs_stock = self._measure(model, rounded, plan, feed, wanted, progress)
         rounded, self.plan = calibrate(
-            model, feed, self.scheme, recipe, float_nodes=float_nodes, progress=progress
+            model, feed, self.scheme, recipe, task=self.task, float_nodes=float_nodes, progress=progress
         )
         self.planned, self._costs = self._measure(model, rounded, self.plan, feed, wanted, progress)
 
     def _measure(
-        self, model: ir.Model, rounded: ir.Model, plan: QuantPlan, feed: Feed, wanted: np.ndarray,
+        self, model: ir.Model, rounded: ir.Model, plan: QuantPlan, feed: Feed, wanted: Outputs,
         progress: Callable[[str], None],
     ) -> tuple[Whole, dict[str, float]]:  # fmt: skip
         from repedge.calib.levels.search import layer_costs
@@ -276,11 +293,13 @@ class _Found:
 
         name = str(plan.recipe.get("name", ""))
         progress(f"cost of each layer ({name})")
-        compared = Comparison()
-        compared.update(wanted, Simulator(rounded, plan).logits(feed.batches()))
+        compared = Agreement(self.task)
+        compared.update(wanted, Simulator(rounded, plan).answers(feed.batches()))
         reference = replay(model, plan.equalization)
-        costs = layer_costs(rounded, reference, plan, lambda: feed.batches(self.cost_images))
-        whole = Whole(name, compared.kl, compared.sqnr_db, compared.agree_top1)
+        costs = layer_costs(
+            rounded, reference, plan, lambda: feed.batches(self.cost_images), Distance(self.task)
+        )
+        whole = Whole(name, compared.sqnr_db, compared.figures())
         return whole, {c.node: c.cost for c in costs}
 
     def layer(self, index: int, layer: Layer, branches: Sequence[Branch]) -> LayerDiagnosis:

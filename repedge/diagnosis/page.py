@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from repedge import tasks
 from repedge.diagnosis.findings import details
 from repedge.diagnosis.heatmap import STEPS, colours, describe, heatmap, step
 from repedge.diagnosis.layers import LayerDiagnosis
@@ -33,6 +34,7 @@ def page(report: Report) -> str:
         d=d,
         findings=details(d),
         wholes=[("stock calibration", d.stock), (f"recipe {report.recipe}", d.planned)] if d.stock else [],
+        figures=[tasks.figure(key) for key in d.stock.figures] if d.stock else [],
         heatmap=Markup(heatmap(d)),
         steps=range(STEPS),
         metrics=shown,

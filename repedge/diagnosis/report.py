@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repedge import passes, targets
+from repedge import passes, targets, tasks
 from repedge.errors import UserError
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
@@ -80,6 +80,7 @@ def diagnose(
     recipe: str = "default",
     target: str = targets.DEFAULT_INTEGERS,
     precision: Precision = "w8a8",
+    task: str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     **source_options: Any,
 ) -> Report:
@@ -92,6 +93,7 @@ def diagnose(
         keep_float: Layers that are to stay float, by name or pattern.
         recipe: fast, default, best, or a .json file: what would be done.
         target, precision: Whose integer rules.
+        task: What the outputs mean, as for `repedge.compile`.
         on_stage: Called with the name of each stage as it begins.
         source_options: As for `repedge.compile`.
 
@@ -119,7 +121,8 @@ def diagnose(
     on_stage("fuse")
     graph, branches = _fused(source, scheme.exact_pixels)
     found = diagnose_graph(
-        graph, scheme, images.feed(pixels=True) if images else None, chosen, branches=branches,
+        graph, scheme, images.feed(pixels=True) if images else None, chosen,
+        task=tasks.of_graph(graph, source.labels, task), branches=branches,
         float_nodes=chosen_float(graph, scheme, keep_float), progress=on_stage,
     )  # fmt: skip
     return Report(

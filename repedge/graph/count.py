@@ -86,3 +86,8 @@ MACS: dict[str, Callable[[ir.Node], int]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
 }
+
+
+def macs_of(model: ir.Model) -> dict[str, int]:
+    """Node -> its multiply-accumulates for one image."""
+    return {str(n.name): MACS[n.op_type](n) for n in model.graph if n.op_type in MACS}

@@ -9,62 +9,75 @@ from typing import Any
 
 import numpy as np
 
+from repedge import tasks
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
-from repedge.tasks.comparison import Comparison
+from repedge.tasks.base import Task
+from repedge.tasks.comparison import Agreement
+from repedge.tasks.figures import WithFigures
 
 BATCH = 16
 
-Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(pixels uint8 [n, H, W, C], inputs float32 [n, C, H, W]) -> logits float32 [n, classes]."""
+Forward = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
+"""(pixels uint8 [n, H, W, C], inputs float32 [n, C, H, W]) -> every output, float32 [n, ...] each."""
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Shares are fractions from 0 to 1; None where there are no labels or no reference.
+class Accuracy(WithFigures):
+    """What an artifact or a model gives on a set of images.
 
     Attributes:
         n: Images evaluated.
         skipped: Files that could not be decoded.
-        top1, top5: Share of images whose label is (among the five) best.
-        agree_top1, sqnr_db, kl: Against the float reference.
+        metrics: The task's figures against the truth, by key; None where nobody knows it.
+        figures: The task's figures against the float reference, by key; None without one.
+        sqnr_db: Of the worst output against the float reference; None without one.
     """
 
     n: int
     skipped: int
-    top1: float | None
-    top5: float | None
-    agree_top1: float | None
+    metrics: dict[str, float | None]
+    figures: dict[str, float | None]
     sqnr_db: float | None
-    kl: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """The object that ``repedge eval --json`` prints."""
-        return dict(self.__dict__)
+        """The object that ``repedge eval --json`` prints: the figures flat among the other keys."""
+        return {
+            "n": self.n,
+            "skipped": self.skipped,
+            **tasks.metrics_json(self.metrics),
+            **tasks.figures_json(self.figures),
+            "sqnr_db": self.sqnr_db,
+        }
 
 
 def evaluate(
     forward: Forward,
+    task: Task,
     pre: Preprocess,
     folder: Path,
     *,
     reference: Forward | None = None,
-    labels: tuple[str, ...] = (),
     limit: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
-    """Evaluate ``forward`` on the images of ``folder``; see `repedge.photos.images.folder_samples` for labels.
+    """Evaluate ``forward`` on the images of ``folder``, against what the task finds to be the truth.
 
     Raises:
-        UserError: No usable images, outputs that are no logits, or a label beyond the last class.
+        UserError: No usable images, outputs of which nothing can be said, or a truth that the network can't
+            give.
     """
-    samples = images.folder_samples(folder, labels)
+    scorer = task.scorer()
+    if scorer is None and reference is None:
+        raise UserError(
+            f"eval has no figure for {task.describe()} alone; give a bundle, which carries a float reference"
+        )
+    samples = images.folder_samples(folder, task.labels)
     if limit is not None:
         samples = images.spread(samples, limit)
-    labelled = any(s.label is not None for s in samples)
-    comparison = Comparison()
-    hits1 = hits5 = counted = done = skipped = 0
+    agreement = Agreement(task)
+    done = skipped = 0
     for start in range(0, len(samples), BATCH):
         chosen, pixels = _decode(samples[start : start + BATCH], pre)
         done += len(samples[start : start + BATCH])
@@ -73,29 +86,22 @@ def evaluate(
         if not chosen:
             continue
         inputs = images.normalise(pixels, pre)
-        logits = forward(pixels, inputs)
-        if logits.ndim != 2:
-            raise UserError(
-                f"eval ranks classes, but the output has shape {logits.shape[1:]}; use verify for this model"
-            )
+        outputs = forward(pixels, inputs)
         if reference is not None:
-            comparison.update(reference(pixels, inputs), logits)
-        known = [i for i, s in enumerate(chosen) if s.label is not None]
-        counted += len(known)
-        one, five = hits(logits[known], np.array([chosen[i].label for i in known], dtype=np.int64))
-        hits1, hits5 = hits1 + one, hits5 + five
+            agreement.update(reference(pixels, inputs), outputs)
+        if scorer is not None:
+            known = [i for i, s in enumerate(chosen) if s.label is not None]
+            scorer.update([y[known] for y in outputs], [chosen[i].label for i in known])
     n = len(samples) - skipped
     if n == 0:
         raise UserError(f"none of the {len(samples)} files in {folder} could be decoded")
-    have = reference is not None
+    scores = {} if scorer is None else scorer.score()
     return Accuracy(
         n=n,
         skipped=skipped,
-        top1=hits1 / counted if labelled and counted else None,
-        top5=hits5 / counted if labelled and counted else None,
-        agree_top1=comparison.agree_top1 if have else None,
-        sqnr_db=comparison.sqnr_db if have else None,
-        kl=comparison.kl if have else None,
+        metrics={f.key: scores.get(f.key) for f in task.metrics},
+        figures=agreement.figures(),
+        sqnr_db=None if reference is None else agreement.sqnr_db,
     )
 
 
@@ -108,17 +114,3 @@ def _decode(samples: list[images.Sample], pre: Preprocess) -> tuple[list[images.
             continue
         good.append(sample)
     return good, np.stack(arrays) if arrays else np.empty((0, *pre.size, pre.channels), np.uint8)
-
-
-def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
-    """How many labels are best, and among the five best, of their row."""
-    if not len(labels):
-        return 0, 0
-    worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
-    if not 0 <= worst < logits.shape[1]:
-        raise UserError(
-            f"a label is {worst}, but the model has {logits.shape[1]} classes; check labels.json or the "
-            "class folders"
-        )
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-    return int((order[:, 0] == labels).sum()), int((order == labels[:, None]).any(1).sum())

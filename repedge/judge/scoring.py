@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from repedge.config import InputKind, Preprocess
 from repedge.errors import CheckFailed, UserError
-from repedge.judge.evaluation import BATCH, hits
+from repedge.judge.evaluation import BATCH
 from repedge.photos import images
-from repedge.tasks.comparison import Comparison
+from repedge.tasks.base import Limit, Scorer, Task
+from repedge.tasks.comparison import Agreement
+from repedge.tasks.figures import WithFigures
 
 if TYPE_CHECKING:
     from repedge.compiler.quantization import Calibration
@@ -25,39 +27,43 @@ if TYPE_CHECKING:
 FEWEST = 16
 """Fewer photos than this judge nothing."""
 
-DROP, DISAGREEMENT, KL = "top1_drop", "disagreement", "kl"
-
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(WithFigures):
     """An artifact against the float reference on the same photos.
 
     Attributes:
         n: Photos.
-        top1, float_top1: Shares from 0 to 1 of the photos whose label is best; None without labels.
-        top1_drop: ``float_top1 - top1`` in points; None without labels.
-        standard_error: Of ``top1_drop`` (paired), or else of ``disagreement``; points.
-        disagreement: Points of photos whose best class is not the reference's.
-        kl: Mean KL divergence from the reference's softmax, nats.
-        sqnr_db: Of the logits, from -999 to 200 dB.
+        standard_error: Of the drop (paired) where the truth is known, or else of the disagreement, points.
+        metrics: The task's first metric, the float network's as ``float_KEY``, and the drop, points; None
+            where nobody knows the truth.
+        figures: Against the float network, under the names of the limits that they can be bounded by.
+        sqnr_db: Of the worst output, from -999 to 200 dB.
     """
 
     n: int
-    top1: float | None
-    float_top1: float | None
-    top1_drop: float | None
     standard_error: float
-    disagreement: float
-    kl: float
+    metrics: dict[str, float | None]
+    figures: dict[str, float | None]
     sqnr_db: float
 
-    def of(self, measure: str) -> float:
-        """The figure of that name."""
-        value = {DROP: self.top1_drop, DISAGREEMENT: self.disagreement, KL: self.kl}[measure]
+    def of(self, limit: Limit) -> float:
+        """What is bounded, in its unit."""
+        value = {**self.metrics, **self.figures}[limit.measure]
         assert value is not None
         return value
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest's ``score``."""
+        return {
+            "n": self.n,
+            **self.metrics,
+            "standard_error": self.standard_error,
+            **self.figures,
+            "sqnr_db": self.sqnr_db,
+        }
 
 
 @dataclass(frozen=True)
@@ -131,29 +137,31 @@ def held_out(calibration: Calibration, pre: Preprocess, count: int) -> Photos:
     return Photos(f"{source.name}, those not calibrated on", read)
 
 
-class Exam:
-    """Photos in a temporary file, the reference's logits in memory.
+class ScoringSet:
+    """Photos in a temporary file, the reference's answers in memory.
 
     Args:
         photos: Where they come from; read once.
         pre: The model's preprocessing.
         reference: The float graph, an ``.onnx`` file.
+        task: What its outputs mean.
 
     Attributes:
         source: Where the photos came from.
         digest: sha256 of pixels and labels.
 
     Raises:
-        UserError: Too few photos, outputs that are no logits, or a label beyond the last class.
+        UserError: Too few photos, or a truth that the network can't give.
     """
 
-    def __init__(self, photos: Photos, pre: Preprocess, reference: Path) -> None:
+    def __init__(self, photos: Photos, pre: Preprocess, reference: Path, task: Task) -> None:
         from repedge.graph.run import Session
 
         self.source = photos.source
+        self.task = task
         self._pre = pre
         self._shape = (*pre.size, pre.channels)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exam
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the set
         digest, labels = hashlib.sha256(), []
         for array, label in photos.read():
             self._file.write(np.ascontiguousarray(array).tobytes())
@@ -168,15 +176,14 @@ class Exam:
                 f"{len(self)}"
             )
         session = Session(reference)
-        outputs = [session.run(images.normalise(x, pre))[0] for x in self._batches()]
-        self._logits = np.concatenate(outputs)
-        if self._logits.ndim != 2 or self._logits.shape[1] < 2:
-            raise UserError(
-                f"an accuracy budget ranks classes, but the output has shape {list(self._logits.shape[1:])}; "
-                "name layers with --keep-float for this model"
-            )
-        if self.has_labels:
-            hits(self._logits, self._labels)  # says which label is no class
+        self._answers = [session.run(images.normalise(x, pre)) for x in self._batches()]
+        self._float_hits: np.ndarray | None = None
+        self._float_metrics: dict[str, float] = {}
+        scorer = task.scorer()
+        if self.has_labels and scorer is not None:
+            for answers, truths in zip(self._answers, self._truths(), strict=True):
+                scorer.update(answers, truths)  # says which label is no class
+            self._float_hits, self._float_metrics = scorer.hits(), scorer.score()
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -185,6 +192,11 @@ class Exam:
     def has_labels(self) -> bool:
         """Whether every photo has a label."""
         return bool(len(self._labels)) and bool((self._labels >= 0).all())
+
+    def _truths(self) -> Iterator[list[int]]:
+        """What is to be found in the photos, batch by batch."""
+        for start in range(0, len(self), BATCH):
+            yield self._labels[start : start + BATCH].tolist()
 
     def _batches(self) -> Iterator[np.ndarray]:
         """Pixels uint8 [n, H, W, C]."""
@@ -200,30 +212,48 @@ class Exam:
         Raises:
             CheckFailed: It gives NaN or infinite outputs.
         """
-        comparison, answers = Comparison(), []
-        for i, pixels in enumerate(self._batches()):
-            logits = run(pixels if kind == "uint8" else images.normalise(pixels, self._pre))[0]
-            comparison.update(self._logits[i * BATCH : i * BATCH + len(pixels)], logits)
-            answers.append(logits.argmax(1))
-        if not comparison.finite:
+        agreement, scorer = Agreement(self.task), self.task.scorer()
+        for pixels, exact, truths in zip(self._batches(), self._answers, self._truths(), strict=True):
+            outputs = run(pixels if kind == "uint8" else images.normalise(pixels, self._pre))
+            agreement.update(exact, outputs)
+            if scorer is not None and self._float_hits is not None:
+                scorer.update(outputs, truths)
+        if not agreement.finite:
             raise CheckFailed("the integer artifact gives NaN or infinite outputs on real images")
-        mine, reference = np.concatenate(answers), self._logits.argmax(1)
-        differ = float((mine != reference).mean())
-        assert comparison.kl is not None
-        top1 = float_top1 = drop = None
-        variance = differ * (1 - differ)
-        if self.has_labels:
-            won, lost = mine == self._labels, reference == self._labels
-            top1, float_top1 = float(won.mean()), float(lost.mean())
-            change = lost.astype(np.float64) - won
-            drop, variance = 100 * float(change.mean()), float(change.var())
+        figures = self._bounded(agreement.figures())
+        metrics, spread = self._metrics(scorer)
+        if self._float_hits is None:
+            lacking = self.task.disagreement
+            points = None if lacking is None else figures[lacking.measure]
+            share = min(max((points or 0.0) / 100, 0.0), 1.0)
+            spread = share * (1 - share)
         return Score(
             n=len(self),
-            top1=top1,
-            float_top1=float_top1,
-            top1_drop=drop,
-            standard_error=100 * math.sqrt(variance / len(self)),
-            disagreement=100 * differ,
-            kl=comparison.kl,
-            sqnr_db=max(-999.0, comparison.sqnr_db),
+            standard_error=100 * math.sqrt(spread / len(self)),
+            metrics=metrics,
+            figures=figures,
+            sqnr_db=agreement.sqnr_db,
         )
+
+    def _bounded(self, found: Mapping[str, float | None]) -> dict[str, float | None]:
+        """Figures under the names of the limits that are made of them."""
+        lacking, far = self.task.disagreement, self.task.divergence
+        named: dict[str, float | None] = {}
+        if lacking is not None:
+            agreed = found[lacking.figure]
+            named[lacking.measure] = None if agreed is None else 100 * (1 - agreed)
+        if far is not None:
+            named[far.measure] = found[far.figure]
+        return named
+
+    def _metrics(self, scorer: Scorer | None) -> tuple[dict[str, float | None], float]:
+        """Metrics of both networks and the drop, points, with the variance of what a photo adds to it."""
+        if self.task.drop is None or scorer is None:
+            return {}, 0.0
+        key, measure = self.task.drop.figure, self.task.drop.measure
+        if self._float_hits is None:
+            return {key: None, f"float_{key}": None, measure: None}, 0.0
+        change = self._float_hits - scorer.hits()
+        mine, exact = scorer.score()[key], self._float_metrics[key]
+        drop = 100 * float(change.mean())
+        return {key: mine, f"float_{key}": exact, measure: drop}, float(change.var())

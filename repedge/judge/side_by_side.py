@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from repedge import tasks
 from repedge.bundle.folder import Bundle
-from repedge.bundle.manifest import REFERENCE
+from repedge.bundle.manifest import REFERENCE, task_of
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.judge import verification
-from repedge.judge.evaluation import BATCH, hits
+from repedge.judge.evaluation import BATCH
 from repedge.photos import images
-from repedge.tasks.comparison import Comparison
+from repedge.tasks.base import Scorer, Task
+from repedge.tasks.comparison import Agreement
+from repedge.tasks.figures import WithFigures
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(WithFigures):
     """One line of the table: a bundle, or the float reference that bundles carry.
 
     Attributes:
@@ -32,7 +35,7 @@ class Member:
         path: The bundle's folder; None for a float reference.
         target, precision: Of the bundle; ``reference`` and ``fp32`` for a float reference.
         reference: Index of the member that is its float reference; None if there is none.
-        top1, top5: Shares from 0 to 1; None without labels.
+        metrics: The task's figures against the truth, by key; None where nobody knows it.
     """
 
     name: str
@@ -40,28 +43,35 @@ class Member:
     target: str
     precision: str
     reference: int | None
-    top1: float | None
-    top5: float | None
+    metrics: dict[str, float | None]
+
+    def as_json(self) -> dict[str, Any]:
+        """One element of ``members``."""
+        rest = {key: value for key, value in vars(self).items() if key != "metrics"}
+        return {**rest, **tasks.metrics_json(self.metrics)}
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(WithFigures):
     """Two members on the same photos; ``a`` is the signal of the SQNR and the ``p`` of KL(p || q).
 
     Attributes:
         a, b: Indices of the members, a < b.
-        agree_top1: Share of photos with the same best class, 0 to 1; None where the output is no logits.
-        sqnr_db: Signal-to-quantization-noise ratio of the first output, from -999 to 200 dB.
-        kl: Mean KL divergence of the softmaxes, nats; None as above.
+        figures: The task's figures of how near they are, by key.
+        sqnr_db: Signal-to-quantization-noise ratio of the worst output, from -999 to 200 dB.
         max_abs_err: Largest difference of two outputs.
     """
 
     a: int
     b: int
-    agree_top1: float | None
+    figures: dict[str, float | None]
     sqnr_db: float
-    kl: float | None
     max_abs_err: float
+
+    def as_json(self) -> dict[str, Any]:
+        """One element of ``pairs``."""
+        rest = {key: value for key, value in vars(self).items() if key != "figures"}
+        return {**rest, **tasks.figures_json(self.figures)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class Parity:
         images: Where the photos came from.
         members: Float references first, then the bundles in the order given.
         pairs: Every two of them.
+        task: What the outputs mean.
     """
 
     n: int
@@ -81,6 +92,7 @@ class Parity:
     images: str
     members: tuple[Member, ...]
     pairs: tuple[Pair, ...]
+    task: Task
 
     def pair(self, a: int, b: int) -> Pair:
         """The comparison of two members."""
@@ -92,8 +104,8 @@ class Parity:
             "n": self.n,
             "skipped": self.skipped,
             "images": self.images,
-            "members": [dict(m.__dict__) for m in self.members],
-            "pairs": [dict(p.__dict__) for p in self.pairs],
+            "members": [m.as_json() for m in self.members],
+            "pairs": [p.as_json() for p in self.pairs],
         }
 
 
@@ -107,7 +119,7 @@ class _Player:
     run: Run
     reference: int | None = None
     is_float: bool = False
-    seen: list[int] = field(default_factory=lambda: [0, 0])
+    scorer: Scorer | None = None
 
     @property
     def pre(self) -> Preprocess:
@@ -124,8 +136,7 @@ def compare(
 ) -> Parity:
     """Run bundles side by side on the same photos, in constant memory.
 
-    A photo is decoded once for all of them, and brought to the input of each preprocessing once. The
-    first output is compared.
+    A photo is decoded once for all of them, and brought to the input of each preprocessing once.
 
     Args:
         bundles: Two or more bundle folders.
@@ -135,7 +146,7 @@ def compare(
         progress: Called with (done, total) photos.
 
     Raises:
-        UserError: Fewer than two bundles, one given twice, different classes, or no usable photos.
+        UserError: Fewer than two bundles, one given twice, different tasks or classes, or no usable photos.
     """
     paths = [Path(p) for p in bundles]
     if len(paths) < 2:
@@ -144,13 +155,14 @@ def compare(
     if twice:
         raise UserError(f"{twice[0]} is named twice")
     opened = [Bundle.open(p) for p in paths]
-    labels = _labels(opened)
-    samples, source = _samples(folder, labels)
+    task = _task(opened)
+    samples, source = _samples(folder, task.labels)
     samples = images.spread(samples, limit) if limit is not None else samples
-    labelled = any(s.label is not None for s in samples)
     with _players(opened, threads) as players:
-        duels = {pair: Comparison() for pair in combinations(range(len(players)), 2)}
-        done = counted = n = 0
+        for player in players:
+            player.scorer = task.scorer()
+        duels = {pair: Agreement(task) for pair in combinations(range(len(players)), 2)}
+        done = n = 0
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
             chosen, pixels = _decode(part, {p.pre for p in players})
@@ -162,23 +174,30 @@ def compare(
             outputs = _run(players, pixels)
             for (a, b), duel in duels.items():
                 duel.update(outputs[a], outputs[b])
-            counted += _count(players, outputs, chosen)
+            _score(players, outputs, chosen)
         if n == 0:
             raise UserError(f"none of the {len(samples)} files in {source} could be decoded")
-        ranked = labelled and counted > 0
-        members = tuple(_member(p, counted if ranked else 0) for p in players)
+        members = tuple(_member(p, task) for p in players)
         pairs = tuple(_pair(a, b, c) for (a, b), c in duels.items())
-    return Parity(n, len(samples) - n, source, members, pairs)
+    return Parity(n, len(samples) - n, source, members, pairs, task)
 
 
-def _labels(bundles: Sequence[Bundle]) -> tuple[str, ...]:
+def _task(bundles: Sequence[Bundle]) -> Task:
+    """What the outputs of all of them mean; labels are those of the first that has some."""
     named = [b for b in bundles if b.manifest.labels]
     for b in named[1:]:
         if b.manifest.labels != named[0].manifest.labels:
             raise UserError(
                 f"{named[0].path} and {b.path} name different classes: their outputs can't be compared"
             )
-    return named[0].manifest.labels if named else ()
+    found = [task_of(b.manifest) for b in (*named, *bundles)]
+    for other, b in zip(found, (*named, *bundles), strict=True):
+        if other.name != found[0].name:
+            raise UserError(
+                f"{bundles[0].path} gives {found[0].describe()} and {b.path} {other.describe()}: they can't "
+                "be compared"
+            )
+    return found[0]
 
 
 def _samples(folder: Path | None, labels: tuple[str, ...]) -> tuple[list[images.Sample], str]:
@@ -247,15 +266,16 @@ def _decode(
     return good, {pre: np.stack(found) for pre, found in arrays.items() if found}
 
 
-def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> list[np.ndarray]:
+def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> list[list[np.ndarray]]:
     inputs: dict[Preprocess, np.ndarray] = {}
-    outputs: list[np.ndarray] = []
+    outputs: list[list[np.ndarray]] = []
     for p in players:
         if p.takes != "uint8" and p.pre not in inputs:
             inputs[p.pre] = images.normalise(pixels[p.pre], p.pre)
-        outputs.append(p.run(pixels[p.pre] if p.takes == "uint8" else inputs[p.pre])[0])
-        if outputs[-1].shape != outputs[0].shape:
-            first, other = list(outputs[0].shape[1:]), list(outputs[-1].shape[1:])
+        outputs.append(p.run(pixels[p.pre] if p.takes == "uint8" else inputs[p.pre]))
+        shapes = [[list(y.shape[1:]) for y in one] for one in (outputs[0], outputs[-1])]
+        if shapes[0] != shapes[1]:
+            first, other = (", ".join(map(str, side)) for side in shapes)
             raise UserError(
                 f"the outputs of {players[0].name!r} have shape {first} and those of {p.name!r} {other}: "
                 "they can't be compared"
@@ -263,35 +283,30 @@ def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> li
     return outputs
 
 
-def _count(
-    players: Sequence[_Player], outputs: Sequence[np.ndarray], samples: Sequence[images.Sample]
-) -> int:
-    """Count each member's hits; returns how many photos had a label."""
+def _score(
+    players: Sequence[_Player], outputs: Sequence[Sequence[np.ndarray]], samples: Sequence[images.Sample]
+) -> None:
+    """Hold each member's answers against what is known of the photos."""
     known = [i for i, s in enumerate(samples) if s.label is not None]
-    if not known or outputs[0].ndim != 2:
-        return 0
-    labels = np.array([samples[i].label for i in known], dtype=np.int64)
-    for player, logits in zip(players, outputs, strict=True):
-        one, five = hits(logits[known], labels)
-        player.seen[0] += one
-        player.seen[1] += five
-    return len(known)
+    for player, answers in zip(players, outputs, strict=True):
+        if known and player.scorer is not None:
+            player.scorer.update([y[known] for y in answers], [samples[i].label for i in known])
 
 
-def _member(p: _Player, counted: int) -> Member:
+def _member(p: _Player, task: Task) -> Member:
     m = p.bundle.manifest
+    scores = {} if p.scorer is None else p.scorer.score()
     return Member(
         name=p.name,
         path=None if p.is_float else str(p.bundle.path),
         target="reference" if p.is_float else m.target,
         precision="fp32" if p.is_float else m.precision,
         reference=p.reference,
-        top1=p.seen[0] / counted if counted else None,
-        top5=p.seen[1] / counted if counted else None,
+        metrics={f.key: scores.get(f.key) for f in task.metrics},
     )
 
 
-def _pair(a: int, b: int, c: Comparison) -> Pair:
-    kl = c.kl if c.kl is None or np.isfinite(c.kl) else None
+def _pair(a: int, b: int, c: Agreement) -> Pair:
+    figures = {key: v if v is None or np.isfinite(v) else None for key, v in c.figures().items()}
     worst = c.max_abs_err if np.isfinite(c.max_abs_err) else np.finfo(np.float32).max
-    return Pair(a, b, c.agree_top1, max(-999.0, c.sqnr_db), kl, float(worst))
+    return Pair(a, b, figures, c.sqnr_db, float(worst))

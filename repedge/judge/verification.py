@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from repedge.bundle.folder import Bundle
-from repedge.bundle.manifest import Verification
+from repedge.bundle.manifest import Verification, task_of
 from repedge.config import Preprocess
-from repedge.errors import CheckFailed, UserError
+from repedge.errors import UserError
 from repedge.photos import images
 from repedge.precision import Precision, Threshold
-from repedge.tasks.comparison import Comparison
+from repedge.tasks.base import Task
+from repedge.tasks.comparison import Agreement
 
 if TYPE_CHECKING:
     from repedge.targets.base import Job, Runner, Target
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 def judge(
     limit: Threshold,
     precision: Precision,
-    comparisons: Sequence[Comparison],
-    names: Sequence[str],
+    found: Agreement,
     min_sqnr: float | None = None,
 ) -> list[str]:
     """Sentences for every threshold that was missed; empty when all hold."""
     floor = limit.min_sqnr_db if min_sqnr is None else min_sqnr
     failures = []
-    for name, c in zip(names, comparisons, strict=True):
+    for output, c in zip(found.task.outputs, found.outputs, strict=True):
+        name = output.name
         if not c.finite:
             failures.append(f"output {name!r} has NaN or infinite values")
             continue
@@ -41,44 +42,45 @@ def judge(
             failures.append(
                 f"output {name!r}: relative error {c.max_rel_err:.1e} is over {limit.max_rel_err:g}"
             )
-        flips = [margin for margin in c.flips if margin > limit.tie * c.max_abs_ref]
-        if limit.same_decisions and flips:
-            failures.append(f"output {name!r}: top-1 differs on {len(flips)} of {c.n} images")
+        changed = c.changed(limit.tie)
+        if limit.same_decisions and changed:
+            failures.append(f"output {name!r}: {c.decision} differs on {changed} of {c.n} images")
     return failures
 
 
-def compare(actual: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> list[Comparison]:
+def compare(task: Task, actual: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Agreement:
     """Compare each output with the reference's; arrays have leading axis n.
 
     Raises:
         CheckFailed: The artifact has other outputs than the reference.
     """
-    if [a.shape for a in actual] != [r.shape for r in reference]:
-        shapes = [a.shape for a in actual], [r.shape for r in reference]
-        raise CheckFailed(f"the artifact's outputs have shapes {shapes[0]}, the reference's {shapes[1]}")
-    comparisons = []
-    for ref, act in zip(reference, actual, strict=True):
-        c = Comparison()
-        c.update(ref, act)
-        comparisons.append(c)
-    return comparisons
+    found = Agreement(task)
+    found.update(reference, actual)
+    return found
 
 
 def summarize(
-    target: Target, precision: Precision, comparisons: Sequence[Comparison], names: Sequence[str], *, source: str, min_sqnr: float | None = None,
-) -> Verification:  # fmt: skip
-    """One `Verification` over all outputs: the worst of each figure."""
-    failures = judge(target.threshold(precision), precision, comparisons, names, min_sqnr)
-    agreements = [c.agree_top1 for c in comparisons if c.agree_top1 is not None]
-    divergences = [c.kl for c in comparisons if c.kl is not None]
+    target: Target,
+    precision: Precision,
+    found: Agreement,
+    *,
+    source: str,
+    min_sqnr: float | None = None,
+) -> Verification:
+    """One `Verification` over all outputs: the worst of each figure.
+
+    Args:
+        source: Where the images came from.
+        min_sqnr: Replaces the precision's SQNR threshold, dB.
+    """
+    failures = judge(target.threshold(precision), precision, found, min_sqnr)
     return Verification(
         passed=not failures,
-        n=comparisons[0].n,
-        max_abs_err=max(c.max_abs_err for c in comparisons),
-        max_rel_err=max(c.max_rel_err for c in comparisons),
-        sqnr_db=max(-999.0, min(c.sqnr_db for c in comparisons)),
-        agree_top1=min(agreements) if agreements else None,
-        kl=max(divergences) if divergences else None,
+        n=found.n,
+        max_abs_err=found.max_abs_err,
+        max_rel_err=found.max_rel_err,
+        sqnr_db=found.sqnr_db,
+        figures=found.figures(),
         executor=target.executor,
         images=source,
         failures=tuple(failures),
@@ -96,6 +98,7 @@ def job_of(bundle: Bundle) -> Job:
         preprocess=m.preprocess,
         input_kind=m.input_kind,
         labels=m.labels,
+        task=task_of(m),
         options=m.options,
     )
 
@@ -140,11 +143,8 @@ def verify_bundle(path: Path | str, folder: Path | None = None, count: int = 16)
     inputs = images.normalise(pixels, m.preprocess)
     reference = Session(bundle.reference).run(inputs)
     target, runner = open_bundle(bundle)
-    comparisons = compare(runner.run(pixels if m.input_kind == "uint8" else inputs), reference)
-    minimum = m.options.get("min_sqnr")
-    return summarize(
-        target, m.precision, comparisons, [t.name for t in m.outputs], source=source, min_sqnr=minimum
-    )
+    found = compare(task_of(m), runner.run(pixels if m.input_kind == "uint8" else inputs), reference)
+    return summarize(target, m.precision, found, source=source, min_sqnr=m.options.get("min_sqnr"))
 
 
 def check_count(count: int) -> None:

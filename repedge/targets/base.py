@@ -19,10 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from repedge import tasks
 from repedge.config import InputKind, Preprocess
 from repedge.errors import UserError
 from repedge.precision import THRESHOLDS, Precision, Threshold
 from repedge.scheme import QuantScheme
+from repedge.tasks.base import Task
 from repedge.templates import Templates
 
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -39,6 +41,7 @@ class Job:
         input_kind: ``uint8`` folds the preprocessing into the artifact, ``float32`` leaves it out.
         preprocess: How an image becomes the network's input; recorded in the artifact's metadata.
         labels: Class names in output order; empty if there are none.
+        task: What the outputs mean; None: what they say themselves (`Job.meaning`).
         description, author, license, version: Free text for the artifact's metadata.
         options: Options that only this target knows, such as coreml's ``deployment_target``.
     """
@@ -48,11 +51,16 @@ class Job:
     preprocess: Preprocess
     input_kind: InputKind = "uint8"
     labels: tuple[str, ...] = ()
+    task: Task | None = None
     description: str = ""
     author: str = ""
     license: str = ""
     version: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def meaning(self, model: ir.Model) -> Task:
+        """What the outputs of the job's graph mean."""
+        return self.task or tasks.of_graph(model, self.labels)
 
 
 @dataclass(frozen=True)

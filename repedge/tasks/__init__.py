@@ -1,1 +1,123 @@
-"""What a network's outputs mean: one file for each kind of answer."""
+"""What a network's outputs mean: one file for each kind of answer. A new one is its file and a line here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from repedge.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from repedge.tasks.base import Figure, Network, Task
+
+TASKS = {
+    "embed": "repedge.tasks.embed:Embed",
+    "classify": "repedge.tasks.classify:Classify",
+    "raw": "repedge.tasks.raw:Raw",
+}
+"""In the order in which they are asked whether a network is theirs."""
+
+GROUP = "repedge.tasks"
+"""Entry-point group of other packages' tasks, which are asked first: name = the word, object = the class."""
+
+EARLIER = {"figures": ("agree_top1", "kl"), "metrics": ("top1", "top5")}
+"""Keys that JSON had before there were tasks: null where a task has no such figure, for programs that ask."""
+
+
+def names() -> list[str]:
+    """Built-in tasks first, then those that other packages registered."""
+    return [*TASKS, *sorted({e.name for e in entry_points(group=GROUP)} - TASKS.keys())]
+
+
+def kind(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+        UserError: There is none, or another package's does not load.
+    """
+    if name in TASKS:
+        module, _, cls = TASKS[name].partition(":")
+        found: type[Task] = getattr(importlib.import_module(module), cls)
+        return found
+    for entry in entry_points(group=GROUP):
+        if entry.name == name:
+            try:
+                loaded: type[Task] = entry.load()
+            except Exception as e:  # a plug-in may fail in any way
+                raise UserError(f"the task plug-in {entry.value} does not load: {e}") from e
+            return loaded
+    close = difflib.get_close_matches(name.lower(), names(), n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names())}"
+    raise UserError(f"there is no task {name!r}; {hint}")
+
+
+def recognize(network: Network, told: str | None = None) -> Task:
+    """The task of a network: the one that the user named, else the first that knows the outputs.
+
+    Raises:
+        UserError: There is no such task, or the outputs can't be what the user says.
+    """
+    if told:
+        chosen = kind(told)
+        why = chosen.refusal(network)
+        if why is not None:
+            raise UserError(f"the task can't be {told}: {why}")
+        return chosen(network)
+    others = [name for name in names() if name not in TASKS]
+    for name in (*others, *TASKS):
+        if kind(name).recognizes(network):
+            return kind(name)(network)
+    raise AssertionError("raw takes every network")
+
+
+def of_outputs(
+    outputs: Iterable[tuple[str, Sequence[int]]], labels: Sequence[str] = (), told: str | None = None
+) -> Task:
+    """The task by the signature alone, as of a bundle.
+
+    Args:
+        outputs: Name and shape of each, batch axis first.
+        labels: Class names.
+        told: The task's name where the signature does not say it.
+    """
+    from repedge.tasks.base import Network, Output
+
+    found = tuple(Output(name, tuple(shape[1:])) for name, shape in outputs)
+    return recognize(Network(found, tuple(labels)), told)
+
+
+def of_graph(graph: ir.Model, labels: Sequence[str] = (), told: str | None = None) -> Task:
+    """The task of a float graph with a static batch; raises as `recognize`."""
+    from repedge.tasks.base import Network, Output
+
+    outputs = []
+    for value in graph.graph.outputs:
+        shape = () if value.shape is None else tuple(value.shape.numpy()) if value.shape.is_static() else ()
+        outputs.append(Output(str(value.name), shape[1:]))
+    return recognize(Network(tuple(outputs), tuple(labels), graph), told)
+
+
+def figure(key: str) -> Figure:
+    """The figure or metric with this key, of whatever task has it."""
+    from repedge.tasks.base import Figure
+
+    for name in names():
+        for found in (*kind(name).metrics, *kind(name).figures):
+            if found.key == key:
+                return found
+    return Figure(key, key, "")
+
+
+def figures_json(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Figures against float as JSON has them, flat among an object's other keys."""
+    return {**dict.fromkeys(EARLIER["figures"]), **figures}
+
+
+def metrics_json(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Figures against the truth as JSON has them."""
+    return {**dict.fromkeys(EARLIER["metrics"]), **metrics}

@@ -65,6 +65,7 @@ class Figure:
         title: Head of its column.
         unit: ``share`` (from 0 to 1, shown as per cent), ``nats``, ``dB`` or nothing.
         better: Which end is the good one.
+        phrase: Its name in a sentence or as the head of a row; the title, if empty.
         absent: What people see where there is no such number.
     """
 
@@ -72,6 +73,7 @@ class Figure:
     title: str
     unit: Literal["share", "nats", "dB", ""] = "share"
     better: Literal["more", "less"] = "more"
+    phrase: str = ""
     absent: str = "-"
 
     def text(self, value: float | None) -> str:
@@ -80,7 +82,9 @@ class Figure:
             return self.absent
         if self.unit == "share":
             return f"{value:.2%}"
-        return f"{value:.2e} nats" if self.unit == "nats" else f"{value:.1f} {self.unit}".rstrip()
+        if self.unit == "nats":
+            return f"{value:.2e} nats"
+        return f"{value:.1f} dB" if self.unit == "dB" else f"{value:.4f}"
 
     def worst(self, values: Sequence[float]) -> float | None:
         """The worst of several; None of none."""
@@ -207,7 +211,7 @@ class Task(ABC):
         """Holds answers against the truth; None where the task has no metric."""
         return None
 
-    def check_labels(self) -> None:
+    def check_labels(self) -> None:  # noqa: B027 - most tasks have none
         """Refuse labels that don't fit the outputs.
 
         Raises:

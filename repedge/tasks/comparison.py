@@ -1,16 +1,25 @@
-"""How far outputs are from the float reference, without labels."""
+"""How far outputs are from the float reference, without labels: one output, or all of a network's."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+from repedge.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from repedge.tasks.base import Task
 
 
 @dataclass
 class Comparison:
-    """Streaming comparison of outputs with their reference, over any number of batches.
+    """Streaming comparison of one output with its reference, over any number of batches.
+
+    A task that makes something of the output extends it: `repedge.tasks.base.Task.meter`.
 
     Attributes:
         n: Images seen.
@@ -18,20 +27,18 @@ class Comparison:
         max_abs_ref: Largest absolute reference value.
     """
 
+    decision: ClassVar[str] = ""
+    """What `changed` counts changes of, in words."""
+
     n: int = 0
     max_abs_err: float = 0.0
     max_abs_ref: float = 0.0
     _signal: float = 0.0
     _noise: float = 0.0
     _finite: bool = True
-    _agree: int = 0
-    _ranked: int = 0
-    _kl: float = 0.0
-    flips: list[float] = field(default_factory=list)
-    """For each image whose top-1 differs: the reference's margin between the two classes."""
 
     def update(self, reference: np.ndarray, actual: np.ndarray) -> None:
-        """Add a batch: arrays [N, ...] of one output; rank 2 is taken as logits [N, classes]."""
+        """Add a batch: arrays [N, ...] of the output."""
         ref, act = reference.astype(np.float64), actual.astype(np.float64)
         error = act - ref
         self.n += len(ref)
@@ -40,18 +47,23 @@ class Comparison:
         self.max_abs_ref = max(self.max_abs_ref, float(np.abs(ref).max(initial=0)))
         self._signal += float((ref**2).sum())
         self._noise += float((error**2).sum())
-        if ref.ndim == 2 and ref.shape[1] > 1:
-            self._rank(ref, act)
+        self.judge(ref, act)
 
-    def _rank(self, ref: np.ndarray, act: np.ndarray) -> None:
-        rows = np.arange(len(ref))
-        best, chosen = ref.argmax(1), act.argmax(1)
-        self._ranked += len(ref)
-        self._agree += int((best == chosen).sum())
-        margins = ref[rows, best] - ref[rows, chosen]
-        self.flips += margins[best != chosen].tolist()
-        log_p, log_q = log_softmax(ref), log_softmax(act)
-        self._kl += float((np.exp(log_p) * (log_p - log_q)).sum())
+    def judge(self, reference: np.ndarray, actual: np.ndarray) -> None:
+        """What a task makes of a batch, float64 [N, ...] each; nothing here."""
+
+    def figures(self) -> Mapping[str, float]:
+        """The task's figures of this output, by key."""
+        return {}
+
+    def changed(self, tie: float) -> int:
+        """Images of which another decision is made than from the reference.
+
+        Args:
+            tie: Decisions count as the same where the reference's own values for the two are closer than
+                this share of its largest value.
+        """
+        return 0
 
     @property
     def finite(self) -> bool:
@@ -74,18 +86,56 @@ class Comparison:
             return -math.inf
         return min(200.0, 10 * math.log10(self._signal / self._noise))
 
-    @property
-    def agree_top1(self) -> float | None:
-        """Share of images with the reference's top-1 class; None where the output is no logits."""
-        return self._agree / self._ranked if self._ranked else None
+
+class Agreement:
+    """Streaming comparison of all outputs of a network, each taken alone; the worst of them counts.
+
+    Attributes:
+        outputs: One for each output, in the graph's order.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.outputs = [task.meter(i) for i in range(len(task.outputs))]
+
+    def update(self, reference: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> None:
+        """Add a batch: every output of both, [N, ...] each.
+
+        Raises:
+            CheckFailed: Other outputs than the reference's.
+        """
+        if [a.shape for a in actual] != [r.shape for r in reference]:
+            shapes = [a.shape for a in actual], [r.shape for r in reference]
+            raise CheckFailed(f"the artifact's outputs have shapes {shapes[0]}, the reference's {shapes[1]}")
+        for comparison, ref, act in zip(self.outputs, reference, actual, strict=True):
+            comparison.update(ref, act)
 
     @property
-    def kl(self) -> float | None:
-        """Mean KL divergence softmax(reference) || softmax(actual) in nats; None as above."""
-        return self._kl / self._ranked if self._ranked else None
+    def n(self) -> int:
+        """Images seen."""
+        return self.outputs[0].n
 
+    @property
+    def finite(self) -> bool:
+        """Whether no NaN or infinity was seen in any output."""
+        return all(c.finite for c in self.outputs)
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Log-softmax over the last axis, in the input's precision."""
-    shifted = x - x.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    @property
+    def max_abs_err(self) -> float:
+        """Largest absolute difference in any output."""
+        return max(c.max_abs_err for c in self.outputs)
+
+    @property
+    def max_rel_err(self) -> float:
+        """Largest error of an output over its own largest reference value."""
+        return max(c.max_rel_err for c in self.outputs)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Least signal-to-quantization-noise ratio of the outputs, from -999 to 200 dB."""
+        return max(-999.0, min(c.sqnr_db for c in self.outputs))
+
+    def figures(self) -> dict[str, float | None]:
+        """The task's figures, by key: of each the worst over the outputs that have it, else None."""
+        found = [c.figures() for c in self.outputs] if self.n else []
+        return {f.key: f.worst([one[f.key] for one in found if f.key in one]) for f in self.task.figures}

@@ -23,8 +23,9 @@ from repedge.calib.simulation.heap import give_back
 from repedge.calib.weights.influence import weight_influence
 from repedge.calib.simulation.observe import Statistics
 from repedge.calib.plan import QuantPlan
-from repedge.calib.mixed.raising import macs_of
+from repedge.graph.count import macs_of
 from repedge.calib.weights.rounding import round_weights
+from repedge.calib.distance import Distance, squares
 from repedge.calib.levels.search import free_groups
 from repedge.calib.simulation.simulator import Rounding, Simulator
 
@@ -52,6 +53,7 @@ def learn_levels(
     train: Sequence[int],
     held_out: Sequence[int],
     *,
+    distance: Distance | None = None,
     steps: int = 150,
     images_per_step: int = 4,
     rate: float = 0.03,
@@ -68,6 +70,7 @@ def learn_levels(
         train: Indices of the images to learn from.
         held_out: Indices of others: what was learned is given up unless the network with all its integers
             is nearer to the float one on these.
+        distance: Of the network's answers; None: by what its outputs say they are.
         steps: Optimizer steps, with a cosine schedule; fewer for large networks, down to `FEWEST`.
             Many steps of few images get further than the same images in fewer steps.
         images_per_step: At most; fewer for large networks (see `BUDGET`).
@@ -88,17 +91,18 @@ def learn_levels(
     steps = min(steps, max(FEWEST, affordable // count))
     order = np.random.default_rng(seed).permutation(len(train))
     used = np.sort(order[: steps * count])  # of however many photos, those that the steps come to
-    wanted = torch.from_numpy(Simulator(model).logits(images([train[k] for k in used])))
+    distance = distance or Distance.of(model)
+    wanted = _floats(model, images([train[k] for k in used]))
     probed = images([train[int(k)] for k in order[: min(PROBED, steps * count)]])
-    noise = _WeightNoise(model, student, stats, plan, probed, seed)
+    noise = _WeightNoise(model, student, stats, plan, probed, seed, distance)
     give_back()
     optimizer, position = _Descent(student.log), 0
     for step in range(steps):
         chosen = [int(order[(position + i) % len(order)]) for i in range(count)]
         position += count
         for i, x in zip(range(0, count, 4), images([train[k] for k in chosen]), strict=True):
-            target = wanted[np.searchsorted(used, chosen[i : i + len(x)])]
-            error = _error(student(torch.from_numpy(x)), target)
+            rows = np.searchsorted(used, chosen[i : i + len(x)])
+            error = distance.error(student(torch.from_numpy(x)), [w[rows] for w in wanted])
             if not error.requires_grad:  # an operator without one lies between all levels and the output
                 return model, {}, plan, {}
             (error / count).backward()
@@ -108,7 +112,7 @@ def learn_levels(
     factors, learned_plan = student.result(plan)
     changed, all_factors = scaled(model, factors)
     changed_stats = stats.divided(changed, all_factors)
-    exact = torch.from_numpy(Simulator(model).logits(images(held_out)))
+    exact = _floats(model, images(held_out))
     costs = {
         "before": _cost(exact, model, stats, plan, images(held_out)),
         "after": _cost(exact, changed, changed_stats, learned_plan, images(held_out)),
@@ -119,40 +123,23 @@ def learn_levels(
     return model, {}, plan, costs
 
 
-def _error(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Sum over images: relative mean square error, for logits plus the KL divergence.
-
-    The square counts more than in `repedge.calib.levels.ranges.output_distance`: the divergence alone hangs on the
-    few classes that an image may be of, and is soon fitted to the training images.
-    """
-    square = _square(y, wanted).sum()
-    if y.ndim != 2 or y.shape[1] == 1:
-        return square
-    return square + torch.nn.functional.kl_div(
-        y.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True
-    )
-
-
-def _square(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean square error of each image over the mean square of its own output, [N].
-
-    Over that of all images, those that the network is sure of would count most, which int8 does not harm.
-    """
-    return ((y - wanted) ** 2).flatten(1).mean(1) / (wanted**2).flatten(1).mean(1).clamp_min(1e-30)
+def _floats(model: ir.Model, images: Iterable[np.ndarray]) -> list[torch.Tensor]:
+    """Every output of the float network, [N, ...] each."""
+    return [torch.from_numpy(y) for y in Simulator(model).answers(images)]
 
 
 def _cost(
-    wanted: torch.Tensor, model: ir.Model, stats: Statistics, plan: QuantPlan, images: Iterable[np.ndarray]
+    wanted: Sequence[torch.Tensor], model: ir.Model, stats: Statistics, plan: QuantPlan, images: Iterable[np.ndarray]
 ) -> float:
     """Mean relative square error with rounded weights, too, for factors change their scales.
 
-    Without the divergence, which two dozen images can't tell: they would give up what is learned by chance.
+    Without the nearness, which two dozen images can't tell: they would give up what is learned by chance.
     """
     plan = plan.model_copy(deep=True)
     rounded = round_weights(model, plan, plan.scheme, stats, float_nodes=plan.float_nodes)
     rounded = correct_bias_at_once(rounded, model, plan, stats)
-    got = torch.from_numpy(Simulator(rounded, plan).logits(images))
-    return float(_square(got, wanted).mean())
+    got = [torch.from_numpy(y) for y in Simulator(rounded, plan).answers(images)]
+    return float(squares(got, wanted).mean())
 
 
 class _Descent:
@@ -243,7 +230,7 @@ class _Student:
             self._of.update(dict.fromkeys(names, self.log[first]))
         self.readers = {n: ends[n].consumer for n in sorted(self.paired) if not ends[n].consumer.depthwise}
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         simulator = self.simulator
         values = simulator.start(x)
         for step in simulator.steps:
@@ -257,7 +244,7 @@ class _Student:
                 values[name] = y if rounding is None else _Round.apply(y, self._of.get(name), rounding, relu)
             for name in step.dead:
                 values.pop(name, None)
-        return values[simulator.outputs[0]]
+        return [values[name] for name in simulator.outputs]
 
     def result(self, plan: QuantPlan) -> tuple[dict[str, np.ndarray], QuantPlan]:
         """Factors per channel, float64 [C] by tensor, and the plan with the other factors in its ranges."""
@@ -289,9 +276,10 @@ class _WeightNoise:
         plan: QuantPlan,
         images: Iterable[np.ndarray],
         seed: int,
+        distance: Distance,
     ) -> None:
         readers = {n: la for n, la in student.readers.items() if la.name in stats.moments}
-        found = weight_influence(model, readers, stats.moments, images, seed=seed) if readers else {}
+        found = weight_influence(model, readers, stats.moments, images, distance, seed=seed) if readers else {}
         unit = GPTQ_SHARE / 12 / plan.scheme.weight_limit(first=False) ** 2
         self._terms = []
         for name, f in found.items():

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from repedge.calib.simulation.heap import give_back
 from repedge.calib.simulation.observe import BINS, Statistics, TensorStats
+from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
 from repedge.scheme import QuantScheme
 from repedge.calib.structure import place
@@ -176,17 +177,19 @@ def choose_ranges(
     scheme: QuantScheme,
     batches: Callable[[], Iterable[np.ndarray]],
     *,
+    distance: Distance | None = None,
     candidates: Sequence[Candidate] = CANDIDATES,
     float_nodes: Collection[str] = (),
     plan: QuantPlan | None = None,
 ) -> tuple[QuantPlan, dict[str, float]]:
     """`ranges` with the rule whose rounding of activations changes the network's output least.
 
-    The measure is `output_distance` of the first output, with float32 weights: a local error would
-    protect outliers that do not matter to the output.
+    The measure is `Distance.cost`, with float32 weights: a local error would protect outliers that do not
+    matter to the outputs.
 
     Args:
         batches: Gives the images, float32 [N, C, H, W], anew at each call.
+        distance: Of the network's answers; None: by what its outputs say they are.
         candidates: (rule, factor) to choose from.
 
     Returns:
@@ -194,13 +197,13 @@ def choose_ranges(
     """
     from repedge.calib.simulation.simulator import Simulator
 
-    reference = Simulator(model).logits(batches())
+    distance = distance or Distance.of(model)
+    reference = Simulator(model).answers(batches())
     found: dict[str, float] = {}
     best: tuple[float, Candidate] | None = None
     for rule, factor in candidates:
         trial = ranges(model, stats, scheme, rule=rule, factor=factor, float_nodes=float_nodes)
-        got = Simulator(model, trial, weights=False).logits(batches())
-        cost = output_distance(reference, got)
+        cost = distance.cost(reference, Simulator(model, trial, weights=False).answers(batches()))
         found[f"{rule} x {factor:g}"] = cost
         if best is None or cost < best[0]:
             best = (cost, (rule, factor))
@@ -208,23 +211,6 @@ def choose_ranges(
     assert best is not None
     rule, factor = best[1]
     return ranges(model, stats, scheme, rule=rule, factor=factor, float_nodes=float_nodes, plan=plan), found
-
-
-def output_distance(reference: np.ndarray, actual: np.ndarray) -> float:
-    """How far an output is from the float network's; what every choice of calibration is made by.
-
-    For logits [N, classes] the mean KL divergence in nats plus a quarter of the relative mean square
-    error, which still tells networks apart that are so sure of themselves that their softmax is 0 and 1;
-    for other outputs the relative mean square error alone.
-    """
-    from repedge.tasks.comparison import log_softmax
-
-    ref, act = reference.astype(np.float64), actual.astype(np.float64)
-    square = float(((ref - act) ** 2).mean() / max(float((ref**2).mean()), 1e-30))
-    if ref.ndim != 2 or ref.shape[1] == 1:
-        return square
-    p, q = log_softmax(ref), log_softmax(act)
-    return float((np.exp(p) * (p - q)).sum(1).mean()) + 0.25 * square
 
 
 def _histogram(t: TensorStats) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from repedge.calib.distance import Distance
 from repedge.calib.plan import BiasChange, QuantPlan
-from repedge.calib.levels.ranges import output_distance
 from repedge.calib.simulation.simulator import Rounding, Simulator, Step
 from repedge.calib.structure import Layer, layers, place, set_array
 from repedge.graph.values import const
@@ -31,6 +31,7 @@ def refine(
     batches: Batches,
     held_out: Batches,
     *,
+    distance: Distance | None = None,
     steps: int = 30,
     images_per_step: int = 24,
     rate: float = 3e-5,
@@ -44,6 +45,7 @@ def refine(
         plan: Its plan; not changed.
         batches: Training images in small batches, anew at each call.
         held_out: Other images, on which the result must be nearer than before, or it is given up.
+        distance: Of the network's answers; None: by what its outputs say they are.
         steps: Optimizer steps (Adam, cosine schedule).
         images_per_step: Gradients are summed over as many images before a step.
         rate: Learning rate of relative changes (biases: relative to their layer's mean magnitude). On
@@ -54,15 +56,18 @@ def refine(
         The new model and plan (or the old ones), and the cost on the held-out images, ``before`` and
         ``after``.
     """
-    before = _cost(model, reference, plan, held_out)
+    distance = distance or Distance.of(model)
+    floats = Simulator(reference)
+    exact = floats.answers(held_out())
+    before = distance.cost(exact, Simulator(model, plan).answers(held_out()))
     student = _Student(model, plan, scales)
-    wanted = [torch.from_numpy(Simulator(reference).logits([x])) for x in batches()]
+    wanted = [floats.run(x) for x in batches()]
     optimizer = torch.optim.Adam(student.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     done = images = 0
     while done < steps:
         for x, target in zip(batches(), wanted, strict=True):
-            _distance(student(torch.from_numpy(x)), target).backward()
+            distance.error(student(torch.from_numpy(x)), target).backward()
             images += len(x)
             if images >= images_per_step:
                 optimizer.step()
@@ -72,22 +77,9 @@ def refine(
                 if done == steps:
                     break
     refined, new_plan = student.result(model, plan)
-    after = _cost(refined, reference, new_plan, held_out)
+    after = distance.cost(exact, Simulator(refined, new_plan).answers(held_out()))
     costs = {"before": before, "after": after}
     return (refined, new_plan, costs) if after < before else (model, plan, costs)
-
-
-def _cost(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> float:
-    return output_distance(Simulator(reference).logits(batches()), Simulator(model, plan).logits(batches()))
-
-
-def _distance(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Sum over images: KL divergence of logits, else the mean square."""
-    if y.ndim == 2 and y.shape[1] > 1:
-        return torch.nn.functional.kl_div(
-            y.log_softmax(1), target.log_softmax(1), reduction="sum", log_target=True
-        )
-    return ((y - target) ** 2).flatten(1).mean(1).sum()
 
 
 class _Student:
@@ -119,7 +111,7 @@ class _Student:
     def parameters(self) -> list[torch.Tensor]:
         return [*self.gains.values(), *self.biases.values(), *self.scales.values()]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         values = self.simulator.start(x)
         for step in self.simulator.steps:
             found = [self._read(step, i, n, values) for i, n in enumerate(step.reads)]
@@ -129,7 +121,7 @@ class _Student:
                 values[name] = y if rounding is None else self._round(name, y, rounding)
             for name in step.dead:
                 values.pop(name, None)
-        return values[self.simulator.outputs[0]]
+        return [values[name] for name in self.simulator.outputs]
 
     def _read(self, step: Step, i: int, name: str, values: dict[str, torch.Tensor]) -> torch.Tensor | None:
         if not name or name in values:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 
 from repedge.calib.plan import QuantPlan
-from repedge.calib.levels.ranges import output_distance
-from repedge.calib.simulation.simulator import Rounding, Simulator, Step, Values
+from repedge.calib.distance import Distance
+from repedge.calib.simulation.simulator import Outputs, Rounding, Simulator, Step, Values
 from repedge.calib.structure import layers, place
 
 Batches = Callable[[], Iterable[np.ndarray]]
@@ -28,14 +28,16 @@ class LayerCost:
 
     Attributes:
         node: The layer.
-        cost: `repedge.calib.levels.ranges.output_distance` when this layer alone is in integers.
+        cost: `repedge.calib.distance.Distance.cost` when this layer alone is in integers.
     """
 
     node: str
     cost: float
 
 
-def layer_costs(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> list[LayerCost]:
+def layer_costs(
+    model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches, distance: Distance | None = None
+) -> list[LayerCost]:
     """Put one layer at a time into integers; greatest cost first.
 
     Args:
@@ -43,10 +45,12 @@ def layer_costs(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: 
         reference: The float graph (equalized as ``model`` is, for single layers to be comparable).
         plan: The plan of ``model``.
         batches: Gives the images, float32 [N, C, H, W], anew at each call.
+        distance: Of the network's answers; None: by what its outputs say they are.
     """
+    distance = distance or Distance.of(model)
     simulator = Simulator(reference)
     integers = Simulator(model, plan)
-    wanted = simulator.logits(batches())
+    wanted = simulator.answers(batches())
     weighted = {la.name: la for la in layers(model) if str(la.weight.name) in plan.weights}
     states = [simulator.start(x) for x in batches()]
     found = []
@@ -61,7 +65,7 @@ def layer_costs(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: 
                     local = {**s, x: rounding(s[x])} if rounding is not None else dict(s)
                     step(local, integers.constants)
                     s[step.writes[0]] = local[step.writes[0]]
-                found.append(LayerCost(layer.name, output_distance(wanted, _rest(simulator, i + 1, trial))))
+                found.append(LayerCost(layer.name, distance.cost(wanted, _rest(simulator, i + 1, trial))))
             for s in states:
                 simulator.advance(step, s)
     return sorted(found, key=lambda f: -f.cost)
@@ -73,6 +77,7 @@ def tune_ranges(
     plan: QuantPlan,
     batches: Batches,
     *,
+    distance: Distance | None = None,
     factors: Sequence[float] = (0.75, 1.4),
     margin: float = 0.01,
 ) -> dict[str, float]:
@@ -85,18 +90,19 @@ def tune_ranges(
         reference: The graph whose output is aimed at.
         plan: Changed in place.
         batches: Gives the images anew at each call.
+        distance: Of the network's answers; None: by what its outputs say they are.
         factors: To try on each range.
         margin: Share by which the cost must fall for a change to be taken.
 
     Returns:
         Tensor -> the factor taken, of those that changed.
     """
-    wanted = Simulator(reference).logits(batches())
+    wanted = Simulator(reference).answers(batches())
     simulator = Simulator(model, plan, weights=False)
     free = free_groups(model, plan)
     states = [simulator.start(x) for x in batches()]
     taken: dict[str, float] = {}
-    trials = _Trials(simulator, wanted)
+    trials = _Trials(simulator, wanted, distance or Distance.of(model))
     for i, step in enumerate(simulator.steps):
         names = [n for n in step.writes if n in free]
         if not names or len(step.writes) > 1:
@@ -156,8 +162,9 @@ class _Trials:
     the time.
     """
 
-    def __init__(self, simulator: Simulator, wanted: np.ndarray) -> None:
+    def __init__(self, simulator: Simulator, wanted: Outputs, distance: Distance) -> None:
         self._simulator = simulator
+        self._distance = distance
         self._wanted = wanted
         self._best = (np.inf, np.inf)
 
@@ -177,20 +184,22 @@ class _Trials:
         changed = [{**s, name: self._simulator.round(name, y)} for s, y in zip(states, raw, strict=True)]
         few = max(1, len(changed) // 3)
         first = _rest(self._simulator, index, changed[:few])
-        part = output_distance(self._wanted[: len(first)], first)
+        part = self._distance.cost([w[: len(first[0])] for w in self._wanted], first)
         if not part < self._best[0]:
             return False
-        rest = [_rest(self._simulator, index, changed[few:])] if changed[few:] else []
-        cost = output_distance(self._wanted, np.concatenate([first, *rest]))
+        if changed[few:]:
+            rest = _rest(self._simulator, index, changed[few:])
+            first = [np.concatenate(column) for column in zip(first, rest, strict=True)]
+        cost = self._distance.cost(self._wanted, first)
         if not cost < self._best[1] * (1 - margin):
             return False
         self._best = (part, cost)
         return True
 
 
-def _rest(simulator: Simulator, index: int, states: list[Values]) -> np.ndarray:
-    """The first output after running the steps from ``index`` on; the states are used up."""
+def _rest(simulator: Simulator, index: int, states: list[Values]) -> Outputs:
+    """Every output after running the steps from ``index`` on; the states are used up."""
     for step in simulator.steps[index:]:
         for s in states:
             simulator.advance(step, s)
-    return np.concatenate([s[simulator.outputs[0]].numpy() for s in states])
+    return simulator.results(states)

@@ -10,9 +10,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx_ir as ir
 
+from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
-from repedge.calib.mixed.raising import Raise, keep_float, macs_of, nodes_to_raise, raises
-from repedge.calib.levels.ranges import output_distance
+from repedge.calib.mixed.raising import Raise, keep_float, nodes_to_raise, raises
+from repedge.graph.count import macs_of
 from repedge.scheme import QuantScheme
 from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers
@@ -104,6 +105,7 @@ def choose(
     budget: float,
     *,
     measure: Measure | None = None,
+    distance: Distance | None = None,
     most: int | None = None,
     order: Callable[[], Sequence[Raise]] | None = None,
     lowered: int = 0,
@@ -117,7 +119,8 @@ def choose(
         batches: Images for what each layer gives (and for the default measure).
         budget: Greatest cost that is accepted, in the unit of ``measure``.
         measure: (graph, plan) -> cost, for instance of the real artifact; by default
-            `repedge.calib.levels.ranges.output_distance` of the simulation on ``batches``.
+            `Distance.cost` of the simulation on ``batches``.
+        distance: Of the network's answers; None: by what its outputs say they are.
         most: Greatest number of layers to raise; None: a quarter of them, at least 1.
         order: Gives what may be raised, best first, where integers alone don't meet the budget; None:
             `repedge.calib.mixed.raising.raises`.
@@ -132,11 +135,12 @@ def choose(
     Raises:
         BudgetNotMet: Not even ``most`` raised layers are enough; the trials are in the message.
     """
-    reference_logits = None if measure else Simulator(reference).logits(batches())
+    distance = distance or Distance.of(model)
+    wanted = None if measure else Simulator(reference).answers(batches())
 
     def simulated(m: ir.Model, p: QuantPlan) -> float:
-        assert reference_logits is not None
-        return output_distance(reference_logits, Simulator(m, p).logits(batches()))
+        assert wanted is not None
+        return distance.cost(wanted, Simulator(m, p).answers(batches()))
 
     judge = measure or simulated
     macs = macs_of(model)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from repedge.calib.distance import image_errors
 from repedge.calib.plan import QuantPlan
-from repedge.calib.simulation.simulator import Simulator, Step, Values
+from repedge.calib.simulation.simulator import Outputs, Simulator, Step, Values
 from repedge.calib.structure import TAKING, Layer, data_inputs, layers, place, set_array
-from repedge.graph.count import MACS
+from repedge.graph.count import macs_of
 from repedge.graph.values import const, only_reader
 
 Batches = Callable[[], Iterable[np.ndarray]]
@@ -40,11 +41,6 @@ class Raise:
     weights: bool
     gain: float
     price: float
-
-
-def macs_of(model: ir.Model) -> dict[str, int]:
-    """Node -> its multiply-accumulates for one image."""
-    return {str(n.name): MACS[n.op_type](n) for n in model.graph if n.op_type in MACS}
 
 
 def nodes_to_raise(model: ir.Model, plan: QuantPlan, layer: str) -> list[str]:
@@ -160,17 +156,17 @@ class _Walk:
             self.simulator.advance(self._steps[self._index], values)
         self._index += 1
 
-    def trial(self, flipped: set[str], constants: Values) -> np.ndarray:
-        """The output where ``flipped`` tensors are not rounded (or alone are), with other constants."""
+    def trial(self, flipped: set[str], constants: Values) -> Outputs:
+        """The outputs where ``flipped`` tensors are not rounded (or alone are), with other constants."""
         steps = _rounding(self.simulator.steps[self._index :], flipped, self._rounds)
         constants = {**self.simulator.constants, **constants}
-        outputs = []
+        reached = []
         for start in self._states if self._index else self._start(flipped):
             values = dict(start)
             for step in steps:
                 self.simulator.advance(step, values, constants=constants)
-            outputs.append(values[self.simulator.outputs[0]].numpy())
-        return np.concatenate(outputs)
+            reached.append(values)
+        return self.simulator.results(reached)
 
 
 def _rounding(steps: Sequence[Step], flipped: set[str], rounds: bool) -> list[Step]:
@@ -233,10 +229,9 @@ class _Raising:
         )
         return next(changed)
 
-    def _errors(self, got: np.ndarray) -> np.ndarray:
-        """Of each image, over the mean square of the output."""
-        square = ((got - self.wanted) ** 2).reshape(len(got), -1).mean(1, dtype=np.float64)
-        return square / max(float((self.wanted**2).mean()), 1e-30)
+    def _errors(self, got: Outputs) -> np.ndarray:
+        """Of each image, over the mean square of the outputs."""
+        return image_errors(got, self.wanted)
 
     def _options(self, layer: Layer, nodes: Sequence[str], free: set[str]) -> list[Raise]:
         work = EFFORT + sum(self.macs.get(n, 0) for n in nodes) / max(1, sum(self.macs.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -29,8 +29,8 @@ def give_back(collect: bool = False) -> None:
             trim(0)
 
 
-def stacked(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """`np.concatenate` of small results of large computations, [n, ...] each.
+def stacked(batches: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """`np.concatenate`, column by column, of small results of large computations, [n, ...] each.
 
     They are copied into one block at once: kept one by one, each would sit in a hole that the next
     computation's large tensors then don't fit into.
@@ -38,15 +38,16 @@ def stacked(parts: Iterable[np.ndarray]) -> np.ndarray:
     Raises:
         ValueError: There is none.
     """
-    result: np.ndarray | None = None
+    blocks: list[np.ndarray] = []
     count = 0
-    for part in parts:
-        if result is None:
-            result = np.empty((64, *part.shape[1:]), part.dtype)
-        while count + len(part) > len(result):
-            result = np.concatenate([result, np.empty_like(result)])
-        result[count : count + len(part)] = part
-        count += len(part)
-    if result is None:
+    for parts in batches:
+        if not blocks:
+            blocks = [np.empty((64, *part.shape[1:]), part.dtype) for part in parts]
+        for i, part in enumerate(parts):
+            while count + len(part) > len(blocks[i]):
+                blocks[i] = np.concatenate([blocks[i], np.empty_like(blocks[i])])
+            blocks[i][count : count + len(part)] = part
+        count += len(parts[0])
+    if not blocks:
         raise ValueError("there is nothing to stack")
-    return result[:count]
+    return [block[:count] for block in blocks]

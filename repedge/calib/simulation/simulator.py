@@ -8,7 +8,7 @@ int32, so that a result may differ from the integers' by one unit where it falls
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from repedge.graph.values import const
 
 Tap = Callable[[torch.Tensor], None]
 Values = dict[str, torch.Tensor]
+Outputs = list[np.ndarray]
+"""Every output of a network, in the graph's order, float32 [N, ...] each."""
 
 HOLES = 32 * 2**20
 """Bytes that a walk keeps of a layer before it gives back the holes that computing them has left."""
@@ -256,9 +258,17 @@ class Simulator:
                 give_back()
                 held = 0
 
-    def logits(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-        """The first output of all batches, float32 [N, ...]."""
-        return stacked(self.run(x)[0].numpy() for x in batches)
+    def answers(self, batches: Iterable[np.ndarray]) -> Outputs:
+        """Every output of all batches, float32 [N, ...] each.
+
+        Raises:
+            ValueError: There is no batch.
+        """
+        return stacked([y.numpy() for y in self.run(x)] for x in batches)
+
+    def results(self, states: Sequence[Values]) -> Outputs:
+        """Every output of all batches, whose states have been run to the end."""
+        return [np.concatenate([s[name].numpy() for s in states]) for name in self.outputs]
 
 
 def _constants(model: ir.Model) -> Values:

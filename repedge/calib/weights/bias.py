@@ -59,7 +59,7 @@ def correct_bias(
     for step, states in simulator.walk(batches(), done):
         name = step.writes[0]
         layer = done[name]
-        error = wanted.pop(name) - stacked(_per_image(v[name], layer) for v in states)
+        error = wanted.pop(name) - stacked([_per_image(v[name], layer)] for v in states)[0]
         change = error.mean(0) if statistic == "mean" else np.median(error, 0)
         _change(layer, change, plan, f"sequential, {statistic}" + (", activations on" if activations else ""))
         shift = _along(layer, change)

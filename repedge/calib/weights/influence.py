@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
+from repedge.calib.distance import Distance
 from repedge.calib.simulation.observe import Moments
 from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import Layer
@@ -19,14 +19,14 @@ def weight_influence(
     wanted: Mapping[str, Layer],
     moments: Mapping[str, Moments],
     batches: Iterable[np.ndarray],
+    distance: Distance,
     *,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Cost at the output, to second order, of independent errors of unit variance of a layer's weights.
 
-    The cost is each image's relative mean square error, for logits plus the KL divergence. Its second
-    derivative is the mean over images of ``J' M J``, J the slope of the output in a weight: the square of
-    the slope of ``u' M^(1/2) output`` has that expectation for a random vector u of signs (Hutchinson's
+    The cost is `Distance.error`. Its second derivative is the mean over images of ``J' M J``, J the slope of
+    the outputs in a weight: the square of the slope of ``u' M^(1/2) output`` has that expectation for a random vector u of signs (Hutchinson's
     estimate; one backward pass per batch, for the images' vectors are independent). Errors that only shift
     an output channel's mean are left out, for bias correction takes them out.
 
@@ -35,6 +35,7 @@ def weight_influence(
         wanted: Key -> layer, with a weight and a bias of its own.
         moments: Of these layers, by layer name.
         batches: Images float32 [N, C, H, W].
+        distance: Of the network's answers.
         seed: Of the random signs.
 
     Returns:
@@ -51,11 +52,14 @@ def weight_influence(
     sums: dict[str, torch.Tensor] = {}
     images = 0
     for x in batches:
-        y = _output(simulator, x)
-        if not y.requires_grad:
+        outputs = _outputs(simulator, x)
+        if not any(y.requires_grad for y in outputs):
             return {}
         images += len(x)
-        (y * _projection(y.detach(), generator)).sum().backward()
+        vectors = distance.projections([y.detach() for y in outputs], lambda y: _signs(y, generator))
+        total = sum((y * v).sum() for y, v in zip(outputs, vectors, strict=True) if y.requires_grad)
+        assert isinstance(total, torch.Tensor)
+        total.backward()
         for key, (w, b) in parameters.items():
             if w.grad is None or b.grad is None:
                 continue
@@ -65,26 +69,16 @@ def weight_influence(
     return {key: _rank_one(s / images) for key, s in sums.items()}
 
 
-def _output(simulator: Simulator, x: np.ndarray) -> torch.Tensor:
+def _outputs(simulator: Simulator, x: np.ndarray) -> list[torch.Tensor]:
     values = simulator.start(x)
     for step in simulator.steps:
         simulator.advance(step, values)
-    return values[simulator.outputs[0]]
+    return [values[name] for name in simulator.outputs]
 
 
-def _projection(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random vectors v, shaped as y, with ``E v v' = M``, the second derivative over two of the cost."""
-
-    def signs() -> torch.Tensor:
-        return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype).mul_(2).sub_(1)
-
-    power = (y**2).flatten(1).sum(1).clamp_min(1e-30)
-    v = signs() / power.sqrt().reshape(-1, *[1] * (y.ndim - 1))
-    if y.ndim == 2 and y.shape[1] > 1:
-        p = y.softmax(1)
-        u = p.sqrt() * signs()
-        v += math.sqrt(0.5) * (u - p * u.sum(1, keepdim=True))  # E of its square: (diag(p) - p p') / 2
-    return v
+def _signs(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random signs in the shape of ``y``."""
+    return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype).mul_(2).sub_(1)
 
 
 def _centred(w: torch.Tensor, b: torch.Tensor, layer: Layer, moments: Moments) -> torch.Tensor:

@@ -15,44 +15,43 @@ if TYPE_CHECKING:
     from repedge.compiler.budget import SearchResult
     from repedge.compiler.fastest import Choice
     from repedge.judge.side_by_side import Pair, Parity
+    from repedge.tasks.base import Figure
 
 
 def parity(result: Parity) -> None:
     """Each member against its float reference, then every two members against each other."""
     skipped = f", {result.skipped} could not be decoded" if result.skipped else ""
     say(f"[bold]{result.n} photos[/] ({escape(result.images)}{skipped})")
-    rows = []
+    rows, task = [], result.task
     for i, m in enumerate(result.members):
         pair = None if m.reference is None else result.pair(m.reference, i)
-        numbers = [share(m.top1), share(m.top5), *_figures(pair)]
+        numbers = [f.text(m.metrics[f.key]) if m.metrics[f.key] is not None else "-" for f in task.metrics]
+        numbers += [f"{pair.sqnr_db:.1f}" if pair else "", *(_figure(f, pair) for f in task.figures)]
         rows.append([f"[bold]{i + 1}[/]", escape(m.name), *numbers])
-    figures = "top-1", "top-5", "agrees with float", "SQNR dB", "KL nats"
+    figures = [*(f.title for f in task.metrics), "SQNR dB", *(f.title for f in task.figures)]
     columns(("", "", *figures), rows, right=figures)
     say("")
     say("[dim]agreement and SQNR (dB) of every two[/]")
     header = ["", "", *(str(i + 1) for i in range(1, len(result.members)))]
     matrix = []
     for a, m in enumerate(result.members[:-1]):
-        cells = ["" if b <= a else _cell(result.pair(a, b)) for b in range(1, len(result.members))]
+        cells = [
+            "" if b <= a else _cell(result.pair(a, b), task.figures) for b in range(1, len(result.members))
+        ]
         matrix.append([f"[bold]{a + 1}[/]", escape(m.name), *cells])
     columns(header, matrix, right=header[2:])
 
 
-def _figures(pair: Pair | None) -> list[str]:
+def _figure(figure: Figure, pair: Pair | None) -> str:
     if pair is None:
-        return ["", "", ""]
-    kl = "-" if pair.kl is None else f"{pair.kl:.2e}"
-    return [share(pair.agree_top1), f"{pair.sqnr_db:.1f}", kl]
+        return ""
+    value = pair.figures[figure.key]
+    return "-" if value is None else figure.text(value).removesuffix(f" {figure.unit}")
 
 
-def _cell(pair: Pair) -> str:
-    agree = "" if pair.agree_top1 is None else f"{pair.agree_top1:.2%}  "
-    return f"{agree}{pair.sqnr_db:5.1f}"
-
-
-def share(value: float | None) -> str:
-    """A fraction as per cent; a dash where there is none."""
-    return "-" if value is None else f"{value:.2%}"
+def _cell(pair: Pair, figures: Sequence[Figure]) -> str:
+    shares = [f.text(pair.figures[f.key]) for f in figures[:1] if pair.figures[f.key] is not None]
+    return "  ".join([*shares, f"{pair.sqnr_db:5.1f}"])
 
 
 SHOWN = 8  # names of raised layers that are printed
@@ -79,7 +78,7 @@ def trials(found: SearchResult, where: Console = out) -> None:
         cache = "cached" if found.cached[i] else ""
         share = f"{t.raised} of {found.layers}"
         rows.append([share, f"{t.macs:.1%}", str(len(t.weights)), f"{t.cost:.3g}", cache, mark])
-    phrase = f"{found.phrase}, {found.unit}"
+    phrase = f"{found.bound.phrase}, {found.bound.unit}"
     columns(
         ("layers in float", "their MACs", "float weights", phrase, "", ""),
         rows,
@@ -90,8 +89,8 @@ def trials(found: SearchResult, where: Console = out) -> None:
 
 def _measured(found: SearchResult, index: int) -> str:
     score = found.scores[index]
-    value = f"{found.phrase} {found.trials[index].cost:.3g} {found.unit}"
-    if found.unit == "points":
+    value = f"{found.bound.phrase} {found.trials[index].cost:.3g} {found.bound.unit}"
+    if found.bound.unit == "points":
         value += f" (standard error {score.standard_error:.2f})"
     return f"{value} on {score.n} photos of {escape(found.source)}"
 

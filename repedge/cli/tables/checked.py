@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from repedge.cli.tables.console import err, out, say, share_of
+from repedge import tasks
+from repedge.cli.tables.console import err, out, say, shown
 
 if TYPE_CHECKING:
     from repedge.bundle.manifest import Verification
@@ -21,7 +22,7 @@ def verified(path: Path, v: Verification) -> None:
     say(f"{escape(str(path))} {state}")
     say(
         f"  {v.n} images ({escape(v.images)}) in {v.executor}: SQNR {v.sqnr_db:.1f} dB, "
-        f"max error {v.max_abs_err:.1e}, top-1 kept {share_of(v.agree_top1)}"
+        f"max error {v.max_abs_err:.1e}{''.join(f', {f.title} {f.text(x)}' for f, x in shown(v.figures))}"
     )
     for failure in v.failures:
         say(f"  [red]{escape(failure)}[/]", err)
@@ -32,12 +33,14 @@ def evaluated(what: str, a: Accuracy) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     skipped = f" ({a.skipped} could not be decoded)" if a.skipped else ""
     table.add_row("images", f"{a.n}{skipped}")
-    table.add_row("top-1", share_of(a.top1, "no labels"))
-    table.add_row("top-5", share_of(a.top5, "no labels"))
-    table.add_row("agreement with float", share_of(a.agree_top1, "no reference"))
+    for key, value in a.metrics.items():
+        figure = tasks.figure(key)
+        table.add_row(figure.title, figure.text(value))
     if a.sqnr_db is not None:
         table.add_row("SQNR", f"{a.sqnr_db:.1f} dB")
-    if a.kl is not None:
-        table.add_row("KL divergence", f"{a.kl:.2e} nats")
+    for key, value in a.figures.items():
+        figure = tasks.figure(key)
+        if value is not None or figure.unit == "share":
+            table.add_row(figure.phrase or figure.title, figure.text(value))
     say(f"[bold]{escape(what)}[/]")
     out.print(table)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from repedge.cli.tables.console import columns, err, say, share_of, titled
+from repedge import tasks
+from repedge.cli.tables.console import columns, err, say, titled
 
 if TYPE_CHECKING:
     from repedge.api import CompileReport
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 def compiled(result: CompileReport) -> None:
     """Bundles with their size, how they compare with the model, and how long they took."""
     say(titled(result.name, result.found))
+    if result.task is not None:
+        say(f"[dim]outputs: {escape(result.task.describe())} (--task {result.task.name})[/]")
     rows = []
+    named = [tasks.figure(key) for key in (result.bundles[0].verify.figures if result.bundles else ())][:1]
     for b in result.bundles:
         v = b.verify
         verdict = "[green]verified[/]" if v.passed else "[red]REJECTED[/]"
@@ -25,10 +29,10 @@ def compiled(result: CompileReport) -> None:
             f"{b.size_bytes / 1e6:.2f}",
             f"{v.sqnr_db:.1f}",
             f"{v.max_abs_err:.1e}",
-            share_of(v.agree_top1),
+            *(f.text(v.figures[f.key]) if v.figures[f.key] is not None else "-" for f in named),
         )
         rows.append([b.target, b.precision, *numbers, f"{sum(b.seconds.values()):.1f}", verdict])
-    figures = "MB", "SQNR dB", "max error", "top-1 kept", "s"
+    figures = ["MB", "SQNR dB", "max error", *(f.title for f in named), "s"]
     columns(("target", "precision", *figures, ""), rows, right=figures)
     for b in result.bundles:
         say(f"  {escape(str(b.path))}")

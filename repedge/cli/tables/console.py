@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+
+from repedge import tasks
+from repedge.tasks.base import Figure
 
 if TYPE_CHECKING:
     pass
@@ -74,5 +77,7 @@ def titled(name: str, found: str) -> str:
     return f"[bold]{escape(name)}[/]{': ' if rest == found else ' '}{escape(rest)}"
 
 
-def share_of(value: float | None, absent: str = "-") -> str:
-    return absent if value is None else f"{value:.2%}"
+def shown(figures: Mapping[str, float | None]) -> list[tuple[Figure, float]]:
+    """The first of a task's figures, the one for a line of text, if it is known."""
+    first = [(tasks.figure(key), value) for key, value in figures.items()][:1]
+    return [(figure, value) for figure, value in first if value is not None]

@@ -32,23 +32,28 @@ class Built:
         program: ``coremltools.converters.mil.Program`` with one function, ``main``.
         input: Name of the input, float32 [1, C, H, W].
         outputs: Names of the float32 outputs in the order of the graph's.
-        classifier: Whether `PROBABILITIES` is the program's last output.
+        scores: Index of the output whose softmax `PROBABILITIES`, the program's last output, is; or None.
     """
 
     program: Any
     input: str
     outputs: tuple[str, ...]
-    classifier: bool
+    scores: int | None = None
+
+    @property
+    def classifier(self) -> bool:
+        """Whether the program names the best class."""
+        return self.scores is not None
 
 
-def build(model: ir.Model, dtype: Any, opset: Any, classes: int = 0) -> Built:
+def build(model: ir.Model, dtype: Any, opset: Any, scores: int | None = None) -> Built:
     """Lower a clean graph whose nodes all have a lowering.
 
     Args:
         model: A clean graph with one input [1, C, H, W].
         dtype: ``np.float16`` or ``np.float32``: constants and computation. Input and outputs are float32.
         opset: A ``coremltools.target`` member.
-        classes: Add class probabilities over the first output [1, classes]; 0 for none.
+        scores: Index of the output [1, classes] to add class probabilities over; None for none.
     """
     from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil import Function, Program, types
@@ -60,7 +65,7 @@ def build(model: ir.Model, dtype: Any, opset: Any, classes: int = 0) -> Built:
     source = graph.inputs[0]
     input_name = identifier(str(source.name))
     outputs = tuple(identifier(str(v.name)) for v in graph.outputs)
-    _check_signature(input_name, outputs, bool(classes))
+    _check_signature(input_name, outputs, scores is not None)
 
     placeholder = mb.placeholder(shape=shape_of(source), dtype=types.fp32)
     import coremltools
@@ -76,12 +81,12 @@ def build(model: ir.Model, dtype: Any, opset: Any, classes: int = 0) -> Built:
             if qdq.weight(node.outputs[0]) is None:  # those are made where they are read
                 _lower(c, node)
         results = [_output(c, v, name) for v, name in zip(graph.outputs, outputs, strict=True)]
-        if classes:
-            results.append(_probabilities(mb, graph.outputs[0], results[0]))
+        if scores is not None:
+            results.append(_probabilities(mb, graph.outputs[scores], results[scores]))
         function.set_outputs(results)
     program = Program()
     program.add_function("main", function)
-    return Built(program, input_name, outputs, bool(classes))
+    return Built(program, input_name, outputs, scores)
 
 
 def _check_signature(input_name: str, outputs: Sequence[str], classifier: bool) -> None:

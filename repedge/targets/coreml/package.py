@@ -184,7 +184,7 @@ def _meaning(name: str, built: Built, job: Job) -> str:
         return "The most probable class"
     if name == "classLabel_probs":
         return "Probability of every class (softmax)"
-    if built.classifier and name == built.outputs[0]:
+    if built.scores is not None and name == built.outputs[built.scores]:
         return "Scores of the classes before the softmax, in the order of the labels"
     return f"The network's output {name!r}, float32"
 

@@ -17,6 +17,7 @@ from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
 from repedge.targets import qdq
+from repedge.tasks.base import Task
 from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.coreml.runner import EXECUTOR, CoreMLRunner, InterpreterRunner
 from repedge.targets.coreml.scheme import COREML_W8A8
@@ -78,7 +79,7 @@ class CoreML(Target):
         """Write ``NAME.mlpackage`` into ``out``.
 
         ``job.options["deployment_target"]`` is a key of `REQUIRES` (default iOS16, for ``w8a8`` iOS17).
-        With labels and an output [1, number of labels] the package is a classifier (``classLabel``,
+        With labels and an output that scores them the package is a classifier (``classLabel``,
         ``classLabel_probs``) that keeps the raw scores as an output too. ``w8a8`` takes a QDQ graph; what
         has no QuantizeLinear around it computes in float16.
 
@@ -101,13 +102,15 @@ class CoreML(Target):
         if problems:
             listed = "; ".join(f"{p.op} {p.node!r}: {p.why}" for p in problems)
             raise UnsupportedModel(f"Core ML can't take {len(problems)} of the graph's nodes: {listed}")
-        classes = classifier_classes(model, job.labels)
+        task = job.meaning(model)
+        task.check_labels()
+        scores = task.scores if task.labels else None
 
         opset = getattr(import_coremltools().target, deployment)
         from repedge.targets.coreml.build import build
         from repedge.targets.coreml.compress import compress
 
-        built = build(model, np.float32 if job.precision == "fp32" else np.float16, opset, classes)
+        built = build(model, np.float32 if job.precision == "fp32" else np.float16, opset, scores)
         run_passes(built.program)
         if job.precision not in ("fp32", "fp16", "w8a8"):
             compress(built.program, job.precision)
@@ -122,7 +125,7 @@ class CoreML(Target):
                 for name, value in zip(built.outputs, model.graph.outputs, strict=True)
             ),
             requires=REQUIRES[deployment],
-            notes=_notes(model, job, classes),
+            notes=_notes(task),
         )
 
     def open(self, path: Path, job: Job, outputs: Sequence[str], threads: int | None = None) -> Runner:
@@ -153,33 +156,12 @@ def deployment_target(job: Job) -> str:
     return wanted
 
 
-def classifier_classes(model: ir.Model, labels: Sequence[str]) -> int:
-    """Number of classes of the classifier to build; 0 if there are no labels or it isn't one.
-
-    Raises:
-        UserError: The first output is [1, n] and there are not n labels.
-    """
-    if not labels:
-        return 0
-    output = model.graph.outputs[0]
-    shape = shape_of(output)
-    if len(shape) != 2:
-        return 0
-    if shape[1] != len(labels):
-        raise UserError(f"there are {len(labels)} labels, but output {output.name!r} has {shape[1]} classes")
-    return len(labels)
-
-
-def _notes(model: ir.Model, job: Job, classes: int) -> tuple[str, ...]:
+def _notes(task: Task) -> tuple[str, ...]:
     from repedge.targets.coreml.package import distinct
 
-    if job.labels and not classes:
-        output = model.graph.outputs[0]
-        return (
-            f"The labels are in the metadata only: output {output.name!r} of shape {shape_of(output)} is no "
-            "list of class scores.",
-        )
-    renamed = [new for old, new in zip(job.labels, distinct(job.labels), strict=True) if old != new]
+    if task.labels and task.scores is None:
+        return (f"The labels are in the metadata only: the outputs are {task.describe()}, not class scores.",)
+    renamed = [new for old, new in zip(task.labels, distinct(task.labels), strict=True) if old != new]
     if renamed:
         return (f"Core ML needs distinct class labels; repeated ones got their index: {', '.join(renamed)}.",)
     return ()

@@ -178,10 +178,10 @@ def _model_info(model: ir.Model, job: Job) -> dict[str, str]:
     """
     pre = job.preprocess
     info = {"resize_type": "standard" if pre.resize is None else "crop"}
-    shape = shape_of(model.graph.outputs[0])
-    if len(model.graph.outputs) == 1 and len(shape) == 2:
+    task = job.meaning(model)
+    if len(task.outputs) == 1 and task.scores is not None:
         info["model_type"] = "Classification"
-        if len(job.labels) == shape[1]:
+        if task.outputs[0].shape == (len(job.labels),):
             info["labels"] = " ".join("_".join(label.split()) or "_" for label in job.labels)
     if job.input_kind == "float32":
         info["mean_values"] = " ".join(f"{255 * m:.6g}" for m in pre.mean)

@@ -1,0 +1,103 @@
+"""How far a network's answers are from the float one's: what every choice of calibration is made by.
+
+Every output counts, by its relative mean square error; what the task makes of the outputs
+(`repedge.tasks.base.Task.nearness`: for class scores their KL divergence) counts beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from repedge import tasks
+from repedge.calib.simulation.simulator import Outputs
+from repedge.tasks.base import Task
+
+SQUARE = 0.25
+"""Weight of the square beside the nearness: it still tells networks apart that are so sure of themselves
+that their softmax is 0 and 1."""
+
+TINY = 1e-30
+
+
+class Distance:
+    """From the answers of one network's float form.
+
+    Args:
+        task: What the outputs mean.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Distance:
+        """By what the graph's own outputs say they are."""
+        return cls(tasks.of_graph(model))
+
+    def cost(self, want: Outputs, got: Outputs) -> float:
+        """Of many images as a whole.
+
+        Args:
+            want, got: Every output, float32 [N, ...], of the float network and of the one in question.
+        """
+        square = sum(_relative(w.astype(np.float64), g.astype(np.float64)) for w, g in zip(want, got, strict=True))
+        wide = [[torch.from_numpy(y.astype(np.float64)) for y in side] for side in (got, want)]
+        near = self.task.nearness(*wide)
+        return square if near is None else float(near.mean()) + SQUARE * square
+
+    def error(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Sum over images, differentiable: `squares` plus the nearness.
+
+        The square counts more than in `cost`: the nearness alone hangs on the few classes that an image may
+        be of, and is soon fitted to the training images.
+        """
+        square = squares(got, want).sum()
+        near = self.task.nearness(got, want)
+        return square if near is None else square + near.sum()
+
+    def projections(
+        self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Random vectors v, shaped as the outputs, with ``E v v' = M``, half the second derivative of `error`.
+
+        Args:
+            outputs: Of the float network, [n, ...] each.
+            signs: Gives random signs in the shape of a tensor.
+        """
+        found = []
+        for y in outputs:
+            power = (y**2).flatten(1).sum(1).clamp_min(TINY)
+            found.append(signs(y) / power.sqrt().reshape(-1, *[1] * (y.ndim - 1)))
+        for v, more in zip(found, self.task.curvature(outputs, signs), strict=True):
+            if more is not None:
+                v += more
+        return found
+
+
+def squares(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean square error of each image over the mean square of its own output, summed over outputs, [N].
+
+    Over that of all images, those that the network is sure of would count most, which int8 does not harm.
+    """
+    parts = [
+        ((g - w) ** 2).flatten(1).mean(1) / (w**2).flatten(1).mean(1).clamp_min(TINY)
+        for g, w in zip(got, want, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def image_errors(got: Outputs, want: Outputs) -> np.ndarray:
+    """Mean square error of each image over the mean square of all images' output, summed over outputs, [N]."""
+    total = np.zeros(len(got[0]))
+    for g, w in zip(got, want, strict=True):
+        square = ((g - w) ** 2).reshape(len(g), -1).mean(1, dtype=np.float64)
+        total += square / max(float((w**2).mean()), TINY)
+    return total
+
+
+def _relative(want: np.ndarray, got: np.ndarray) -> float:
+    return float(((want - got) ** 2).mean() / max(float((want**2).mean()), TINY))
