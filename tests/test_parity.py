@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from repedge import cli
 from repedge.bundle.folder import Bundle
 from repedge.judge.verification import open_bundle
 from repedge.photos import images
+from repedge.photos.photos import open_photos, stacked
 from repedge.tasks.comparison import Comparison
 
 
@@ -53,7 +54,7 @@ def logits(path: Path, data: Path) -> np.ndarray:
     bundle = Bundle.open(path)
     _, runner = open_bundle(bundle)
     pre = bundle.manifest.preprocess
-    batch = np.stack([images.pixels(s.load(), pre) for s in images.folder_samples(data)])
+    batch = stacked(open_photos(data), pre)
     return runner.run(batch if bundle.manifest.input_kind == "uint8" else images.normalise(batch, pre))[0]
 
 
@@ -84,12 +85,13 @@ def test_pairs_are_artifact_against_artifact(bundles: list[Path], data: Path) ->
 
 
 def test_each_photo_is_decoded_once(bundles: list[Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    seen: list[bytes] = []
     real = images.decode
 
-    def decode(path: Path, *args: Any, **kwargs: Any) -> Any:
-        seen.append(str(path))
-        return real(path, *args, **kwargs)
+    def decode(file: BinaryIO, *args: Any, **kwargs: Any) -> Any:
+        seen.append(file.read())
+        file.seek(0)
+        return real(file, *args, **kwargs)
 
     monkeypatch.setattr(images, "decode", decode)
     assert repedge.compare_bundles(bundles, data, limit=20).n == 20

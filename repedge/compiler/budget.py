@@ -55,8 +55,9 @@ class Budget:
         max_drop: Points (hundredths of all photos): of top-1 where ``data`` has labels, else of photos
             whose best class is not the float model's.
         max_kl: Mean KL divergence of the softmax from the float model's, nats.
-        data: Photos to judge on; None takes calibration photos that were not calibrated on.
-        count: At most this many of them, spread over the folder.
+        data: Photos to judge on: a folder, .zip or .npz; None takes calibration photos that were not
+            calibrated on.
+        count: At most this many of them, spread evenly.
     """
 
     max_drop: float | None = None
@@ -220,7 +221,9 @@ class Search:
             if b.data is not None:
                 photos = labelled(b.data, self._labels, self._pre, b.count)
             else:
-                photos = held_out(self._calibration, self._pre, b.count)
+                c = self._calibration
+                used = set(c.images(self._pre).record.files.values())
+                photos = held_out(c.open(self._pre), used, self._pre, c.seed, b.count)
             self._exam = Exam(photos, self._pre, self._reference)
         return self._exam
 

@@ -1,10 +1,9 @@
-"""Accuracy of an artifact or a model on a folder of images, streamed in constant memory."""
+"""Accuracy of an artifact or a model on photos, streamed in constant memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,9 @@ import numpy as np
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
+from repedge.photos.photos import batches, open_photos, spread
 from repedge.tasks.comparison import Comparison
+from repedge.tasks.labels import class_indices
 
 BATCH = 16
 
@@ -47,31 +48,34 @@ class Accuracy:
 def evaluate(
     forward: Forward,
     pre: Preprocess,
-    folder: Path,
+    folder: Any,
     *,
     reference: Forward | None = None,
     labels: tuple[str, ...] = (),
     limit: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
-    """Evaluate ``forward`` on the images of ``folder``; see `repedge.photos.images.folder_samples` for labels.
+    """Evaluate ``forward`` on photos.
+
+    Args:
+        folder: The photos: a folder, .zip, .npz or iterable, see `repedge.photos.photos.open_photos`; for
+            their labels see `repedge.tasks.labels.class_indices`.
 
     Raises:
         UserError: No usable images, outputs that are no logits, or a label beyond the last class.
     """
-    samples = images.folder_samples(folder, labels)
-    if limit is not None:
-        samples = images.spread(samples, limit)
-    labelled = any(s.label is not None for s in samples)
+    photos = open_photos(folder, pre, option="eval")
+    indices = spread(photos.total, limit)
+    class_of = class_indices(photos, labels)
     comparison = Comparison()
     hits1 = hits5 = counted = done = skipped = 0
-    for start in range(0, len(samples), BATCH):
-        chosen, pixels = _decode(samples[start : start + BATCH], pre)
-        done += len(samples[start : start + BATCH])
-        skipped += len(samples[start : start + BATCH]) - len(chosen)
-        progress(done, len(samples))
-        if not chosen:
+    for batch in batches(photos, indices, (pre,), BATCH):
+        done += batch.tried
+        skipped += len(batch.skipped)
+        progress(done, len(indices))
+        if not batch.names:
             continue
+        pixels = batch.pixels[pre]
         inputs = images.normalise(pixels, pre)
         logits = forward(pixels, inputs)
         if logits.ndim != 2:
@@ -80,34 +84,24 @@ def evaluate(
             )
         if reference is not None:
             comparison.update(reference(pixels, inputs), logits)
-        known = [i for i, s in enumerate(chosen) if s.label is not None]
+        truths = batch.truths(class_of)
+        known = [i for i, t in enumerate(truths) if t is not None]
         counted += len(known)
-        one, five = hits(logits[known], np.array([chosen[i].label for i in known], dtype=np.int64))
+        one, five = hits(logits[known], np.array([truths[i] for i in known], dtype=np.int64))
         hits1, hits5 = hits1 + one, hits5 + five
-    n = len(samples) - skipped
+    n = done - skipped
     if n == 0:
-        raise UserError(f"none of the {len(samples)} files in {folder} could be decoded")
+        raise UserError(f"none of the {done} files in {photos.where} could be decoded")
     have = reference is not None
     return Accuracy(
         n=n,
         skipped=skipped,
-        top1=hits1 / counted if labelled and counted else None,
-        top5=hits5 / counted if labelled and counted else None,
+        top1=hits1 / counted if counted else None,
+        top5=hits5 / counted if counted else None,
         agree_top1=comparison.agree_top1 if have else None,
         sqnr_db=comparison.sqnr_db if have else None,
         kl=comparison.kl if have else None,
     )
-
-
-def _decode(samples: list[images.Sample], pre: Preprocess) -> tuple[list[images.Sample], np.ndarray]:
-    good, arrays = [], []
-    for sample in samples:
-        try:
-            arrays.append(images.pixels(sample.load(), pre))
-        except UserError:
-            continue
-        good.append(sample)
-    return good, np.stack(arrays) if arrays else np.empty((0, *pre.size, pre.channels), np.uint8)
 
 
 def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from repedge.config import InputKind, Preprocess
 from repedge.errors import CheckFailed, UserError
 from repedge.judge.evaluation import BATCH, hits
 from repedge.photos import images
+from repedge.photos import photos as door
 from repedge.tasks.comparison import Comparison
-
-if TYPE_CHECKING:
-    from repedge.compiler.quantization import Calibration
+from repedge.tasks.labels import class_indices
 
 FEWEST = 16
 """Fewer photos than this judge nothing."""
@@ -67,68 +65,72 @@ class Photos:
     Attributes:
         source: In words.
         read: Gives (uint8 [H, W, C], label or None), anew at each call; what can't be read is left out.
+        skipped: Name -> why it was left out; filled by reading.
     """
 
     source: str
     read: Callable[[], Iterator[tuple[np.ndarray, int | None]]]
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def labelled(folder: Path, labels: Sequence[str], pre: Preprocess, count: int) -> Photos:
-    """Photos of a folder; where some have labels, only those.
+def labelled(folder: Any, labels: Sequence[str], pre: Preprocess, count: int) -> Photos:
+    """Photos of a folder, .zip or .npz, spread evenly over it; where some have labels, only those.
 
     Raises:
-        UserError: See `repedge.photos.images.folder_samples`.
+        UserError: See `repedge.photos.photos.open_photos` and `repedge.tasks.labels.class_indices`.
     """
-    samples = images.folder_samples(folder, labels)
-    if any(s.label is not None for s in samples):
-        samples = [s for s in samples if s.label is not None]
+    photos = door.open_photos(folder, pre, option="--eval-data")
+    class_of = class_indices(photos, labels)
+    known = door.spread(photos.total)
+    if class_of is not None and photos.names is not None:
+        known = [i for i in known if class_of(photos.names[i], None) is not None] or known
+    indices = [known[k] for k in door.spread(len(known), count)]
+    skipped: dict[str, str] = {}
 
     def read() -> Iterator[tuple[np.ndarray, int | None]]:
-        for sample in images.spread(samples, count):
-            try:
-                yield images.pixels(sample.load(), pre), sample.label
-            except UserError:
-                continue
+        for batch in door.batches(photos, indices, (pre,), BATCH):
+            skipped.update(batch.skipped)
+            yield from zip(batch.pixels[pre], batch.truths(class_of), strict=True)
 
-    return Photos(folder.name or str(folder), read)
+    return Photos(photos.name, read, skipped)
 
 
-def held_out(calibration: Calibration, pre: Preprocess, count: int) -> Photos:
+def held_out(photos: door.Photos, used: Set[str], pre: Preprocess, seed: int, count: int) -> Photos:
     """Photos of the calibration source that were not calibrated on, in the order of its seed.
+
+    Args:
+        photos: The calibration source, opened.
+        used: sha256 of each photo that was calibrated on.
+        pre: The model's preprocessing.
+        seed: Of the calibration's choice.
+        count: At most this many.
 
     Raises:
         UserError: The source is a stream, or was used up.
     """
-    from repedge.photos.choice import to_pixels
-    from repedge.photos.sources import open_source
-
-    used = set(calibration.images(pre).record.files.values())
-    source = open_source(calibration.source, pre, calibration.seed)
-    left = 0 if source.total is None else source.total - len(used)
-    if source.total is None or left < FEWEST:
+    left = 0 if photos.total is None else photos.total - len(used)
+    if photos.total is None or left < FEWEST:
         raise UserError(
-            f"the accuracy budget needs photos that were not calibrated on, and {source.name} has "
-            f"{'none' if source.total is None else left} left; lower --calib-count, add photos, or pass "
+            f"the accuracy budget needs photos that were not calibrated on, and {photos.name} has "
+            f"{'none' if photos.total is None else left} left; lower --calib-count, add photos, or pass "
             "--eval-data FOLDER"
         )
-    order = np.random.default_rng(calibration.seed).permutation(source.total)[: count + 2 * len(used)]
-    wanted = sorted(int(i) for i in order) if source.ordered else [int(i) for i in order]
+    order = np.random.default_rng(seed).permutation(photos.total)[: count + 2 * len(used)]
+    wanted = sorted(int(i) for i in order) if photos.ordered else [int(i) for i in order]
+    skipped: dict[str, str] = {}
 
     def read() -> Iterator[tuple[np.ndarray, int | None]]:
         given = 0
-        for _, item in source.read(wanted):
-            if given == count:
-                return
-            if item.content is None or item.sha256 in used:
-                continue
-            given += 1
-            if isinstance(item.content, Image.Image):
-                yield images.pixels(item.content, pre), None
-            else:
-                rgb = np.rint(np.clip(to_pixels(item.content[None], pre)[0], 0, 255))
-                yield rgb.transpose(1, 2, 0).astype(np.uint8), None
+        for batch in door.batches(photos, wanted, (pre,), BATCH, upright=True):
+            skipped.update(batch.skipped)
+            for array, sha256 in zip(batch.pixels[pre], batch.hashes, strict=True):
+                if sha256 not in used:
+                    given += 1
+                    yield array, None
+                if given == count:
+                    return
 
-    return Photos(f"{source.name}, those not calibrated on", read)
+    return Photos(f"{photos.name}, those not calibrated on", read, skipped)
 
 
 class Exam:
@@ -150,7 +152,6 @@ class Exam:
     def __init__(self, photos: Photos, pre: Preprocess, reference: Path) -> None:
         from repedge.graph.run import Session
 
-        self.source = photos.source
         self._pre = pre
         self._shape = (*pre.size, pre.channels)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the exam
@@ -159,6 +160,7 @@ class Exam:
             self._file.write(np.ascontiguousarray(array).tobytes())
             digest.update(array.tobytes())
             labels.append(-1 if label is None else label)
+        self.source = door.with_skipped(photos.source, photos.skipped)
         self._labels = np.array(labels, np.int64)
         digest.update(self._labels.tobytes())
         self.digest = digest.hexdigest()

@@ -18,7 +18,9 @@ from repedge.errors import UserError
 from repedge.judge import verification
 from repedge.judge.evaluation import BATCH, hits
 from repedge.photos import images
+from repedge.photos.photos import Photos, batches, demo_photos, open_photos, spread
 from repedge.tasks.comparison import Comparison
+from repedge.tasks.labels import class_indices
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -116,7 +118,7 @@ class _Player:
 
 def compare(
     bundles: Sequence[Path | str],
-    folder: Path | None = None,
+    folder: Any = None,
     *,
     limit: int | None = None,
     threads: int | None = None,
@@ -129,7 +131,7 @@ def compare(
 
     Args:
         bundles: Two or more bundle folders.
-        folder: Photos, labelled or not; see `repedge.photos.images.folder_samples`. None: the 64 bundled ones.
+        folder: Photos, labelled or not, as for `repedge.judge.evaluation.evaluate`; None: the bundled ones.
         limit: Take this many, spread evenly over the folder.
         threads: CPU threads of each runtime.
         progress: Called with (done, total) photos.
@@ -145,30 +147,27 @@ def compare(
         raise UserError(f"{twice[0]} is named twice")
     opened = [Bundle.open(p) for p in paths]
     labels = _labels(opened)
-    samples, source = _samples(folder, labels)
-    samples = images.spread(samples, limit) if limit is not None else samples
-    labelled = any(s.label is not None for s in samples)
+    photos, source = _photos(folder, {b.manifest.preprocess for b in opened})
+    indices = spread(photos.total, limit)
+    class_of = class_indices(photos, labels)
     with _players(opened, threads) as players:
         duels = {pair: Comparison() for pair in combinations(range(len(players)), 2)}
         done = counted = n = 0
-        for start in range(0, len(samples), BATCH):
-            part = samples[start : start + BATCH]
-            chosen, pixels = _decode(part, {p.pre for p in players})
-            done += len(part)
-            progress(done, len(samples))
-            if not chosen:
+        for batch in batches(photos, indices, [p.pre for p in players], BATCH):
+            done += batch.tried
+            progress(done, len(indices))
+            if not batch.names:
                 continue
-            n += len(chosen)
-            outputs = _run(players, pixels)
+            n += len(batch.names)
+            outputs = _run(players, batch.pixels)
             for (a, b), duel in duels.items():
                 duel.update(outputs[a], outputs[b])
-            counted += _count(players, outputs, chosen)
+            counted += _count(players, outputs, batch.truths(class_of))
         if n == 0:
-            raise UserError(f"none of the {len(samples)} files in {source} could be decoded")
-        ranked = labelled and counted > 0
-        members = tuple(_member(p, counted if ranked else 0) for p in players)
+            raise UserError(f"none of the {done} files in {source} could be decoded")
+        members = tuple(_member(p, counted) for p in players)
         pairs = tuple(_pair(a, b, c) for (a, b), c in duels.items())
-    return Parity(n, len(samples) - n, source, members, pairs)
+    return Parity(n, done - n, source, members, pairs)
 
 
 def _labels(bundles: Sequence[Bundle]) -> tuple[str, ...]:
@@ -181,13 +180,13 @@ def _labels(bundles: Sequence[Bundle]) -> tuple[str, ...]:
     return named[0].manifest.labels if named else ()
 
 
-def _samples(folder: Path | None, labels: tuple[str, ...]) -> tuple[list[images.Sample], str]:
-    if folder is not None:
-        return images.folder_samples(folder, labels), folder.name or str(folder)
-    samples = list(images.demo_samples())
-    if labels != tuple(sorted({s.name.split("/")[0] for s in samples})):
-        samples = [images.Sample(s.name, s.load) for s in samples]  # its classes are not the network's
-    return samples, "64 bundled CIFAR-10 test photos"
+def _photos(given: Any, pres: set[Preprocess]) -> tuple[Photos, str]:
+    """The photos and where they came from; network inputs only where they are the input of every member."""
+    if given is None:
+        photos = demo_photos()
+        return photos, f"{photos.total} {photos.name}"
+    photos = open_photos(given, next(iter(pres)) if len(pres) == 1 else None, option="eval")
+    return photos, photos.name
 
 
 @contextlib.contextmanager
@@ -230,23 +229,6 @@ def _rename(players: list[_Player]) -> None:
         players[0].name = "float"
 
 
-def _decode(
-    samples: Sequence[images.Sample], wanted: set[Preprocess]
-) -> tuple[list[images.Sample], dict[Preprocess, np.ndarray]]:
-    """The samples that can be read, and their pixels uint8 [n, H, W, C] for each preprocessing."""
-    good: list[images.Sample] = []
-    arrays: dict[Preprocess, list[np.ndarray]] = {pre: [] for pre in wanted}
-    for sample in samples:
-        try:
-            image = sample.load()
-        except UserError:
-            continue
-        for pre in wanted:
-            arrays[pre].append(images.pixels(image, pre))
-        good.append(sample)
-    return good, {pre: np.stack(found) for pre, found in arrays.items() if found}
-
-
 def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> list[np.ndarray]:
     inputs: dict[Preprocess, np.ndarray] = {}
     outputs: list[np.ndarray] = []
@@ -263,14 +245,12 @@ def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> li
     return outputs
 
 
-def _count(
-    players: Sequence[_Player], outputs: Sequence[np.ndarray], samples: Sequence[images.Sample]
-) -> int:
+def _count(players: Sequence[_Player], outputs: Sequence[np.ndarray], truths: Sequence[int | None]) -> int:
     """Count each member's hits; returns how many photos had a label."""
-    known = [i for i, s in enumerate(samples) if s.label is not None]
+    known = [i for i, t in enumerate(truths) if t is not None]
     if not known or outputs[0].ndim != 2:
         return 0
-    labels = np.array([samples[i].label for i in known], dtype=np.int64)
+    labels = np.array([truths[i] for i in known], dtype=np.int64)
     for player, logits in zip(players, outputs, strict=True):
         one, five = hits(logits[known], labels)
         player.seen[0] += one
