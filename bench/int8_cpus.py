@@ -20,6 +20,7 @@ import numpy as np
 import repedge
 from repedge.graph.run import Session
 from repedge.photos import images
+from repedge.photos.photos import demo_photos, open_photos, stacked
 
 RUN = """
 import sys, numpy, openvino
@@ -61,8 +62,7 @@ def main() -> None:
         if bundle.reference is None:
             raise SystemExit(f"{path} has no float reference to compare with")
         pre = bundle.manifest.preprocess
-        found = images.folder_samples(args.photos) if args.photos else images.demo_samples()
-        pixels = np.stack([images.pixels(s.load(), pre) for s in images.spread(found, args.count)])
+        pixels = stacked(open_photos(args.photos) if args.photos else demo_photos(), pre, args.count)
         inputs = images.normalise(pixels, pre)
         (wanted,) = Session(bundle.reference).run(inputs)
         batch = pixels if bundle.manifest.input_kind == "uint8" else inputs

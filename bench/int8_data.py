@@ -18,6 +18,7 @@ from PIL import Image
 from repedge.config import Preprocess
 from repedge.models.source import Source, resolve
 from repedge.photos import images
+from repedge.photos.photos import open_photos, stacked
 
 CIFAR10 = {
     "input_size": 48,
@@ -75,8 +76,8 @@ class Work:
 
     def calibration(self) -> list[np.ndarray]:
         """Normalised inputs float32 [1, 3, H, W], as the peers take them."""
-        samples = images.folder_samples(self.folder / "calib")
-        return [images.normalise(images.pixels(s.load(), self.pre)[None], self.pre) for s in samples]
+        pre = self.pre
+        return [images.normalise(x[None], pre) for x in stacked(open_photos(self.folder / "calib"), pre)]
 
     def rows(self) -> dict[str, Any]:
         """The finished rows by method."""

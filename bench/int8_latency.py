@@ -217,7 +217,7 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     from repedge.calib.recipe import calibrate as run
     from repedge.models.source import resolve
     from repedge.passes.preprocess import fold_preprocess
-    from repedge.photos import images
+    from repedge.photos.photos import batches, open_photos, spread
     from repedge.targets.tflite.scheme import TFLITE_W8A8
 
     name, options = source_of(model, weights)
@@ -226,10 +226,10 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
     passes.clean(graph)
     source.module = None
     graph = fold_preprocess(graph, source.preprocess, border=True)
-    samples = images.folder_samples(photos)
-    feed = (
-        planar(images.pixels(samples[i % len(samples)].load(), source.preprocess)[None]) for i in range(count)
-    )
+    pre, found = source.preprocess, open_photos(photos)
+    again = spread(found.total)
+    indices = [again[i % len(again)] for i in range(count)]
+    feed = (planar(b.pixels[pre]) for b in batches(found, indices, (pre,), 1))
     before, began = _peak_mb(), time.process_time()
     seen: list[tuple[str, float]] = []  # a step as it begins, and the peak until then
     run(graph, feed, TFLITE_W8A8, "default", progress=lambda s: seen.append((s, _peak_mb())))

@@ -106,15 +106,15 @@ def of_calib(work: Work, rules: QuantScheme, recipe: str, per_channel: bool = Tr
     from repedge.calib.recipe import calibrate
     from repedge.graph.serde import save_onnx
     from repedge.passes.preprocess import fold_preprocess
-    from repedge.photos import images
+    from repedge.photos.photos import batches, open_photos, spread
 
     graph = work.source.graph()
     passes.clean(graph)
     graph = fold_preprocess(graph, work.pre, border=not rules.symmetric)
     if not per_channel:  # the stock baseline: all 8 bits
         rules = rules.model_copy(update={"per_channel": False, "first_layer_bits": 8})
-    samples = images.folder_samples(work.folder / "calib")
-    feed = (images.pixels(s.load(), work.pre)[None] for s in samples)
+    photos, pre = open_photos(work.folder / "calib"), work.pre
+    feed = (b.pixels[pre] for b in batches(photos, spread(photos.total), (pre,), 1))
     began = time.process_time()
     model, plan = calibrate(graph, (planar(x) for x in feed), rules, recipe)
     cpu = time.process_time() - began

@@ -152,6 +152,8 @@ def compile(
     check.check()
     if input_kind not in get_args(InputKind):
         raise UserError(f"input_kind {input_kind!r} is not one of {', '.join(get_args(InputKind))}")
+    if task is not None:
+        tasks.kind(task)  # before any work, says what is wrong with the word
     automatic = "auto" in precisions
     if automatic and tuple(precisions) not in (("auto",), tuple("auto")):
         raise UserError("precision auto chooses one itself: name it alone")
@@ -236,18 +238,23 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
     return tuple(builds)
 
 
-def verify(bundle: Path | str, *, images: Path | str | None = None, count: int = 16) -> Verification:
+def verify(bundle: Path | str, *, images: Any = None, count: int = 16) -> Verification:
     """Compare a bundle's artifact with the float reference in it, on real images.
+
+    Args:
+        bundle: Its folder.
+        images: Photos as for `evaluate`, without labels; None takes the bundled ones.
+        count: How many of them.
 
     Raises:
         UserError: The bundle is damaged, or was made without a reference.
     """
-    return verification.verify_bundle(bundle, None if images is None else Path(images), count)
+    return verification.verify_bundle(bundle, images, count)
 
 
 def evaluate(
     what: str | Path | nn.Module | None,
-    data: Path | str,
+    data: Any,
     *,
     task: str | None = None,
     limit: int | None = None,
@@ -255,13 +262,14 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     **source_options: Any,
 ) -> evaluation.Accuracy:
-    """Top-1 and top-5 of a bundle or a model on a folder of images, and agreement with the reference.
+    """Top-1 and top-5 of a bundle or a model on photos, and agreement with the reference.
 
     Args:
         what: A bundle folder, or a model as for `compile` (its float graph is run).
-        data: Class sub-folders, or images with a labels.json (file name -> index).
+        data: A folder or .zip with class sub-folders or a labels.json (file name -> index), a .npz with
+            photos and labels, or an iterable of pairs (image, index); labels may be missing.
         task: What a model's outputs mean, as for `compile`; a bundle says it itself.
-        limit: Evaluate this many, spread evenly over the folder.
+        limit: Evaluate this many, spread evenly over them.
         threads: CPU threads of the artifact's runtime.
         progress: Called with (done, total) images.
         source_options: As for `compile`, for models.
@@ -269,7 +277,7 @@ def evaluate(
     _positive(limit=limit, threads=threads)
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
         no_options("a bundle", {"task": task, **source_options})
-        return _evaluate_bundle(Bundle.open(what), Path(data), limit, threads, progress)
+        return _evaluate_bundle(Bundle.open(what), data, limit, threads, progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
@@ -278,13 +286,13 @@ def evaluate(
     session = Session(graph)
     return evaluation.evaluate(
         lambda pixels, inputs: session.run(inputs),
-        meaning, source.preprocess, Path(data), limit=limit, progress=progress,
+        meaning, source.preprocess, data, limit=limit, progress=progress,
     )  # fmt: skip
 
 
 def compare_bundles(
     bundles: Sequence[Path | str],
-    data: Path | str | None = None,
+    data: Any = None,
     *,
     limit: int | None = None,
     threads: int | None = None,
@@ -300,9 +308,7 @@ def compare_bundles(
     from repedge.judge import side_by_side
 
     _positive(limit=limit, threads=threads)
-    return side_by_side.compare(
-        bundles, None if data is None else Path(data), limit=limit, threads=threads, progress=progress
-    )
+    return side_by_side.compare(bundles, data, limit=limit, threads=threads, progress=progress)
 
 
 def _positive(**numbers: int | None) -> None:
@@ -312,7 +318,7 @@ def _positive(**numbers: int | None) -> None:
 
 
 def _evaluate_bundle(
-    bundle: Bundle, data: Path, limit: int | None, threads: int | None, progress: Callable[[int, int], None]
+    bundle: Bundle, data: Any, limit: int | None, threads: int | None, progress: Callable[[int, int], None]
 ) -> evaluation.Accuracy:
     from repedge.graph.run import Session
 

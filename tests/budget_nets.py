@@ -75,10 +75,10 @@ def label(folder: Path, model: Path, wrong: int = 3) -> None:
     """A labels.json of what the float model says, but for every ``wrong``-th photo."""
     from repedge.graph.run import Session
     from repedge.photos import images
+    from repedge.photos.photos import open_photos, stacked
 
-    session, table = Session(model), {}
-    for i, sample in enumerate(images.folder_samples(folder)):
-        x = images.normalise(images.pixels(sample.load(), PRE)[None], PRE)
-        best = int(session.run(x)[0].argmax())
-        table[sample.name] = (best + 1) % 10 if i % wrong == 0 else best
+    session, table, photos = Session(model), {}, open_photos(folder)
+    for i, pixels in enumerate(stacked(photos, PRE)):
+        best = int(session.run(images.normalise(pixels[None], PRE))[0].argmax())
+        table[photos.names[i]] = (best + 1) % 10 if i % wrong == 0 else best
     (folder / "labels.json").write_text(json.dumps(table))

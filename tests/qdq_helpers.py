@@ -220,13 +220,12 @@ def demo(border: bool = False) -> tuple[ir.Model, Preprocess, np.ndarray]:
     from repedge import passes
     from repedge.models.source import resolve
     from repedge.passes.preprocess import fold_preprocess
-    from repedge.photos import images
+    from repedge.photos.photos import demo_photos, stacked
 
     source = resolve(None)
     graph = source.graph()
     passes.clean(graph)
-    photos = images.spread(images.demo_samples(), 16)
-    ((_, pixels),) = images.batches(photos, source.preprocess, 16)
+    pixels = stacked(demo_photos(), source.preprocess, 16)
     return fold_preprocess(graph, source.preprocess, border=border), source.preprocess, pixels
 
 

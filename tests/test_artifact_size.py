@@ -22,7 +22,7 @@ from repedge.compiler.quantization import Calibration, quantize
 from repedge.graph.serde import read_onnx, save_onnx
 from repedge.models.source import resolve
 from repedge.passes.preprocess import fold_preprocess
-from repedge.photos import images
+from repedge.photos.photos import demo_photos, stacked
 from repedge.targets.base import Job
 from tests.graph_helpers import run
 from tests.qdq_helpers import planes
@@ -46,7 +46,7 @@ def network():
     source = resolve(None)
     graph = source.graph()
     passes.clean(graph)
-    ((_, pixels),) = images.batches(images.spread(images.demo_samples(), 16), source.preprocess, 16)
+    pixels = stacked(demo_photos(), source.preprocess, 16)
     return graph, source.preprocess, source.labels, pixels
 
 

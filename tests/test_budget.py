@@ -204,7 +204,7 @@ def test_an_interrupted_search_goes_on_where_it_was(net: Path, data: Path, tmp_p
         ({"max_kl": -1}, "a number from 0 up, not -1"),
         ({"max_drop": 1, "eval_count": 0}, "--eval-count must be 1 or more"),
         ({"eval_data": "photos"}, "give --max-drop or --max-kl"),
-        ({"max_drop": 1, "eval_data": "nowhere"}, "no folder of images at nowhere"),
+        ({"max_drop": 1, "eval_data": "nowhere"}, "there is nothing at nowhere; --eval-data takes a folder"),
         ({"max_drop": 1, "precisions": ["fp32"]}, "is for w8a8 or w8a16"),
         ({"keep_float": ["head"], "precisions": ["fp32"]}, "is for w8a8 or w8a16"),
         ({"max_drop": 1, "eval_count": 9}, "needs 16 photos or more that can be read"),

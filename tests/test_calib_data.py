@@ -16,8 +16,9 @@ from PIL import Image
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
-from repedge.photos.choice import CalibrationImages, load, to_pixels
-from repedge.photos.sources import open_source
+from repedge.photos.choice import CalibrationImages, load
+from repedge.photos.images import to_pixels
+from repedge.photos.photos import open_photos
 
 PRE = Preprocess(size=(8, 12), resize=None)
 
@@ -281,7 +282,7 @@ def test_noise_only_when_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.M
     assert one.record.kind == "random"
     assert "random noise: accuracy will be poor" in one.record.warnings[0]
     folder(tmp_path / "random", photos(20))
-    assert open_source("random", PRE).kind == "folder"
+    assert open_photos("random", PRE).kind == "folder"
 
 
 def test_images_are_not_kept_in_memory(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from calib_nets import images, mixed, mobile
 
+from repedge.calib.distance import Distance
 from repedge.calib.levels.learned import _Descent, learn_levels
-from repedge.calib.levels.ranges import output_distance, ranges
+from repedge.calib.levels.ranges import ranges
 from repedge.calib.plan import QuantPlan
 from repedge.calib.recipe import calibrate
 from repedge.calib.simulation.observe import input_shape, observe
 from repedge.calib.simulation.simulator import Simulator
-from repedge.calib.steps import STEPS, Calibration
+from repedge.calib.steps import STEPS, CalibrationState
 from repedge.calib.structure import layers, own_parameters
 from repedge.calib.weights.equalize import replay
 from repedge.photos.feed import Feed
@@ -36,7 +37,7 @@ def learn(model, stats, plan, x, **options):
 
 def cost(model, plan, x) -> float:
     simulator = Simulator(model, plan, weights=False)
-    return output_distance(Simulator(model).run(x)[0].numpy(), simulator.run(x)[0].numpy())
+    return Distance.of(model).cost(Simulator(model).answers([x]), simulator.answers([x]))
 
 
 def test_the_float_function_stays_and_the_integers_get_nearer() -> None:
@@ -91,7 +92,8 @@ def test_the_plan_has_the_factors_of_all_steps() -> None:
     model, x = mobile(spread=1.2), images(64)
     reference = model.clone()
     own_parameters(reference)
-    c = Calibration(reference, QuantPlan(scheme=TFLITE_W8A8), Feed([x], input_shape(model)))
+    feed = Feed([x], input_shape(model))
+    c = CalibrationState(reference, QuantPlan(scheme=TFLITE_W8A8), feed, Distance.of(model))
     for step in ("observe", "equalize", "ranges", "learn_levels"):
         STEPS[step](c)
     assert any("levels learned" in note and "given up" not in note for note in c.plan.notes)

@@ -138,6 +138,6 @@ def test_statistics_only_of_the_tensors_asked_for() -> None:
 
 def test_stacked_is_concatenate() -> None:
     parts = [np.full((n, 3), n, np.float32) for n in (4, 4, 60, 200, 1)]
-    np.testing.assert_array_equal(stacked(iter(parts)), np.concatenate(parts))
+    np.testing.assert_array_equal(stacked([p] for p in parts)[0], np.concatenate(parts))
     with pytest.raises(ValueError, match="nothing"):
         stacked([])

@@ -10,7 +10,8 @@ from calib_nets import images, mixed, mobile
 from graph_helpers import run
 from integer_simulator import integer_simulator
 
-from repedge.calib.levels.ranges import output_distance, ranges
+from repedge.calib.distance import Distance
+from repedge.calib.levels.ranges import ranges
 from repedge.calib.levels.refine import refine
 from repedge.calib.levels.search import layer_costs
 from repedge.calib.mixed.choose import choose
@@ -44,7 +45,7 @@ def around_r2(model: ir.Model) -> list[str]:
 
 
 def distance(model, reference, plan, x) -> float:
-    return output_distance(Simulator(reference).run(x)[0].numpy(), Simulator(model, plan).run(x)[0].numpy())
+    return Distance.of(model).cost(Simulator(reference).answers([x]), Simulator(model, plan).answers([x]))
 
 
 def test_layer_costs_find_the_bad_layer() -> None:

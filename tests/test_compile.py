@@ -42,13 +42,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled photos as files in class folders."""
-    from repedge.photos.images import demo_samples
+    from repedge.photos.photos import demo_photos
 
     folder = tmp_path_factory.mktemp("photos")
-    for sample in demo_samples():
-        file = folder / sample.name
+    for _, photo in demo_photos().read(range(64)):
+        file = folder / photo.name
         file.parent.mkdir(exist_ok=True)
-        sample.load().save(file.with_suffix(".png"))
+        photo.content.save(file.with_suffix(".png"))
     return folder
 
 

@@ -51,7 +51,8 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Class sub-folders, or images with a labels.json; instead of naming the folder last.",
+            help="Photos: a folder or .zip with class sub-folders or a labels.json, or a .npz; "
+            "instead of naming them last.",
             show_default=False,
         ),
     ] = None,
@@ -86,11 +87,12 @@ def evaluate(
 
 
 def _what_and_data(what: list[str], data: Path | None, compare: bool) -> tuple[list[str], Path | None]:
-    """What to evaluate, and on which folder; the folder may be the last argument."""
+    """What to evaluate, and on which photos; they may be the last argument."""
     from repedge.bundle.manifest import MANIFEST
 
     last = Path(what[-1])
-    if data is None and (not compare or (last.is_dir() and not (last / MANIFEST).is_file())):
+    is_data = last.is_file() or (last.is_dir() and not (last / MANIFEST).is_file())
+    if data is None and (not compare or is_data):
         what, data = what[:-1], last
     if not compare and len(what) != 1:
         raise UserError(

@@ -165,7 +165,7 @@ BUDGET: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             Path | None,
             typer.Option(
-                help="Photos to judge on: class sub-folders, or a labels.json, or no labels.",
+                help="Photos to judge on: a folder, .zip or .npz, labelled or not.",
                 show_default="--calib photos left over",
                 rich_help_panel=_BUDGET,
             ),

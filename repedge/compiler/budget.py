@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from repedge.cache import Store
 from repedge.errors import CheckFailed, UserError
 from repedge.hashing import key_of, sha256
-from repedge.judge.scoring import Score, ScoringSet, held_out, labelled
+from repedge.judge.scoring import Score, ScoringSet, held_out, with_truth
 from repedge.tasks.base import Limit, Task
 
 if TYPE_CHECKING:
@@ -53,13 +53,14 @@ class Budget:
         max_drop: Points (hundredths): of the task's first metric (top-1, say) where ``data`` says what is
             to be found in its photos, else of the photos where the float model answers something else.
         max_kl: The task's distance from the float model: for class scores mean KL divergence, nats.
-        data: Photos to judge on; None takes calibration photos that were not calibrated on.
-        count: At most this many of them, spread over the folder.
+        data: Photos to judge on: a folder, .zip or .npz; None takes calibration photos that were not
+            calibrated on.
+        count: At most this many of them, spread evenly.
     """
 
     max_drop: float | None = None
     max_kl: float | None = None
-    data: Path | None = None
+    data: Any = None
     count: int = PHOTOS
 
     def check(self) -> None:
@@ -83,7 +84,7 @@ class Budget:
         assert found is not None
         return found
 
-    def bound(self, task: Task, has_labels: bool) -> Limit:
+    def bound(self, task: Task, has_truth: bool) -> Limit:
         """What is compared with the limit.
 
         Raises:
@@ -91,7 +92,7 @@ class Budget:
         """
         if self.max_kl is not None:
             return task.bounded("--max-kl", task.divergence)
-        return task.bounded("--max-drop", task.drop if has_labels and task.drop else task.disagreement)
+        return task.bounded("--max-drop", task.drop if has_truth and task.drop else task.disagreement)
 
 
 @dataclass
@@ -204,15 +205,17 @@ class Search:
         """The photos.
 
         Raises:
-            UserError: See `repedge.judge.scoring.labelled` and `repedge.judge.scoring.held_out`.
+            UserError: See `repedge.judge.scoring.with_truth` and `repedge.judge.scoring.held_out`.
         """
         if self._photos is None:
             self._report("accuracy budget: photos")
             b = self.budget
             if b.data is not None:
-                given = labelled(b.data, self._task.labels, self._pre, b.count)
+                given = with_truth(b.data, self._task, self._pre, b.count)
             else:
-                given = held_out(self._calibration, self._pre, b.count)
+                c = self._calibration
+                used = set(c.images(self._pre).record.files.values())
+                given = held_out(c.open(self._pre), used, self._pre, c.seed, b.count)
             self._photos = ScoringSet(given, self._pre, self._reference, self._task)
         return self._photos
 
@@ -229,7 +232,7 @@ class Search:
         photos = self.photos()
         total = sum(str(la.weight.name) in found.plan.weights for la in layers(found.model))
         outcome = SearchResult(
-            target.name, job.precision, self.budget.bound(self._task, photos.has_labels), self.budget.limit,
+            target.name, job.precision, self.budget.bound(self._task, photos.has_truth), self.budget.limit,
             photos.source, total,
         )  # fmt: skip
         trial = _Trial(self, target, job, outputs, found, outcome)

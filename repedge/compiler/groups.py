@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from repedge.compiler.budget import Budget
@@ -52,8 +51,6 @@ def budget(given: Budget | None, words: MutableMapping[str, Any]) -> Budget | No
                 "--eval-data is what an accuracy budget is measured on: give --max-drop or --max-kl"
             )
         return None
-    if fields.get("data") is not None:
-        fields["data"] = Path(fields["data"])
     return Budget(**fields)
 
 
@@ -66,8 +63,6 @@ def check(given: Check | None, words: MutableMapping[str, Any]) -> Check:
     fields = _take(words, CHECK, given, "verification=Check(...)")
     if given is not None:
         return given
-    if fields.get("images") is not None:
-        fields["images"] = Path(fields["images"])
     return Check(**fields)
 
 

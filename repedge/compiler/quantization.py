@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from repedge.calib.plan import QuantPlan
     from repedge.photos.choice import CalibrationImages
     from repedge.photos.feed import Feed
+    from repedge.photos.photos import Photos
     from repedge.scheme import QuantScheme
     from repedge.tasks.base import Task
 
@@ -25,7 +26,7 @@ class Calibration:
 
     Attributes:
         source: Photos like those that the app will see (labels are not needed): a folder, a .zip, a
-            .npz, or from Python an array or an iterable; see `repedge.photos.sources.open_source`.
+            .npz, or from Python an array or an iterable; see `repedge.photos.photos.open_photos`.
         count: How many of them.
         recipe: fast, default, best, or a .json file.
         seed: Of the choice.
@@ -50,6 +51,16 @@ class Calibration:
 
         check_count(self.count, self.seed)
         find_recipe(self.recipe)
+
+    def open(self, pre: Preprocess) -> Photos:
+        """All photos of the source, chosen or not.
+
+        Raises:
+            UserError: See `repedge.photos.photos.open_photos`.
+        """
+        from repedge.photos.photos import open_photos
+
+        return open_photos(self.source, pre, seed=self.seed)
 
     def images(self, pre: Preprocess) -> CalibrationImages:
         """The chosen images, decoded and preprocessed at the first call.

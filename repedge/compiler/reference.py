@@ -46,12 +46,12 @@ class Evidence:
     random: Outcome
 
 
-def gather(source: Source, graph: ir.Model, reference: Path, folder: Path | None, count: int) -> Evidence:
+def gather(source: Source, graph: ir.Model, reference: Path, photos: Any, count: int) -> Evidence:
     """Save the unfused graph, run it on real images, and hold it against the torch module.
 
     Args:
         reference: The file to save it to.
-        folder, count: Photos; see `repedge.judge.verification.verification_samples`.
+        photos, count: See `repedge.judge.verification.verification_samples`.
 
     Raises:
         UserError: The model does not run.
@@ -61,7 +61,7 @@ def gather(source: Source, graph: ir.Model, reference: Path, folder: Path | None
     from repedge.graph.run import Session, as_brought
 
     save_onnx(graph, reference)
-    samples, phrase = verification.verification_samples(source.preprocess, folder, count, source.labels)
+    samples, phrase = verification.verification_samples(source.preprocess, photos, count)
     pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
     inputs = images.normalise(pixels, source.preprocess)
     with as_brought(source.name):

@@ -27,12 +27,12 @@ class Check:
     """How artifacts are verified.
 
     Attributes:
-        images: Folder of photos to verify on; None for the bundled ones.
+        images: Photos to verify on: a folder, .zip or .npz; None for the bundled ones.
         count: How many of them.
         min_sqnr: Replaces the precision's SQNR threshold, dB.
     """
 
-    images: Path | None = None
+    images: Any = None
     count: int = 4
     min_sqnr: float | None = None
 

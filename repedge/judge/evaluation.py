@@ -1,10 +1,9 @@
-"""Accuracy of an artifact or a model on a folder of images, streamed in constant memory."""
+"""Accuracy of an artifact or a model on photos, streamed in constant memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from repedge import tasks
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
+from repedge.photos.photos import batches, open_photos, spread
 from repedge.tasks.base import Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
@@ -56,13 +56,16 @@ def evaluate(
     forward: Forward,
     task: Task,
     pre: Preprocess,
-    folder: Path,
+    folder: Any,
     *,
     reference: Forward | None = None,
     limit: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
-    """Evaluate ``forward`` on the images of ``folder``, against what the task finds to be the truth.
+    """Evaluate ``forward`` on photos, against what the task finds to be the truth.
+
+    Args:
+        folder: The photos: a folder, .zip, .npz or iterable, see `repedge.photos.photos.open_photos`.
 
     Raises:
         UserError: No usable images, outputs of which nothing can be said, or a truth that the network can't
@@ -73,28 +76,29 @@ def evaluate(
         raise UserError(
             f"eval has no figure for {task.describe()} alone; give a bundle, which carries a float reference"
         )
-    samples = images.folder_samples(folder, task.labels)
-    if limit is not None:
-        samples = images.spread(samples, limit)
+    photos = open_photos(folder, pre, option="eval")
+    indices = spread(photos.total, limit)
+    truth_of = task.truths(photos)
     agreement = Agreement(task)
     done = skipped = 0
-    for start in range(0, len(samples), BATCH):
-        chosen, pixels = _decode(samples[start : start + BATCH], pre)
-        done += len(samples[start : start + BATCH])
-        skipped += len(samples[start : start + BATCH]) - len(chosen)
-        progress(done, len(samples))
-        if not chosen:
+    for batch in batches(photos, indices, (pre,), BATCH):
+        done += batch.tried
+        skipped += len(batch.skipped)
+        progress(done, len(indices))
+        if not batch.names:
             continue
+        pixels = batch.pixels[pre]
         inputs = images.normalise(pixels, pre)
         outputs = forward(pixels, inputs)
         if reference is not None:
             agreement.update(reference(pixels, inputs), outputs)
         if scorer is not None:
-            known = [i for i, s in enumerate(chosen) if s.label is not None]
-            scorer.update([y[known] for y in outputs], [chosen[i].label for i in known])
-    n = len(samples) - skipped
+            truths = batch.truths(truth_of)
+            known = [i for i, t in enumerate(truths) if t is not None]
+            scorer.update([y[known] for y in outputs], [truths[i] for i in known])
+    n = done - skipped
     if n == 0:
-        raise UserError(f"none of the {len(samples)} files in {folder} could be decoded")
+        raise UserError(f"none of the {done} files in {photos.where} could be decoded")
     scores = {} if scorer is None else scorer.score()
     return Accuracy(
         n=n,
@@ -103,14 +107,3 @@ def evaluate(
         figures=agreement.figures(),
         sqnr_db=None if reference is None else agreement.sqnr_db,
     )
-
-
-def _decode(samples: list[images.Sample], pre: Preprocess) -> tuple[list[images.Sample], np.ndarray]:
-    good, arrays = [], []
-    for sample in samples:
-        try:
-            arrays.append(images.pixels(sample.load(), pre))
-        except UserError:
-            continue
-        good.append(sample)
-    return good, np.stack(arrays) if arrays else np.empty((0, *pre.size, pre.channels), np.uint8)

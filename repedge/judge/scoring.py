@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from repedge.config import InputKind, Preprocess
 from repedge.errors import CheckFailed, UserError
 from repedge.judge.evaluation import BATCH
 from repedge.photos import images
+from repedge.photos import photos as door
 from repedge.tasks.base import Limit, Scorer, Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
-
-if TYPE_CHECKING:
-    from repedge.compiler.quantization import Calibration
 
 FEWEST = 16
 """Fewer photos than this judge nothing."""
@@ -67,74 +64,79 @@ class Score(WithFigures):
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Where photos come from.
+class Given:
+    """Photos to judge on.
 
     Attributes:
-        source: In words.
-        read: Gives (uint8 [H, W, C], label or None), anew at each call; what can't be read is left out.
+        source: Where they come from, in words.
+        read: Gives (uint8 [H, W, C], what is to be found in it or None), anew at each call; what can't be
+            read is left out.
+        skipped: Name -> why it was left out; filled by reading.
     """
 
     source: str
-    read: Callable[[], Iterator[tuple[np.ndarray, int | None]]]
+    read: Callable[[], Iterator[tuple[np.ndarray, Any]]]
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def labelled(folder: Path, labels: Sequence[str], pre: Preprocess, count: int) -> Photos:
-    """Photos of a folder; where some have labels, only those.
+def with_truth(folder: Any, task: Task, pre: Preprocess, count: int) -> Given:
+    """Photos of a folder, .zip or .npz, spread evenly over it; where the truth of some is known, only those.
 
     Raises:
-        UserError: See `repedge.photos.images.folder_samples`.
+        UserError: See `repedge.photos.photos.open_photos` and `repedge.tasks.base.Task.truths`.
     """
-    samples = images.folder_samples(folder, labels)
-    if any(s.label is not None for s in samples):
-        samples = [s for s in samples if s.label is not None]
+    photos = door.open_photos(folder, pre, option="--eval-data")
+    truth_of = task.truths(photos)
+    known = door.spread(photos.total)
+    if truth_of is not None and photos.names is not None:
+        known = [i for i in known if truth_of(photos.names[i], None) is not None] or known
+    indices = [known[k] for k in door.spread(len(known), count)]
+    skipped: dict[str, str] = {}
 
-    def read() -> Iterator[tuple[np.ndarray, int | None]]:
-        for sample in images.spread(samples, count):
-            try:
-                yield images.pixels(sample.load(), pre), sample.label
-            except UserError:
-                continue
+    def read() -> Iterator[tuple[np.ndarray, Any]]:
+        for batch in door.batches(photos, indices, (pre,), BATCH):
+            skipped.update(batch.skipped)
+            yield from zip(batch.pixels[pre], batch.truths(truth_of), strict=True)
 
-    return Photos(folder.name or str(folder), read)
+    return Given(photos.name, read, skipped)
 
 
-def held_out(calibration: Calibration, pre: Preprocess, count: int) -> Photos:
+def held_out(photos: door.Photos, used: Set[str], pre: Preprocess, seed: int, count: int) -> Given:
     """Photos of the calibration source that were not calibrated on, in the order of its seed.
+
+    Args:
+        photos: The calibration source, opened.
+        used: sha256 of each photo that was calibrated on.
+        pre: The model's preprocessing.
+        seed: Of the calibration's choice.
+        count: At most this many.
 
     Raises:
         UserError: The source is a stream, or was used up.
     """
-    from repedge.photos.choice import to_pixels
-    from repedge.photos.sources import open_source
-
-    used = set(calibration.images(pre).record.files.values())
-    source = open_source(calibration.source, pre, calibration.seed)
-    left = 0 if source.total is None else source.total - len(used)
-    if source.total is None or left < FEWEST:
+    left = 0 if photos.total is None else photos.total - len(used)
+    if photos.total is None or left < FEWEST:
         raise UserError(
-            f"the accuracy budget needs photos that were not calibrated on, and {source.name} has "
-            f"{'none' if source.total is None else left} left; lower --calib-count, add photos, or pass "
+            f"the accuracy budget needs photos that were not calibrated on, and {photos.name} has "
+            f"{'none' if photos.total is None else left} left; lower --calib-count, add photos, or pass "
             "--eval-data FOLDER"
         )
-    order = np.random.default_rng(calibration.seed).permutation(source.total)[: count + 2 * len(used)]
-    wanted = sorted(int(i) for i in order) if source.ordered else [int(i) for i in order]
+    order = np.random.default_rng(seed).permutation(photos.total)[: count + 2 * len(used)]
+    wanted = sorted(int(i) for i in order) if photos.ordered else [int(i) for i in order]
+    skipped: dict[str, str] = {}
 
-    def read() -> Iterator[tuple[np.ndarray, int | None]]:
+    def read() -> Iterator[tuple[np.ndarray, Any]]:
         given = 0
-        for _, item in source.read(wanted):
-            if given == count:
-                return
-            if item.content is None or item.sha256 in used:
-                continue
-            given += 1
-            if isinstance(item.content, Image.Image):
-                yield images.pixels(item.content, pre), None
-            else:
-                rgb = np.rint(np.clip(to_pixels(item.content[None], pre)[0], 0, 255))
-                yield rgb.transpose(1, 2, 0).astype(np.uint8), None
+        for batch in door.batches(photos, wanted, (pre,), BATCH, upright=True):
+            skipped.update(batch.skipped)
+            for array, sha256 in zip(batch.pixels[pre], batch.hashes, strict=True):
+                if sha256 not in used:
+                    given += 1
+                    yield array, None
+                if given == count:
+                    return
 
-    return Photos(f"{source.name}, those not calibrated on", read)
+    return Given(f"{photos.name}, those not calibrated on", read, skipped)
 
 
 class ScoringSet:
@@ -148,27 +150,27 @@ class ScoringSet:
 
     Attributes:
         source: Where the photos came from.
-        digest: sha256 of pixels and labels.
+        digest: sha256 of pixels and truths.
 
     Raises:
         UserError: Too few photos, or a truth that the network can't give.
     """
 
-    def __init__(self, photos: Photos, pre: Preprocess, reference: Path, task: Task) -> None:
+    def __init__(self, photos: Given, pre: Preprocess, reference: Path, task: Task) -> None:
         from repedge.graph.run import Session
 
-        self.source = photos.source
         self.task = task
         self._pre = pre
         self._shape = (*pre.size, pre.channels)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the set
-        digest, labels = hashlib.sha256(), []
-        for array, label in photos.read():
+        digest = hashlib.sha256()
+        self._known: list[Any] = []
+        for array, truth in photos.read():
             self._file.write(np.ascontiguousarray(array).tobytes())
             digest.update(array.tobytes())
-            labels.append(-1 if label is None else label)
-        self._labels = np.array(labels, np.int64)
-        digest.update(self._labels.tobytes())
+            self._known.append(truth)
+        self.source = door.with_skipped(photos.source, photos.skipped)
+        digest.update(repr(self._known).encode())
         self.digest = digest.hexdigest()
         if len(self) < FEWEST:
             raise UserError(
@@ -180,23 +182,23 @@ class ScoringSet:
         self._float_hits: np.ndarray | None = None
         self._float_metrics: dict[str, float] = {}
         scorer = task.scorer()
-        if self.has_labels and scorer is not None:
+        if self.has_truth and scorer is not None:
             for answers, truths in zip(self._answers, self._truths(), strict=True):
                 scorer.update(answers, truths)  # says which label is no class
             self._float_hits, self._float_metrics = scorer.hits(), scorer.score()
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._known)
 
     @property
-    def has_labels(self) -> bool:
-        """Whether every photo has a label."""
-        return bool(len(self._labels)) and bool((self._labels >= 0).all())
+    def has_truth(self) -> bool:
+        """Whether what is to be found is known of every photo."""
+        return bool(self._known) and all(t is not None for t in self._known)
 
-    def _truths(self) -> Iterator[list[int]]:
+    def _truths(self) -> Iterator[list[Any]]:
         """What is to be found in the photos, batch by batch."""
         for start in range(0, len(self), BATCH):
-            yield self._labels[start : start + BATCH].tolist()
+            yield self._known[start : start + BATCH]
 
     def _batches(self) -> Iterator[np.ndarray]:
         """Pixels uint8 [n, H, W, C]."""

@@ -19,6 +19,7 @@ from repedge.errors import UserError
 from repedge.judge import verification
 from repedge.judge.evaluation import BATCH
 from repedge.photos import images
+from repedge.photos.photos import Photos, batches, demo_photos, open_photos, spread
 from repedge.tasks.base import Scorer, Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
@@ -128,7 +129,7 @@ class _Player:
 
 def compare(
     bundles: Sequence[Path | str],
-    folder: Path | None = None,
+    folder: Any = None,
     *,
     limit: int | None = None,
     threads: int | None = None,
@@ -140,7 +141,7 @@ def compare(
 
     Args:
         bundles: Two or more bundle folders.
-        folder: Photos, labelled or not; see `repedge.photos.images.folder_samples`. None: the 64 bundled ones.
+        folder: Photos, labelled or not, as for `repedge.judge.evaluation.evaluate`; None: the bundled ones.
         limit: Take this many, spread evenly over the folder.
         threads: CPU threads of each runtime.
         progress: Called with (done, total) photos.
@@ -156,30 +157,29 @@ def compare(
         raise UserError(f"{twice[0]} is named twice")
     opened = [Bundle.open(p) for p in paths]
     task = _task(opened)
-    samples, source = _samples(folder, task.labels)
-    samples = images.spread(samples, limit) if limit is not None else samples
+    photos, source = _photos(folder, {b.manifest.preprocess for b in opened})
+    indices = spread(photos.total, limit)
+    truth_of = task.truths(photos)
     with _players(opened, threads) as players:
         for player in players:
             player.scorer = task.scorer()
         duels = {pair: Agreement(task) for pair in combinations(range(len(players)), 2)}
         done = n = 0
-        for start in range(0, len(samples), BATCH):
-            part = samples[start : start + BATCH]
-            chosen, pixels = _decode(part, {p.pre for p in players})
-            done += len(part)
-            progress(done, len(samples))
-            if not chosen:
+        for batch in batches(photos, indices, [p.pre for p in players], BATCH):
+            done += batch.tried
+            progress(done, len(indices))
+            if not batch.names:
                 continue
-            n += len(chosen)
-            outputs = _run(players, pixels)
+            n += len(batch.names)
+            outputs = _run(players, batch.pixels)
             for (a, b), duel in duels.items():
                 duel.update(outputs[a], outputs[b])
-            _score(players, outputs, chosen)
+            _score(players, outputs, batch.truths(truth_of))
         if n == 0:
-            raise UserError(f"none of the {len(samples)} files in {source} could be decoded")
+            raise UserError(f"none of the {done} files in {source} could be decoded")
         members = tuple(_member(p, task) for p in players)
         pairs = tuple(_pair(a, b, c) for (a, b), c in duels.items())
-    return Parity(n, len(samples) - n, source, members, pairs, task)
+    return Parity(n, done - n, source, members, pairs, task)
 
 
 def _task(bundles: Sequence[Bundle]) -> Task:
@@ -200,13 +200,13 @@ def _task(bundles: Sequence[Bundle]) -> Task:
     return found[0]
 
 
-def _samples(folder: Path | None, labels: tuple[str, ...]) -> tuple[list[images.Sample], str]:
-    if folder is not None:
-        return images.folder_samples(folder, labels), folder.name or str(folder)
-    samples = list(images.demo_samples())
-    if labels != tuple(sorted({s.name.split("/")[0] for s in samples})):
-        samples = [images.Sample(s.name, s.load) for s in samples]  # its classes are not the network's
-    return samples, "64 bundled CIFAR-10 test photos"
+def _photos(given: Any, pres: set[Preprocess]) -> tuple[Photos, str]:
+    """The photos and where they came from; network inputs only where they are the input of every member."""
+    if given is None:
+        photos = demo_photos()
+        return photos, f"{photos.total} {photos.name}"
+    photos = open_photos(given, next(iter(pres)) if len(pres) == 1 else None, option="eval")
+    return photos, photos.name
 
 
 @contextlib.contextmanager
@@ -249,23 +249,6 @@ def _rename(players: list[_Player]) -> None:
         players[0].name = "float"
 
 
-def _decode(
-    samples: Sequence[images.Sample], wanted: set[Preprocess]
-) -> tuple[list[images.Sample], dict[Preprocess, np.ndarray]]:
-    """The samples that can be read, and their pixels uint8 [n, H, W, C] for each preprocessing."""
-    good: list[images.Sample] = []
-    arrays: dict[Preprocess, list[np.ndarray]] = {pre: [] for pre in wanted}
-    for sample in samples:
-        try:
-            image = sample.load()
-        except UserError:
-            continue
-        for pre in wanted:
-            arrays[pre].append(images.pixels(image, pre))
-        good.append(sample)
-    return good, {pre: np.stack(found) for pre, found in arrays.items() if found}
-
-
 def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> list[list[np.ndarray]]:
     inputs: dict[Preprocess, np.ndarray] = {}
     outputs: list[list[np.ndarray]] = []
@@ -284,13 +267,13 @@ def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> li
 
 
 def _score(
-    players: Sequence[_Player], outputs: Sequence[Sequence[np.ndarray]], samples: Sequence[images.Sample]
+    players: Sequence[_Player], outputs: Sequence[Sequence[np.ndarray]], truths: Sequence[Any]
 ) -> None:
     """Hold each member's answers against what is known of the photos."""
-    known = [i for i, s in enumerate(samples) if s.label is not None]
+    known = [i for i, t in enumerate(truths) if t is not None]
     for player, answers in zip(players, outputs, strict=True):
         if known and player.scorer is not None:
-            player.scorer.update([y[known] for y in answers], [samples[i].label for i in known])
+            player.scorer.update([y[known] for y in answers], [truths[i] for i in known])
 
 
 def _member(p: _Player, task: Task) -> Member:

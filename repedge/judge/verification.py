@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from repedge.bundle.manifest import Verification, task_of
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
+from repedge.photos.photos import demo_photos, open_photos, pixels_of, spread, with_skipped
 from repedge.precision import Precision, Threshold
 from repedge.tasks.base import Task
 from repedge.tasks.comparison import Agreement
@@ -123,10 +124,10 @@ def open_bundle(bundle: Bundle, threads: int | None = None) -> tuple[Target, Run
     return target, target.open(bundle.artifact, job_of(bundle), names, threads)
 
 
-def verify_bundle(path: Path | str, folder: Path | None = None, count: int = 16) -> Verification:
+def verify_bundle(path: Path | str, folder: Any = None, count: int = 16) -> Verification:
     """Repeat a bundle's verification from the bundle alone (or on images of your own).
 
-    Without ``folder`` the golden inputs in the bundle and the bundled demo photos are used.
+    ``folder`` is what `repedge.photos.photos.open_photos` takes; without it the bundled photos are used.
 
     Raises:
         UserError: The bundle is damaged or has no float reference.
@@ -138,7 +139,7 @@ def verify_bundle(path: Path | str, folder: Path | None = None, count: int = 16)
     m = bundle.manifest
     if bundle.reference is None:
         raise UserError(f"{path} was made with --no-reference: there is nothing to compare it with")
-    samples, source = verification_samples(m.preprocess, folder, count, m.labels)
+    samples, source = verification_samples(m.preprocess, folder, count)
     pixels = np.stack([images.pixels(image, m.preprocess) for _, image in samples])
     inputs = images.normalise(pixels, m.preprocess)
     reference = Session(bundle.reference).run(inputs)
@@ -160,22 +161,34 @@ def check_count(count: int) -> None:
 
 
 def verification_samples(
-    pre: Preprocess, folder: Path | None, count: int, labels: Sequence[str] = ()
+    pre: Preprocess, folder: Any, count: int
 ) -> tuple[list[tuple[str, Image.Image]], str]:
     """``count`` real images as (name, image), and a phrase for where they came from.
 
-    Photos much larger than the network's input are halved until they are not: they become golden
-    inputs in the bundle, which must stay small.
+    What can't be read is left out, and the phrase says how many. Photos much larger than the network's
+    input are halved until they are not: they become golden inputs in the bundle, which must stay small.
+
+    Args:
+        folder: What `repedge.photos.photos.open_photos` takes; None for the bundled photos. Network inputs
+            become photos of their size.
+
+    Raises:
+        UserError: No photos, or none that can be read.
     """
-    if folder is None:
-        chosen, source = images.spread(images.demo_samples(), count), "bundled CIFAR-10 test photos"
-    else:
-        chosen, source = images.spread(images.folder_samples(folder, labels), count), folder.name
+    photos = demo_photos() if folder is None else open_photos(folder, pre, option="--images")
     limit = 2 * max(*pre.size, pre.resize or 0)
-    loaded = []
-    for sample in chosen:
-        image = sample.load()
+    loaded, skipped = [], {}
+    for _, item in photos.read(spread(photos.total, count)):
+        if item.content is None:
+            skipped[item.name] = item.why
+            continue
+        image = item.content
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(pixels_of(item, pre).squeeze(-1 if pre.channels == 1 else ()))
         while min(image.size) > limit:
             image = image.reduce(2)
-        loaded.append((sample.name, image))
-    return loaded, source
+        loaded.append((item.name, image))
+    if not loaded:
+        first = next((f": {name!r}, {why}" for name, why in skipped.items()), "")
+        raise UserError(f"none of the {len(skipped)} photos of {photos.where} can be read{first}")
+    return loaded, with_skipped(photos.name, skipped)

@@ -27,6 +27,9 @@ MEMBERS = 200_000
 LARGEST_PHOTO = 128 * 2**20
 """Bytes of one image file; larger ones are left out, so that memory stays bounded."""
 
+LARGEST_COMPANION = 64 * 2**20
+"""Bytes of a file or an array that says what is in the photos."""
+
 LARGEST_ARRAY = 64 * 2**30
 """Bytes of one inflated array; it is read row by row."""
 
@@ -44,12 +47,19 @@ DAMAGED = (
 )  # fmt: skip
 
 
-class Photos:
-    """The image files of a .zip in name order."""
+class Members:
+    """The image files of a .zip in name order, and what lies beside them.
 
-    def __init__(self, path: Path, names: list[str]) -> None:
+    Args:
+        path: The archive.
+        names: Of the image files.
+        members: Name -> entry of the table of contents, of every file.
+    """
+
+    def __init__(self, path: Path, names: list[str], members: dict[str, zipfile.ZipInfo]) -> None:
         self.names = names
         self._path = path
+        self._members = members
         self._archive: zipfile.ZipFile | None = None  # its table of contents is read once
 
     def read(self, name: str) -> bytes:
@@ -65,9 +75,30 @@ class Photos:
         except DAMAGED as e:
             raise UserError(f"it is damaged in the archive ({e})") from e
 
+    def beside(self, name: str) -> bytes | None:
+        """The bytes of a companion of the photos: at the top, or in the one folder that all photos are in.
 
-def open_archive(path: Path, pre: Preprocess) -> Photos | Table:
+        Raises:
+            UserError: It is larger than `LARGEST_COMPANION`, encrypted, damaged or a bomb.
+        """
+        tops = {n.partition("/")[0] for n in self.names}
+        for place in (name, *(f"{top}/{name}" for top in tops if len(tops) == 1)):
+            if place in self._members:
+                _check_member(self._path, self._members[place], LARGEST_COMPANION)
+                try:
+                    return self.read(place)
+                except UserError as e:
+                    raise UserError(f"{place!r} in {self._path} can't be read: {e}") from e
+        return None
+
+
+def open_archive(path: Path, pre: Preprocess | None, option: str) -> Members | Table:
     """The photos of a .zip, or the arrays of a .npz, after looking at its table of contents.
+
+    Args:
+        path: Of a regular file.
+        pre: The model's preprocessing; network inputs are refused without it.
+        option: What asked for photos, for errors.
 
     Raises:
         UserError: No such archive, a damaged, encrypted or empty one, a zip bomb, or arrays that are
@@ -82,13 +113,13 @@ def open_archive(path: Path, pre: Preprocess) -> Photos | Table:
                 return _arrays(path, archive, members, pre)
     except DAMAGED as e:
         kinds = "a folder of photos, a .zip of photos or a .npz of arrays"
-        raise UserError(f"{path} can't be read as an archive ({e}); --calib takes {kinds}") from e
+        raise UserError(f"{path} can't be read as an archive ({e}); {option} takes {kinds}") from e
     names = sorted(n for n in members if _is_photo(n))
     if not names:
         raise UserError(f"{path} holds no images ({', '.join(sorted(images.SUFFIXES))})")
     for name in names:
         _check_member(path, members[name], LARGEST_PHOTO)
-    return Photos(path, names)
+    return Members(path, names, members)
 
 
 def _is_photo(name: str) -> bool:
@@ -126,10 +157,11 @@ class _Header:
 
 
 def _arrays(
-    path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], pre: Preprocess
+    path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], pre: Preprocess | None
 ) -> Table:
     kinds: dict[str, list[str]] = {}
-    blocks = []
+    blocks: list[Block] = []
+    columns: dict[str, np.ndarray] = {}
     for name in sorted(members):
         short = name.removesuffix(".npy")
         label = f"the array {short!r} of {path}"
@@ -143,10 +175,16 @@ def _arrays(
             check_row(label, header.shape, header.dtype, single)
             rows = None if single else header.shape[0]
             blocks.append(Block(short, rows, _reader(path, name, header, single)))
+        elif _is_column(header) and members[name].file_size <= LARGEST_COMPANION:
+            columns[short] = np.frombuffer(archive.read(name), header.dtype, offset=header.start)
     try:
-        return Table(blocks, sentence(kinds))
+        return Table(blocks, sentence(kinds), columns)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
+
+
+def _is_column(header: _Header) -> bool:
+    return len(header.shape) == 1 and header.dtype.kind in "iu"
 
 
 def _header(label: str, file: IO[bytes], size: int) -> _Header:

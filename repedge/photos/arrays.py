@@ -1,8 +1,8 @@
-"""Arrays as calibration images: which shapes and dtypes mean photos, and which the network's inputs."""
+"""Arrays as photos: which shapes and dtypes mean photos, and which the network's inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,16 @@ from PIL import Image
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.photos import images
 
 LARGEST_ROW = 256 * 2**20
 """Bytes of one image in an array."""
 
-WANTED = "wanted are photos uint8 [N, H, W, 3] or network inputs float32"
+SLACK = 0.25
+"""How far network inputs may lie outside what pixels give, of the pixels' range: filters overshoot."""
+
+PHOTOS = "wanted are photos uint8 [N, H, W, 3]"
+WANTED = f"{PHOTOS} or network inputs float32"
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,23 @@ class Block:
 
 
 class Table:
-    """The images of several arrays, numbered through."""
+    """The images of several arrays, numbered through.
 
-    def __init__(self, blocks: Sequence[Block], found: str) -> None:
+    Args:
+        blocks: The arrays.
+        found: What was found, in words.
+        columns: Name -> array of integers [n] that lay beside them.
+
+    Attributes:
+        columns: Those of them that have a row for each image.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Block], found: str, columns: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._blocks = blocks
         self.found = found
+        self.columns = {k: column for k, column in (columns or {}).items() if len(column) == len(self)}
 
     def __len__(self) -> int:
         return sum(1 if b.rows is None else b.rows for b in self._blocks)
@@ -55,22 +72,21 @@ class Table:
             start += size
 
 
-def role(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], pre: Preprocess) -> str:
+def role(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], pre: Preprocess | None) -> str:
     """What an array is: photos, photo, inputs, or empty text for one that is something else, such as labels.
 
     Args:
         name: What errors call it.
         shape, dtype: Of the array.
-        pre: Network inputs are [N, C, H, W] of its size.
+        pre: Network inputs are [N, C, H, W] of its size; without it none are wanted.
 
     Raises:
         UserError: It looks like images, but of no form that is read.
     """
     if len(shape) <= 2:
         return ""
-    height, width = pre.size
-    inputs = (pre.channels, height, width)
-    wanted = f"{WANTED} [N, {', '.join(map(str, inputs))}]"
+    inputs = () if pre is None else (pre.channels, *pre.size)
+    wanted = PHOTOS if pre is None else f"{WANTED} [N, {', '.join(map(str, inputs))}]"
     what = f"{name} is {dtype} {list(shape)}"
     if 0 in shape:
         raise UserError(f"{what}, which holds nothing; {wanted}")
@@ -78,7 +94,7 @@ def role(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], pre: Preproces
         return "photos" if len(shape) == 4 else "photo"
     if dtype == np.uint8 and len(shape) == 4 and shape[1] in (1, 3):
         raise UserError(f"{what}: channels come last in photos, so transpose(0, 2, 3, 1) it")
-    if dtype == np.float32 and len(shape) == 4:
+    if dtype == np.float32 and len(shape) == 4 and pre is not None:
         if shape[1:] == inputs:
             return "inputs"
         if shape[-1] == pre.channels:
@@ -91,6 +107,20 @@ def check_row(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], single: b
     size = int(np.prod(shape if single else shape[1:], dtype=np.float64)) * dtype.itemsize
     if size > LARGEST_ROW:
         raise UserError(f"{name} has images of {size / 2**20:.0f} MiB; at most {LARGEST_ROW >> 20} are read")
+
+
+def check_inputs(content: np.ndarray, pre: Preprocess) -> None:
+    """Refuse a network input float32 [C, H, W] that no pixels could give.
+
+    Raises:
+        UserError: It was normalised in another way.
+    """
+    low, high = (float(v(images.to_pixels(content[None], pre))) for v in (np.min, np.max))
+    if low < -255 * SLACK or high > 255 * (1 + SLACK):
+        raise UserError(
+            f"the network inputs are not what this model's normalisation gives: they stand for pixels from "
+            f"{low:.0f} to {high:.0f}; normalise with its mean and std, or give uint8 photos"
+        )
 
 
 def sentence(kinds: dict[str, list[str]]) -> str:
@@ -111,7 +141,7 @@ def sentence(kinds: dict[str, list[str]]) -> str:
     return found + (f" (not read: {', '.join(rest[:4])})" if rest else "")
 
 
-def memory_table(array: np.ndarray, pre: Preprocess) -> Table:
+def memory_table(array: np.ndarray, pre: Preprocess | None) -> Table:
     """An array in memory as a table.
 
     Raises:

@@ -19,8 +19,10 @@ from PIL import Image
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
+from repedge.photos.arrays import check_inputs
 from repedge.photos.feed import Feed
-from repedge.photos.sources import RANDOM, Item, Source, open_source
+from repedge.photos.photos import Photos, open_photos
+from repedge.photos.sources import RANDOM, Item
 
 DEFAULT_COUNT = 64
 FEWEST = 8
@@ -38,9 +40,6 @@ TRIES = 10
 LONGEST = 40
 """Greatest ratio of an image's sides; a longer one would take gigabytes to resize."""
 
-SLACK = 0.25
-"""How far network inputs may lie outside what pixels give, of the pixels' range: filters overshoot."""
-
 WHOLE_HASHES = 256
 """Up to this many images, a manifest holds their whole hashes."""
 
@@ -52,7 +51,7 @@ class Record:
     """What a network was calibrated on, for the manifest.
 
     Attributes:
-        kind, source, found: Of the `Source`.
+        kind, source, found: Of the `Photos`.
         available: Items that the source has; None for a stream.
         asked, seed: As the user gave them.
         files: Name -> sha256 of every image used, in the order of use.
@@ -121,7 +120,7 @@ class CalibrationImages:
                     else images.normalise(array, self._pre)
                 )
             else:
-                yield np.clip(to_pixels(array, self._pre), 0, 255) if pixels else array
+                yield np.clip(images.to_pixels(array, self._pre), 0, 255) if pixels else array
 
     def feed(self, pixels: bool) -> Feed:
         """The same as a `Feed`, made once for each form."""
@@ -148,7 +147,7 @@ def load(given: Any, pre: Preprocess, *, count: int = DEFAULT_COUNT, seed: int =
     """Choose, decode and preprocess calibration images.
 
     Args:
-        given: See `repedge.photos.sources.open_source`. Of a stream the first ``count`` usable images
+        given: See `repedge.photos.photos.open_photos`. Of a stream the first ``count`` usable images
             are taken; of anything else ``numpy.random.default_rng(seed)`` chooses over the sorted names.
         pre: The model's preprocessing. EXIF orientation is followed, as a camera app shows its photos.
         count: How many images.
@@ -165,13 +164,13 @@ def load(given: Any, pre: Preprocess, *, count: int = DEFAULT_COUNT, seed: int =
     return chooser.finish()
 
 
-def look(given: Any, pre: Preprocess, seed: int = 0) -> Source:
-    """What `load` would read, as `open_source`, with a first check that there is enough of it.
+def look(given: Any, pre: Preprocess, seed: int = 0) -> Photos:
+    """What `load` would read, as `open_photos`, with a first check that there is enough of it.
 
     Raises:
-        UserError: As `open_source`, or too few items.
+        UserError: As `open_photos`, or too few items.
     """
-    source = open_source(given, pre, seed)
+    source = open_photos(given, pre, seed=seed)
     if source.total is not None and source.total < FEWEST:
         raise UserError(_too_few(source, source.total, {}))
     return source
@@ -209,7 +208,7 @@ class _Kept(NamedTuple):
 class _Chooser:
     """Reads items in the seeded order until enough are usable."""
 
-    def __init__(self, source: Source, pre: Preprocess, count: int, seed: int) -> None:
+    def __init__(self, source: Photos, pre: Preprocess, count: int, seed: int) -> None:
         self._source = source
         self._pre = pre
         self._count = count
@@ -232,7 +231,7 @@ class _Chooser:
             rank_of = {int(r if order is None else order[r]): r for r in ranks}
             wanted = sorted(rank_of) if self._source.ordered else list(rank_of)
             read = 0
-            for index, item in self._source.read(wanted):
+            for index, item in self._source.read(wanted, upright=True):
                 read += 1
                 self._consider(rank_of[index], item)
             if read < len(wanted):
@@ -299,7 +298,7 @@ class _Chooser:
         return CalibrationImages(record, self._pre, self._spool, [self._kept[r].slot for r in ranks])
 
 
-def _too_few(source: Source, found: int, skipped: dict[str, str]) -> str:
+def _too_few(source: Photos, found: int, skipped: dict[str, str]) -> str:
     left_out = f" ({len(skipped)} left out; of the first {next(iter(skipped.values()))})" if skipped else ""
     return (
         f"{source.name} has {found} usable image{'' if found == 1 else 's'}{left_out}; calibration wants "
@@ -317,23 +316,10 @@ def _preprocessed(content: Image.Image | np.ndarray, pre: Preprocess) -> np.ndar
     """uint8 [H, W, C] of an image; a network input float32 [C, H, W] as it is, if pixels could give it."""
     if isinstance(content, Image.Image):
         return images.pixels(content, pre)
-    low, high = (float(v(to_pixels(content[None], pre))) for v in (np.min, np.max))
-    if low < -255 * SLACK or high > 255 * (1 + SLACK):
-        raise UserError(
-            f"the network inputs are not what this model's normalisation gives: they stand for pixels from "
-            f"{low:.0f} to {high:.0f}; normalise with its mean and std, or give uint8 photos"
-        )
+    check_inputs(content, pre)
     return content
 
 
 def _one_colour(array: np.ndarray) -> bool:
     axes = (0, 1) if array.dtype == np.uint8 else (1, 2)
     return bool((array.min(axes) == array.max(axes)).all())
-
-
-def to_pixels(inputs: np.ndarray, pre: Preprocess) -> np.ndarray:
-    """Network inputs float32 [N, C, H, W] -> RGB pixels float32 [N, C, H, W]; the inverse of `normalise`."""
-    column = (1, -1, 1, 1)
-    x = inputs.astype(np.float64) * np.reshape(pre.std, column) + np.reshape(pre.mean, column)
-    x = x[:, ::-1] if pre.color == "BGR" else x
-    return (x * 255).astype(np.float32)

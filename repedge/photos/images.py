@@ -7,10 +7,6 @@ inside. Both are written in the plainest way, as the reference that the artifact
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,21 +26,6 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image and, where known, the index of its class.
-
-    Attributes:
-        name: File name, relative to the set's folder.
-        load: Opens and decodes the image; raises UserError if it can't.
-        label: Class index, or None.
-    """
-
-    name: str
-    load: Callable[[], Image.Image]
-    label: int | None = None
 
 
 def decode(file: Path | BinaryIO, name: str = "", *, upright: bool = False) -> Image.Image:
@@ -137,111 +118,14 @@ def normalise(batch: np.ndarray, pre: Preprocess) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
+def to_pixels(inputs: np.ndarray, pre: Preprocess) -> np.ndarray:
+    """Network inputs float32 [N, C, H, W] -> RGB pixels float32 [N, C, H, W]; the inverse of `normalise`."""
+    column = (1, -1, 1, 1)
+    x = inputs.astype(np.float64) * np.reshape(pre.std, column) + np.reshape(pre.mean, column)
+    x = x[:, ::-1] if pre.color == "BGR" else x
+    return (x * 255).astype(np.float32)
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file's name is that of an image; macOS puts a ``._`` file with attributes beside each."""
     return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
-
-
-def image_files(folder: Path) -> list[Path]:
-    """All image files below ``folder`` in name order.
-
-    Raises:
-        UserError: No such folder, or no images in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder of images at {folder}")
-    files = sorted(p for p in folder.rglob("*") if is_image_name(p.name) and p.is_file())
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return files
-
-
-def folder_samples(folder: Path, labels: Sequence[str] = ()) -> list[Sample]:
-    """All images below ``folder`` in name order.
-
-    Class indices come from a ``labels.json`` (file name -> index) in the folder; else from class
-    sub-folders: matched with ``labels`` by name where every sub-folder is one, read as numbers where
-    all are, else numbered in sorted order if there are as many as ``labels`` (or no labels).
-
-    Raises:
-        UserError: No such folder, no images in it, an unusable labels.json, or folders that are no classes
-            of the model.
-    """
-    files = image_files(folder)
-    index = _label_index(folder, files, labels)
-    return [
-        Sample(p.relative_to(folder).as_posix(), lambda p=p: decode(p), index(p))  # type: ignore[misc]
-        for p in files
-    ]
-
-
-def _label_index(folder: Path, files: list[Path], labels: Sequence[str]) -> Callable[[Path], int | None]:
-    table_file = folder / "labels.json"
-    if table_file.is_file():
-        table = _read_label_table(table_file)
-        if table and not any(p.name in table or p.relative_to(folder).as_posix() in table for p in files):
-            raise UserError(f"{table_file} names none of the {len(files)} images in {folder}")
-        return lambda p: table.get(p.relative_to(folder).as_posix(), table.get(p.name))
-    classes = sorted({p.relative_to(folder).parts[0] for p in files if p.parent != folder})
-    if not classes or any(p.parent == folder for p in files):
-        return lambda p: None
-    strange = [c for c in classes if c not in labels] if labels else []
-    if labels and not strange:
-        by_name = {name: labels.index(name) for name in classes}
-    elif all(c.isdecimal() and len(c) < 10 for c in classes):
-        by_name = {c: int(c) for c in classes}
-    elif labels and (len(strange) < len(classes) or len(classes) != len(labels)):
-        raise UserError(
-            f"the folder {strange[0]!r} in {folder} is none of the model's {len(labels)} class names; rename "
-            'it, or put a labels.json {"photo.jpg": class index} beside the photos'
-        )
-    else:
-        by_name = {name: i for i, name in enumerate(classes)}
-    return lambda p: by_name[p.relative_to(folder).parts[0]]
-
-
-def _read_label_table(file: Path) -> dict[str, int]:
-    try:
-        table = json.loads(file.read_text(encoding="utf-8-sig"))
-        for name, index in table.items():
-            if isinstance(index, bool) or not isinstance(index, int):
-                raise TypeError(f"{name!r} has {index!r}, not the index of a class")
-            if not 0 <= index < 1 << 31:
-                raise ValueError(f"{name!r} has {index}, which no model has as a class")
-        return table
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
-        raise UserError(f'{file} must be a JSON object like {{"photo.jpg": 3}} ({e})') from e
-
-
-@cache
-def demo_samples() -> tuple[Sample, ...]:
-    """The 64 bundled CIFAR-10 test photos (32x32), for use when the user gives no images."""
-    folder = Path(__file__).parents[1] / "models" / "weights"
-    sheet = Image.open(folder / "demo_images.png").convert("RGB")
-    entries = json.loads((folder / "demo_images.json").read_text())
-    columns = sheet.width // 32
-
-    def cut(i: int) -> Image.Image:
-        x, y = i % columns * 32, i // columns * 32
-        return sheet.crop((x, y, x + 32, y + 32))
-
-    return tuple(
-        Sample(e["name"], lambda i=i: cut(i), e["label"])  # type: ignore[misc]
-        for i, e in enumerate(entries)
-    )
-
-
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """``count`` samples spread evenly over the set (all of them if there are fewer)."""
-    if len(samples) <= count:
-        return list(samples)
-    return [samples[i * len(samples) // count] for i in range(count)]
-
-
-def batches(
-    samples: Sequence[Sample], pre: Preprocess, size: int
-) -> Iterator[tuple[list[Sample], np.ndarray]]:
-    """Decode in order, ``size`` images at a time: (samples, uint8 [n, H, W, C])."""
-    for i in range(0, len(samples), size):
-        part = list(samples[i : i + size])
-        yield part, np.stack([pixels(s.load(), pre) for s in part])
