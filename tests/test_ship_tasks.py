@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,30 @@ def test_cpp_embeds(vectors: dict[str, Path], tmp_path: Path, target: str) -> No
     said = run([built / "net_sample", *photos]).stdout
     assert "8 numbers, first" in said
     assert f"similarity to {photos[0]}: 1.0000" in said
+
+
+KOTLIN_MAIN = """
+package repedge.net
+
+fun main(args: Array<String>) {
+    val a = Embedding.unit(floatArrayOf(3f, 4f))
+    val found = listOf(a[0], a[1], Embedding.similarity(a, floatArrayOf(4f, -3f)), Embedding.similarity(a, a))
+    println(found.map { Math.round(it * 1e4) })
+    println(Embedding.unit(FloatArray(2)).toList())
+}
+"""
+
+
+def test_kotlin_embeds(tmp_path: Path) -> None:
+    if not shutil.which("kotlinc") or not shutil.which("java"):
+        pytest.skip("kotlinc is not installed (Debian's package kotlin has one that is new enough)")
+    out = ship([embedding(tmp_path / "b", "tflite")], "android", tmp_path / "app").path
+    (tmp_path / "Main.kt").write_text(KOTLIN_MAIN)
+    source, jar = out / "net/src/main/kotlin/repedge/net/Embedding.kt", tmp_path / "core.jar"
+    compiled = run(["kotlinc", source, tmp_path / "Main.kt", "-include-runtime", "-d", jar])
+    assert compiled.returncode == 0, compiled.stderr
+    said = run(["java", "-cp", jar, "repedge.net.MainKt"]).stdout
+    assert said.splitlines() == ["[6000, 8000, 0, 10000]", "[0.0, 0.0]"]
 
 
 def test_classes_are_read_from_the_output_that_has_them(tmp_path: Path) -> None:
