@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import repedge
-from repedge import devices
+from repedge import devices, targets
 from repedge.bundle.folder import Bundle
 from repedge.profile.measure import request_for
 from repedge.profile.subject import find
@@ -53,7 +53,7 @@ def profiler(bundle: Bundle) -> Iterator[Callable[[], Times]]:
 def shipping(bundle: Bundle, scratch: Path) -> None:
     """Seconds of `ship`, for every platform that takes the bundle."""
     for platform in PLATFORMS.values():
-        if bundle.manifest.target in platform.targets:
+        if platform.name in targets.get(bundle.manifest.target).ship:
             began = time.perf_counter()
             made = ship([bundle.path], platform.name, scratch / platform.name, name="net")
             seconds = time.perf_counter() - began

@@ -47,15 +47,31 @@ def net(classes: int = len(LABELS)) -> Any:
     return layers.eval()
 
 
-def compile_net(out: Path, targets: Sequence[str], **options: Any) -> dict[str, Path]:
-    """Target -> bundle of `net`."""
+def features(unit: bool = False) -> Any:
+    """A network of 8 pooled features, scaled to length 1 or not."""
+    import torch
+    from torch import nn
+
+    class Unit(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x / (x * x).sum(1, keepdim=True).sqrt()
+
+    torch.manual_seed(7)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *([Unit()] if unit else [])).eval()
+
+
+def compile_net(
+    out: Path, targets: Sequence[str], network: Any = None, labels: Sequence[str] = LABELS, **options: Any
+) -> dict[str, Path]:
+    """Target -> bundle of a network, by default `net`."""
     import repedge
 
     report = repedge.compile(
-        net(),
+        net() if network is None else network,
         targets=list(targets),
         out=out,
-        labels=list(LABELS),
+        labels=list(labels) or None,
         count=2,
         **{"input_size": "24x40", "resize": 30, "interpolation": "bicubic", **options},
     )
@@ -66,9 +82,12 @@ def compile_net(out: Path, targets: Sequence[str], **options: Any) -> dict[str, 
 def fake(
     folder: Path, target: str = "tflite", *, labels: Sequence[str] = LABELS,
     outputs: Sequence[Tensor] | None = None, precision: Any = "fp32", name: str = "net",
-    pre: Preprocess | None = None, input_kind: Any = "uint8", license: str = "Apache-2.0",
+    pre: Preprocess | None = None, input_kind: Any = "uint8", license: str = "Apache-2.0", task: str = "",
 ) -> Path:  # fmt: skip
-    """A bundle whose artifact nothing can load, which is all that rendering needs."""
+    """A bundle whose artifact nothing can load, which is all that rendering needs.
+
+    ``task`` is what the manifest says where the shapes of the outputs don't.
+    """
     pre = pre or Preprocess(size=(24, 40), resize=30)
     outputs = outputs or (Tensor(name="logits", dtype="float32", shape=(1, len(labels) or 3), layout="NC"),)
     artifact = ARTIFACTS[target]
@@ -87,6 +106,7 @@ def fake(
                 outputs=tuple(outputs),
                 preprocess=pre,
                 labels=tuple(labels),
+                task=task,
                 requires={"iOS": ">=17", "macOS": ">=14"} if target == "coreml" else {"some runtime": ">=1"},
                 verification=Verification(
                     passed=True, n=2, max_abs_err=0.5, max_rel_err=0.1, sqnr_db=60, agree_top1=1.0,
@@ -119,7 +139,23 @@ def _artifact(path: Path) -> None:
     if path.suffix == ".xml":
         path.with_suffix(".bin").write_bytes(b"weights")
     if path.suffix == ".onnx":
-        path.with_name(path.name + ".data").write_bytes(b"external")
+        _with_external_weights(path)
+
+
+def _with_external_weights(path: Path) -> None:
+    """An ONNX file that says where its weights are: its target reads that."""
+    import onnx
+
+    weights = onnx.numpy_helper.from_array(np.arange(6, dtype=np.float32), "weights")
+    value = onnx.helper.make_tensor_value_info("weights", onnx.TensorProto.FLOAT, [6])
+    graph = onnx.helper.make_graph([], "net", [], [value], [weights])
+    onnx.save_model(
+        onnx.helper.make_model(graph),
+        path,
+        save_as_external_data=True,
+        location=f"{path.name}.data",
+        size_threshold=0,
+    )
 
 
 def _golden(root: Path, pre: Preprocess, outputs: Sequence[Tensor]) -> None:

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ship_bundles import LABELS, fake
+from ship_packages import FITS, files, target_for
 
 from repedge.bundle.manifest import Tensor, digest_of
 from repedge.cli import main
 from repedge.errors import UserError
 from repedge.ship import PLATFORMS, golden, names, ship
-
-FITS = [("ios", "coreml"), ("android", "tflite"), ("cpp", "openvino"), ("cpp", "tflite"), ("python", "gpu")]
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize(("platform", "target"), FITS)
@@ -119,7 +114,7 @@ def test_feature_maps_are_stored_as_the_artifact_has_them(tmp_path: Path) -> Non
 def test_name_that_is_no_identifier_gets_a_suggestion(
     tmp_path: Path, name: str, platform: str, suggestion: str
 ) -> None:
-    bundle = fake(tmp_path / "b", PLATFORMS[platform].targets[0])
+    bundle = fake(tmp_path / "b", target_for(platform))
     with pytest.raises(UserError) as error:
         ship([bundle], platform, tmp_path / "app", name=name)
     assert str(error.value).endswith(f"try --name {suggestion}")
@@ -129,7 +124,7 @@ def test_name_that_is_no_identifier_gets_a_suggestion(
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_any_model_name_gives_a_default(tmp_path: Path, platform: str) -> None:
     for i, name in enumerate(["repvgg_a0", "9lives", "犬", "object", "std", "numpy", "String", "a/b\n*/c"]):
-        bundle = fake(tmp_path / f"b{i}", PLATFORMS[platform].targets[0], name=name)
+        bundle = fake(tmp_path / f"b{i}", target_for(platform), name=name)
         made = ship([bundle], platform, tmp_path / f"app{i}")
         assert names.refusal(made.name, PLATFORMS[platform].language) is None
 
@@ -158,7 +153,7 @@ def test_target_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
 
 def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
     logits = Tensor(name="logits", dtype="float32", shape=(1, 9), layout="NC")
-    assert "has 7 labels, but its output 'logits' has 9 values" in refused(
+    assert "there are 7 labels, but output 'logits' has 9 classes; compile it again" in refused(
         tmp_path, [fake(tmp_path / "b", outputs=[logits])]
     )
 
@@ -168,6 +163,8 @@ def test_bundles_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     assert "are both fp32" in refused(tmp_path, [a, fake(tmp_path / "b")])
     other = fake(tmp_path / "c", precision="fp16", labels=("x", "y", "z"))
     assert "differ in outputs" in refused(tmp_path, [a, other])
+    told = fake(tmp_path / "e", precision="fp16", task="raw")
+    assert "differ in task" in refused(tmp_path, [a, told])
     assert "differ in target" in refused(tmp_path, [a, fake(tmp_path / "d", target="openvino")])
     assert "it got 3" in refused(tmp_path, [a, other, a])
 

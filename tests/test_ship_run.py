@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ship_bundles import LABELS, compile_net, fake
+from ship_packages import build, run, script
 
 from repedge.ship import ship
 
@@ -27,24 +26,6 @@ def uint8(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def float32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("float32")
     return compile_net(out, ["tflite", "openvino"], input_kind="float32", color="BGR", precisions=["fp32"])
-
-
-def run(command: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        [str(c) for c in command],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-
-
-def script(code: str, package: Path, *arguments: str) -> str:
-    done = run([sys.executable, "-c", code, *arguments], cwd=package)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def packed(bundles: dict[str, Path], target: str, platform: str, out: Path) -> Path:
@@ -197,30 +178,6 @@ def test_python_says_what_is_wrong(uint8: dict[str, Path], tmp_path: Path) -> No
     assert lines[1] == "an image has 1 or 3 channels, but got 2"
     assert lines[2] == "an image is uint8 [H, W, 3] or [H, W], but got uint8 [0, 4, 3]"
     assert lines[3] == "variant must be one of fp32, but got 'fp8'"
-
-
-def wheel(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
-
-
-def build(package: Path) -> Path:
-    """CMake's build folder, built as the package's README says; without optimisation, to be quick."""
-    if not shutil.which("cmake") or not shutil.which("c++"):
-        pytest.skip("cmake or a C++ compiler is not installed")
-    folder = package / "build"
-    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
-    options += ["-G", "Ninja"] if shutil.which("ninja") else []
-    openvino, litert = wheel("openvino"), wheel("ai_edge_litert")
-    options += [f"-DOpenVINO_DIR={openvino / 'cmake'}", f"-DLITERT_LIBRARY={litert / 'libLiteRt.so'}"]
-    for command in (["cmake", "-S", package, "-B", folder, *options], ["cmake", "--build", folder]):
-        done = run(command)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        if "Could NOT find PNG" in done.stdout + done.stderr:
-            pytest.skip("libpng's headers are not installed: the golden test starts from image files")
-    return folder
 
 
 @pytest.mark.parametrize(("target", "kind"), [("openvino", "uint8"), ("tflite", "float32")])

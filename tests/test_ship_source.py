@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,18 @@ import PIL
 import pytest
 from PIL import Image
 from ship_bundles import LABELS, fake
+from ship_packages import GRAMMARS, faults, tree, walk
 
 from repedge.bundle.manifest import Tensor
 from repedge.config import Preprocess
 from repedge.photos import images
 from repedge.ship import names, ship
 
-GRAMMARS = {".swift": "tree_sitter_swift", ".kt": "tree_sitter_kotlin", ".kts": "tree_sitter_kotlin"}
 GRAY = Preprocess(size=(24, 40), resize=50, interpolation="nearest", color="GRAY", mean=(0.5,), std=(0.5,))
 SQUASH = Preprocess(size=(28, 33), resize=None)
 PADDED = Preprocess(size=(48, 33), resize=30, interpolation="bicubic", color="BGR")
 SHAPES = [(61, 40, 3), (7, 90, 3), (28, 33, 3), (20, 20, 3), (120, 31, 3), (31, 45)]
 EXACT = int(PIL.__version__.split(".")[0]) >= 13  # the order of the passes that the packages follow
-
-
-def tree(path: Path) -> Any:
-    """The root node of a source file's syntax tree."""
-    tree_sitter = pytest.importorskip("tree_sitter")
-    grammar = pytest.importorskip(GRAMMARS[path.suffix])
-    parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
-    return parser.parse(path.read_bytes()).root_node
-
-
-def walk(node: Any) -> Iterator[Any]:
-    yield node
-    for child in node.children:
-        yield from walk(child)
-
-
-def faults(path: Path) -> list[str]:
-    return [f"{path.name}:{n.start_point}" for n in walk(tree(path)) if n.type == "ERROR" or n.is_missing]
 
 
 VARIETIES: list[dict[str, Any]] = [

@@ -8,34 +8,31 @@ from typing import Any
 import numpy as np
 
 from repedge.bundle.folder import Bundle
-from repedge.bundle.manifest import MANIFEST
+from repedge.bundle.manifest import MANIFEST, task_of
 from repedge.hashing import sha256
 from repedge.ship.golden import Golden
 from repedge.ship.names import camel, snake
 from repedge.ship.platforms import Platform
 from repedge.version import __version__
 
-LITERT = "1.4.2"
-"""The last LiteRT for Android with both the Interpreter and its GPU delegate; it has 16 KB pages."""
-
 
 def context(
     bundles: Sequence[Bundle], goldens: Sequence[Golden], platform: Platform, identifier: str
 ) -> dict[str, Any]:
-    """Names and values that templates use. Texts are as the user wrote them: templates escape them.
+    """Names and values that templates use, beside those of `repedge.tasks.base.Task.context`.
+
+    Texts are as the user wrote them: templates escape them.
 
     Keys:
         name, lower, camel, snake: The package's identifier, as given and in other forms.
         variants: Precision word -> what is known of that bundle; the default one first.
-        classes: Number of classes if the first output is a list of scores, else 0.
-        probabilities: Whether that output is a softmax already.
+        suffix: Ending of the artifact, without the dot.
         pixels: Values in one image.
     """
     m = bundles[0].manifest
-    first = m.outputs[0]
-    classes = first.shape[1] if len(first.shape) == 2 else 0
     pre = m.preprocess
     return {
+        **task_of(m).context(goldens[0].outputs),
         "repedge": __version__,
         "name": identifier,
         "lower": _namespace(identifier),
@@ -47,7 +44,7 @@ def context(
         "variants": {b.manifest.precision: _variant(b, g) for b, g in zip(bundles, goldens, strict=True)},
         "variant": m.precision,
         "requires": m.requires,
-        "litert": LITERT,
+        "suffix": bundles[0].artifact.suffix.removeprefix("."),
         "ios": max(_major(b.manifest.requires.get("iOS", "")) for b in bundles),
         "input": {
             "name": m.inputs[0].name,
@@ -56,9 +53,6 @@ def context(
             "image": m.inputs[0].kind == "image",
         },
         "outputs": [_output(t) for t in m.outputs],
-        "labels": list(m.labels) if classes else [],
-        "classes": classes,
-        "probabilities": bool(classes) and _is_softmax(goldens[0].outputs[0]),
         "pre": pre,
         "height": pre.size[0],
         "width": pre.size[1],
@@ -89,13 +83,9 @@ def _output(t: Any) -> dict[str, Any]:
 
 
 def _major(requirement: str) -> int:
-    """``">=17"`` -> 17; Core ML programs need 16."""
+    """``">=17"`` -> 17; the Swift in the packages needs 16."""
     digits = "".join(c if c.isdigit() else " " for c in requirement).split()
     return max(16, int(digits[0])) if digits else 16
-
-
-def _is_softmax(scores: np.ndarray) -> bool:
-    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-2))
 
 
 def _namespace(identifier: str) -> str:

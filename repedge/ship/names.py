@@ -1,7 +1,7 @@
 """Names and texts of the user's in other languages: identifiers checked, literals escaped.
 
-Everything that comes from a user (model name, labels, output names, licence text) passes through here
-before it stands in generated source.
+Everything that comes from a user (names of the model and its outputs, licence text, what a task brings)
+passes through here before it stands in generated source.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import keyword
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from repedge import targets
 from repedge.errors import UserError
 
 MAX_LENGTH = 64
@@ -44,8 +45,7 @@ CPP = """
     unsigned using virtual void volatile wchar_t while xor xor_eq final override import module std ov main
     linux unix classify golden image test model all clean install help
 """
-PYTHON = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names}
-PYTHON |= {"numpy", "PIL", "openvino", "onnxruntime", "ai_edge_litert", "tflite_runtime", "repedge", "tests"}
+PYTHON = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names, "numpy", "PIL", "repedge", "tests"}
 
 RESERVED: dict[str, set[str]] = {
     "Swift": set(SWIFT.split()),
@@ -53,6 +53,15 @@ RESERVED: dict[str, set[str]] = {
     "C++": set(CPP.split()),
     "Python": PYTHON,
 }
+"""Words of each language; `reserved` knows of more."""
+
+
+def reserved(language: str) -> set[str]:
+    """`RESERVED`, and for Python the modules that run artifacts, of whatever target."""
+    if language != "Python":
+        return RESERVED[language]
+    engines = [t.engine for t in targets.installed() if t.engine is not None]
+    return RESERVED[language] | {module.partition(".")[0] for e in engines for module in e.needs}
 
 
 def words(text: str) -> list[str]:
@@ -81,8 +90,10 @@ def snake(text: str) -> str:
     return (joined if joined[0].isalpha() else "model_" + joined)[:MAX_LENGTH].rstrip("_")
 
 
-def refusal(name: str, language: str) -> str | None:
+def refusal(name: str, language: str, taken: Collection[str] = ()) -> str | None:
     """Why ``name`` can't name a type or module of ``language``; None if it can.
+
+    ``taken`` are names of other files in the package.
 
     ASCII only, although the languages allow more: the name is also that of files, of a Gradle
     namespace and of a CMake target.
@@ -91,32 +102,34 @@ def refusal(name: str, language: str) -> str | None:
         return "it must be ASCII letters, digits and _, with a letter first"
     if len(name) > MAX_LENGTH:
         return f"it is longer than {MAX_LENGTH} characters"
-    reserved = RESERVED[language]
-    if name in reserved or (language in ("Kotlin", "C++") and name.lower() in reserved):
+    kept = reserved(language)
+    if name in kept or (language in ("Kotlin", "C++") and name.lower() in kept):
         return "it is reserved"
+    if name.lower() in {word.lower() for word in taken}:
+        return "another file of the package has it"
     if language == "C++" and "__" in name:
         return "C++ keeps names with __ for itself"
     return None
 
 
-def identifier(given: str | None, default: str, language: str) -> str:
-    """The user's name, checked; or one made of the bundle's.
+def identifier(given: str | None, default: str, language: str, taken: Collection[str] = ()) -> str:
+    """The user's name, checked as `refusal` does; or one made of the bundle's.
 
     Raises:
         UserError: ``given`` does not fit the language; a name that does is suggested.
     """
     form = camel if language in ("Swift", "Kotlin") else snake
     if given is None:
-        return _free(form(default), language)
-    why = refusal(given, language)
+        return _free(form(default), language, taken)
+    why = refusal(given, language, taken)
     if why is None:
         return given
-    suggestion = _free(form(given), language)
+    suggestion = _free(form(given), language, taken)
     raise UserError(f"--name {given!r} can't be used in {language}: {why}; try --name {suggestion}")
 
 
-def _free(name: str, language: str) -> str:
-    if refusal(name, language) is None:
+def _free(name: str, language: str, taken: Collection[str]) -> str:
+    if refusal(name, language, taken) is None:
         return name
     return name[: MAX_LENGTH - 6] + ("Model" if language in ("Swift", "Kotlin") else "_model")
 

@@ -9,19 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repedge import targets
 from repedge.bundle.folder import Bundle, writing
-from repedge.bundle.manifest import MANIFEST, digest_of
+from repedge.bundle.manifest import MANIFEST, Manifest, digest_of, task_of
 from repedge.errors import UserError
 from repedge.ship import golden, names
 from repedge.ship.context import context
 from repedge.ship.platforms import PLATFORMS, Platform
+from repedge.ship.render import Layers
 from repedge.version import __version__
 
 MARKER = "repedge-package.json"
 """In every package; `ship` with ``force`` replaces only folders that have one."""
 
-TEMPLATES = Path(__file__).parent / "templates"
-COMMON = {"LICENSES.md": "LICENSES.md"}
+MODEL = "model"
+"""What the artifact is called in a package: the stem of its files."""
+
+MAY_DIFFER = frozenset(
+    ("schema_version", "repedge", "name", "precision", "artifact", "requires", "notes", "options", "fusion",
+     "quantization", "verification", "origin", "toolchain", "command", "files", "digest")
+)  # fmt: skip
+"""Fields of a manifest that two precisions of one model need not share: all that an app doesn't see."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +77,21 @@ def ship(
 
     Raises:
         UserError: A damaged bundle, one that does not fit the platform, two that do not fit each
-            other, a name that is no identifier, labels that do not fit the output, or an ``out`` that
+            other, a name that is no identifier, something that the task refuses, or an ``out`` that
             exists. Nothing is written then.
     """
     platform, out = platform_of(to), Path(out)
     opened = [Bundle.open(path) for path in bundles]
     check(opened, platform)
-    identifier = names.identifier(name, opened[0].manifest.name, platform.language)
+    m = opened[0].manifest
+    layers = Layers.of(platform, targets.get(m.target), task_of(m))
+    identifier = names.identifier(name, m.name, platform.language, layers.stems)
     _check_out(out, opened, force)
     goldens = [golden.read(b) for b in opened]
     values = context(opened, goldens, platform, identifier)
+    texts = layers.render(values)
     with writing(out, force) as draft:
-        _write(draft.path, opened, goldens, platform, values)
+        _write(draft.path, opened, goldens, platform, values, texts)
         files = [p for p in draft.path.rglob("*") if p.is_file()]
         shipped = Shipped(
             out,
@@ -117,12 +128,18 @@ def check(bundles: Sequence[Bundle], platform: Platform) -> None:
         _check_pair(*bundles)
 
 
+def fitting(platform: Platform) -> list[str]:
+    """Names of the targets whose artifacts run on a platform, as far as they are installed."""
+    return [t.name for t in targets.installed() if platform.name in t.ship]
+
+
 def _check_target(b: Bundle, platform: Platform) -> None:
     m = b.manifest
-    if m.target in platform.targets:
+    goes_to = targets.get(m.target).ship
+    if platform.name in goes_to:
         return
-    fits = " or ".join(f"--target {t}" for t in platform.targets)
-    able = ", ".join(p.name for p in PLATFORMS.values() if m.target in p.targets)
+    fits = " or ".join(f"--target {t}" for t in fitting(platform))
+    able = ", ".join(p for p in PLATFORMS if p in goes_to)
     hint = f"; this bundle fits --to {able}" if able else ""
     raise UserError(
         f"{b.artifact.name} is a {m.target} artifact, which {platform.name} apps can't run: "
@@ -134,16 +151,14 @@ def _check_outputs(b: Bundle) -> None:
     m = b.manifest
     if len(m.inputs) != 1 or not m.outputs:
         raise UserError(f"bundle {b.path} has {len(m.inputs)} inputs; a package takes models with one image")
-    first = m.outputs[0]
-    if m.labels and len(first.shape) == 2 and first.shape[1] != len(m.labels):
-        raise UserError(
-            f"bundle {b.path} has {len(m.labels)} labels, but its output {first.name!r} has {first.shape[1]} "
-            "values; compile it again with --labels that fit"
-        )
+    try:
+        task_of(m).check_labels()
+    except UserError as e:
+        raise UserError(f"bundle {b.path} contradicts itself: {e}; compile it again") from e
 
 
 def _check_pair(a: Bundle, b: Bundle) -> None:
-    for field in ("target", "inputs", "outputs", "labels", "preprocess", "input_kind"):
+    for field in (name for name in Manifest.model_fields if name not in MAY_DIFFER):
         if getattr(a.manifest, field) != getattr(b.manifest, field):
             raise UserError(
                 f"{a.path} and {b.path} differ in {field}; ship takes two precisions of one model"
@@ -166,7 +181,7 @@ def _check_out(out: Path, bundles: Sequence[Bundle], force: bool) -> None:
 
 def _write(
     root: Path, bundles: Sequence[Bundle], goldens: Sequence[golden.Golden], platform: Platform,
-    values: dict[str, Any],
+    values: dict[str, Any], texts: dict[str, str],
 ) -> None:  # fmt: skip
     place = {"name": values["name"], "lower": values["lower"]}
     for b, vectors in zip(bundles, goldens, strict=True):
@@ -175,7 +190,7 @@ def _write(
         golden.write(vectors, root / platform.golden_dir.format(variant=variant, **place))
         manifest = MANIFEST if b is bundles[0] else f"manifest-{variant}.json"
         (root / manifest).write_text(_public(b.path / MANIFEST), encoding="utf-8", newline="\n")
-    for path, text in render(platform, values).items():
+    for path, text in texts.items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8", newline="\n")
@@ -198,43 +213,20 @@ def _public(manifest: Path) -> str:
     return json.dumps({**content, "digest": digest_of(content)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def render(platform: Platform, values: dict[str, Any]) -> dict[str, str]:
-    """Path in the package -> text, for every template of the platform that the target asks for."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # source code: every value goes through a filter of `names`
-    )
-    environment.filters.update(names.LITERALS)
-    place = {"name": values["name"], "lower": values["lower"]}
-    texts = {}
-    files = {f"common/{k}": v for k, v in COMMON.items()}
-    files |= {f"{platform.name}/{k}": v for k, v in platform.files.items()}
-    for template, path in files.items():
-        template, _, only = template.partition("@")
-        if not only or only == values["target"]:
-            texts[path.format(**place)] = environment.get_template(f"{template}.jinja").render(values)
-    return texts
-
-
 def _copy_artifact(b: Bundle, folder: Path) -> None:
-    """The artifact as ``model.*``; an IR brings its weights, an ONNX file its external data."""
-    folder.mkdir(parents=True)
+    """Every file of the artifact; what is called as it is, is called `MODEL` here.
+
+    ``net.xml`` and ``net.bin`` become ``model.xml`` and ``model.bin``; an ONNX file, which says by name where
+    its weights are, is called model.onnx already.
+    """
     artifact = b.artifact
-    if artifact.is_dir():
-        shutil.copytree(artifact, folder / f"model{artifact.suffix}", copy_function=shutil.copyfile)
-        return
-    shutil.copyfile(artifact, folder / f"model{artifact.suffix}")
-    if artifact.suffix == ".xml":
-        shutil.copyfile(artifact.with_suffix(".bin"), folder / "model.bin")
-    if artifact.suffix == ".onnx":
-        for beside in sorted(artifact.parent.glob(f"{artifact.name}?*")):
-            shutil.copyfile(beside, folder / beside.name)
+    for file in targets.files_of(b.manifest.target, artifact):
+        first, *rest = file.relative_to(artifact.parent).parts
+        if first.startswith(f"{artifact.stem}."):
+            first = MODEL + first.removeprefix(artifact.stem)
+        copy = folder.joinpath(first, *rest)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _marker(values: dict[str, Any], platform: Platform) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What a package can be for, and the files it is made of. A new platform is a row and its templates."""
+"""What a package can be for, and the files it is made of. A new platform is a row and its templates.
+
+Which artifacts run on it, the targets say: `repedge.targets.base.Target.ship`.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,16 @@ class Platform:
         name: The word after ``--to``; also the folder of its templates.
         title: What comes out, for people.
         language: Whose rules names follow; a key of `repedge.ship.names.RESERVED`.
-        targets: Targets whose artifacts run there, the one to suggest first.
         model_dir: Where artifacts go, ``{variant}`` being the precision word.
         golden_dir: Where the golden vectors go.
-        files: Template -> place in the package. A template may be bound to one target: ``name@target``.
+        files: Template -> place in the package, of the files that it has whatever the target and the task;
+            those list their own.
         next_step: Printed after shipping.
     """
 
     name: str
     title: str
     language: str
-    targets: tuple[str, ...]
     model_dir: str
     golden_dir: str
     files: dict[str, str]
@@ -34,7 +36,6 @@ PYTHON = Platform(
     name="python",
     title="Python package",
     language="Python",
-    targets=("tflite", "openvino", "gpu"),
     model_dir="{name}/model/{variant}",
     golden_dir="golden/{variant}",
     files={
@@ -44,9 +45,6 @@ PYTHON = Platform(
         "init.py": "{name}/__init__.py",
         "main.py": "{name}/__main__.py",
         "image.py": "{name}/image.py",
-        "runtime_tflite.py@tflite": "{name}/runtime.py",
-        "runtime_openvino.py@openvino": "{name}/runtime.py",
-        "runtime_gpu.py@gpu": "{name}/runtime.py",
         "test_golden.py": "test_golden.py",
     },
     next_step="pip install -r {out}/requirements.txt && python {out}/test_golden.py",
@@ -56,7 +54,6 @@ CPP = Platform(
     name="cpp",
     title="CMake project",
     language="C++",
-    targets=("openvino", "tflite"),
     model_dir="model/{variant}",
     golden_dir="golden/{variant}",
     files={
@@ -67,9 +64,6 @@ CPP = Platform(
         "image.cpp": "src/image.cpp",
         "decode.cpp": "src/decode.cpp",
         "runtime.hpp": "src/runtime.hpp",
-        "runtime_openvino.cpp@openvino": "src/runtime.cpp",
-        "runtime_litert.cpp@tflite": "src/runtime.cpp",
-        "litert_c.h@tflite": "src/litert_c.h",
         "sample.cpp": "samples/sample.cpp",
         "golden.cpp": "tests/golden.cpp",
     },
@@ -80,15 +74,11 @@ IOS = Platform(
     name="ios",
     title="Swift package",
     language="Swift",
-    targets=("coreml",),
     model_dir="Sources/{name}/Models/{variant}",
     golden_dir="Tests/{name}Tests/Golden/{variant}",
     files={
         "README.md": "README.md",
         "Package.swift": "Package.swift",
-        "Model.swift": "Sources/{name}/{name}Model.swift",
-        "CompiledModel.swift": "Sources/{name}/CompiledModel.swift",
-        "ModelInput.swift": "Sources/{name}/ModelInput.swift",
         "Bitmap.swift": "Sources/{name}/Bitmap.swift",
         "Preprocess.swift": "Sources/{name}/Preprocess.swift",
         "Sample.swift": "Sources/{name}Sample/{name}SampleView.swift",
@@ -97,13 +87,10 @@ IOS = Platform(
     next_step="open {out}/Package.swift in Xcode and run the tests on a device",
 )
 
-_SOURCES = "{lower}/src/main/kotlin/repedge/{lower}"
-
 ANDROID = Platform(
     name="android",
     title="Gradle project",
     language="Kotlin",
-    targets=("tflite",),
     model_dir="{lower}/src/main/assets/{lower}/{variant}",
     golden_dir="{lower}/src/androidTest/assets/golden/{variant}",
     files={
@@ -114,9 +101,7 @@ ANDROID = Platform(
         "library.gradle.kts": "{lower}/build.gradle.kts",
         "consumer-rules.pro": "{lower}/consumer-rules.pro",
         "manifest.xml": "{lower}/src/main/AndroidManifest.xml",
-        "Model.kt": f"{_SOURCES}/{{name}}.kt",
-        "Scores.kt": f"{_SOURCES}/Scores.kt",
-        "Preprocess.kt": f"{_SOURCES}/Preprocess.kt",
+        "Preprocess.kt": "{lower}/src/main/kotlin/repedge/{lower}/Preprocess.kt",
         "Test.kt": "{lower}/src/androidTest/kotlin/repedge/{lower}/{name}Test.kt",
         "sample.gradle.kts": "sample/build.gradle.kts",
         "sample.manifest.xml": "sample/src/main/AndroidManifest.xml",

@@ -44,7 +44,12 @@ class Classify(Task):
     )
     divergence: ClassVar[Limit | None] = Limit("kl", "KL divergence from float", "nats", "kl")
     ship: ClassVar[Mapping[str, Templates]] = {
-        platform: Templates(SHIP / platform) for platform in ("ios", "android", "cpp", "python")
+        "ios": Templates(SHIP / "ios", shared=SHIP),
+        "android": Templates(
+            SHIP / "android", {"Scores.kt": "{lower}/src/main/kotlin/repedge/{lower}/Scores.kt"}, SHIP
+        ),
+        "cpp": Templates(SHIP / "cpp", shared=SHIP),
+        "python": Templates(SHIP / "python", shared=SHIP),
     }
 
     def __init__(self, network: Network) -> None:
@@ -118,12 +123,14 @@ class Classify(Task):
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
         """Keys:
 
+        scores: Index of the output that scores classes.
         classes: Number of classes.
         labels: Their names; empty if they have none.
         probabilities: Whether the scores are a softmax already.
         """
         scores = samples[self.scores]
         return {
+            "scores": self.scores,
             "classes": self.outputs[self.scores].shape[0],
             "labels": list(self.labels),
             "probabilities": bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-2)),

@@ -42,7 +42,12 @@ class Embed(Task):
         "cosine_distance", "cosine distance from float", "points", "cosine"
     )
     ship: ClassVar[Mapping[str, Templates]] = {
-        platform: Templates(SHIP / platform) for platform in ("ios", "android", "cpp", "python")
+        "ios": Templates(SHIP / "ios", shared=SHIP),
+        "android": Templates(
+            SHIP / "android", {"Embedding.kt": "{lower}/src/main/kotlin/repedge/{lower}/Embedding.kt"}, SHIP
+        ),
+        "cpp": Templates(SHIP / "cpp", shared=SHIP),
+        "python": Templates(SHIP / "python", shared=SHIP),
     }
 
     @classmethod
@@ -80,12 +85,12 @@ class Embed(Task):
         """Keys:
 
         features: Length of the first embedding.
-        unit: Whether it has length 1 already.
+        unit: Whether it has length 1 already, so that the package need not scale it.
         """
         lengths = np.linalg.norm(samples[0].astype(np.float64), axis=1)
         return {
             "features": self.outputs[0].shape[0],
-            "unit": bool(np.allclose(lengths, 1, atol=1e-2)),
+            "unit": bool(np.allclose(lengths, 1, atol=1e-3)),
         }
 
 

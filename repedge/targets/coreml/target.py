@@ -22,6 +22,7 @@ from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, 
 from repedge.targets.coreml.runner import EXECUTOR, CoreMLRunner, InterpreterRunner
 from repedge.targets.coreml.scheme import COREML_W8A8
 from repedge.targets.options import choice
+from repedge.templates import Templates
 
 REQUIRES: dict[str, dict[str, str]] = {  # deployment target -> oldest systems
     "iOS16": {"iOS": ">=16", "macOS": ">=13", "tvOS": ">=16", "watchOS": ">=9"},
@@ -34,6 +35,10 @@ NEEDS = {"w8a8": "iOS17"}
 """Precision -> oldest deployment target, for integers between layers came with iOS 17."""
 
 DEFAULT_DEPLOYMENT_TARGET = "iOS16"
+
+
+SHIP = Path(__file__).parent / "ship"
+"""Templates of app packages."""
 
 
 class CoreML(Target):
@@ -68,6 +73,17 @@ class CoreML(Target):
         units=("ane", "gpu", "cpu"),
         outside=frozenset({"gpu", "cpu"}),
     )
+    ship: ClassVar[Mapping[str, Templates]] = {
+        "ios": Templates(
+            SHIP / "ios",
+            {
+                "Model.swift": "Sources/{name}/{name}Model.swift",
+                "CompiledModel.swift": "Sources/{name}/CompiledModel.swift",
+                "ModelInput.swift": "Sources/{name}/ModelInput.swift",
+            },
+            SHIP,
+        ),
+    }
 
     def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
         """Every node of the clean graph that `compile` would refuse, with the reason."""

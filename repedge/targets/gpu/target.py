@@ -31,6 +31,7 @@ from repedge.targets.base import Engine, Option, Artifact, Job, Runner, Target, 
 from repedge.targets.gpu.file import external_files, save
 from repedge.targets.gpu.runner import ONNXRuntimeRunner
 from repedge.targets.gpu.types import enter, scale_resizes, to_float16
+from repedge.templates import Templates
 
 Refusal = Callable[[ir.Node], str | None]
 
@@ -156,6 +157,10 @@ TABLE: dict[str, Refusal] = {
 """ONNX operators that go through as they are, each with what TensorRT refuses of it."""
 
 
+SHIP = Path(__file__).parent / "ship"
+"""Templates of app packages."""
+
+
 class GPU(Target):
     """Strictly typed ONNX with dynamic batch, in a Triton model repository."""
 
@@ -176,6 +181,9 @@ class GPU(Target):
         needs=("onnxruntime",),
         package="onnxruntime",
     )
+    ship: ClassVar[Mapping[str, Templates]] = {
+        "python": Templates(SHIP / "python", {"runtime.py": "{name}/runtime.py"}, SHIP),
+    }
 
     def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
         """Every node that isn't in ``TABLE``, or that its entry refuses."""

@@ -31,12 +31,17 @@ from repedge.targets.openvino.importing import import_openvino
 from repedge.targets.openvino.input import lower_input
 from repedge.targets.openvino.runner import OpenVINORunner
 from repedge.targets.openvino.slim import _compress, _slim
+from repedge.templates import Templates
 
 LAYOUTS = {2: "NC", 4: "NCHW"}
 """Layout of an output by its rank."""
 
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+SHIP = Path(__file__).parent / "ship"
+"""Templates of app packages."""
 
 
 class OpenVINO(Target):
@@ -58,6 +63,10 @@ class OpenVINO(Target):
         units=("cpu", "gpu", "npu"),
         throughput=True,
     )
+    ship: ClassVar[Mapping[str, Templates]] = {
+        "cpp": Templates(SHIP / "cpp", {"runtime.cpp": "src/runtime.cpp"}, SHIP),
+        "python": Templates(SHIP / "python", {"runtime.py": "{name}/runtime.py"}, SHIP),
+    }
 
     def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
         """Every node that ``ops.TABLE`` has no row for, or whose row refuses it."""

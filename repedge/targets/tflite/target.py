@@ -28,12 +28,17 @@ from repedge.targets.tflite.scheme import TFLITE_W8A8, TFLITE_W8A16
 from repedge.targets.options import boolean
 from repedge.targets.base import Engine, Option, Artifact, Job, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.tflite.layout import natural, stored
+from repedge.templates import Templates
 
 if TYPE_CHECKING:
     from repedge.targets.tflite.emit import Emitter
     from repedge.targets.tflite.integers.graph import IntegerGraph
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
+
+
+SHIP = Path(__file__).parent / "ship"
+"""Templates of app packages."""
 
 
 class TFLite(Target):
@@ -69,6 +74,15 @@ class TFLite(Target):
         units=("xnnpack",),
         outside=frozenset({"CPU"}),
     )
+    ship: ClassVar[Mapping[str, Templates]] = {
+        "android": Templates(
+            SHIP / "android", {"Model.kt": "{lower}/src/main/kotlin/repedge/{lower}/{name}.kt"}, SHIP
+        ),
+        "cpp": Templates(
+            SHIP / "cpp", {"runtime.cpp": "src/runtime.cpp", "litert_c.h": "src/litert_c.h"}, SHIP
+        ),
+        "python": Templates(SHIP / "python", {"runtime.py": "{name}/runtime.py"}, SHIP),
+    }
 
     def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
         """See `Target.unsupported`."""
