@@ -26,8 +26,8 @@ $(VENV)/done: pyproject.toml constraints.txt
 
 # The last tflite-runtime release needs numpy 1 and Python 3.11 or older: an environment of its own.
 # Where it can't be had, the tests that use it skip and say so.
-$(VENV)-tflite-runtime/done: tests/tflite_runtime_env.sh
-	-sh tests/tflite_runtime_env.sh $(PYTHON)
+$(VENV)-tflite-runtime/done: tests/targets/tflite/old_runtime_env.sh
+	-sh tests/targets/tflite/old_runtime_env.sh $(PYTHON)
 	mkdir -p $(VENV)-tflite-runtime && touch $@
 
 clean:

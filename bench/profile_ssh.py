@@ -21,7 +21,7 @@ from repedge.profile.measure import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.ssh_server import Server
+from tests.helpers.ssh_server import Server
 
 
 def main() -> None:

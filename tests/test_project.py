@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 LINKED = ("targets", "calib")
 """Rooms of repedge that have a link at the top of the checkout."""
 
