@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from calib_nets import clean, he, images, mobile
-from tflite_helpers import build, op_names, relative_error, run
+from operators import relative_error
+from tflite_helpers import build, op_names, run
 
 from repedge.calib.plan import QuantPlan
 from repedge.calib.qdq import to_qdq

@@ -196,7 +196,8 @@ def test_a_tool_that_fails_or_prints_garbage(serve, artifact, tool, text, messag
 
 def test_real_pixels_are_sent_as_the_model_wants_them(serve, tmp_path, tool):
     pytest.importorskip("ai_edge_litert")
-    from tflite_helpers import build, clean, weights
+    from operators import weights
+    from tflite_helpers import build, clean
 
     text = "g (float[1,3,8,8] x) => (float[1,4,8,8] y) { y = Conv<kernel_shape=[1,1]>(x, w) }"
     model, _ = build(clean(text, w=weights(4, 3, 1, 1)), tmp_path / "built")

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, sqnr_db
 from qdq_helpers import (
     BODIES,
     calibrated,
@@ -18,6 +17,7 @@ from qdq_helpers import (
     snapped,
     units_apart,
 )
+from target_graphs import CLASSIFIER, IMAGE, batch, clean, graph, pixels, sqnr_db
 
 from repedge.config import Preprocess
 from repedge.errors import UnsupportedModel, UserError
@@ -121,7 +121,7 @@ def test_older_systems_are_refused(tmp_path):
 
 def test_graphs_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="needs a calibrated graph"):
-        TARGET.compile(clean(graph(CASES["Conv"])), job(), tmp_path)
+        TARGET.compile(clean(graph("y = Conv<pads=[1,1,1,1]>(x, w6, b6)")), job(), tmp_path)
     proto = quantized(BODIES["conv"][0])
     with pytest.raises(UserError, match="precision fp16"):
         TARGET.compile(clean(proto), job("fp16"), tmp_path)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf import text_format as protobuf_text
-from op_cases import CLASSIFIER, IMAGE, clean, graph, pixels
+from target_graphs import CLASSIFIER, IMAGE, clean, graph, pixels
 
 from repedge.config import Preprocess
 from repedge.errors import UserError

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx import helper, numpy_helper
-from op_cases import batch, graph, sqnr_db
+from target_graphs import batch, graph, sqnr_db
 
 from repedge.config import Preprocess
 from repedge.targets.base import Job, Target
@@ -54,7 +54,7 @@ def quantized(
     symmetric: bool = False,
     integer_bias: bool = False,
 ) -> onnx.ModelProto:
-    """The statements (see `op_cases.graph`) as a QDQ graph with min-max ranges.
+    """The statements (see `target_graphs.graph`) as a QDQ graph with min-max ranges.
 
     Args:
         body: ONNX text from ``x`` to ``y``.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from operators import weights
 
 from repedge.config import Preprocess
 from repedge.targets.base import Artifact, Job
@@ -14,6 +15,9 @@ from repedge.targets.tflite.target import TFLite
 
 TOLERANCE = 5e-6
 """Relative to the largest output: float32 sums of up to a thousand terms in another order."""
+
+W3 = weights(12, 6, 3, 3)
+"""Of a 3x3 convolution from 6 planes to 12."""
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>\n'
 
@@ -29,9 +33,9 @@ def clean(text: str, **arrays: np.ndarray) -> ir.Model:
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
 
 
-def weights(*shape: int, seed: int = 0) -> np.ndarray:
-    """Random float32 numbers of unit scale."""
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+def window(op: str, size: str, out: str, operands: str = "x") -> str:
+    """ONNX text of one operator from ``x`` to ``y``."""
+    return f"g (float[{size}] x) => (float[{out}] y) {{ y = {op} ({operands}) }}"
 
 
 def fused_network(name: str, size: tuple[int, int]):
@@ -58,17 +62,6 @@ def job(**changes) -> Job:
     return Job(**(settings | changes))
 
 
-def reference(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
-    """The outputs in onnxruntime."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    return session.run(None, {session.get_inputs()[0].name: x})
-
-
 def build(model: ir.Model, out: Path, **changes) -> tuple[Path, Artifact]:
     """Compile into an empty folder; the path of the file and what was said about it."""
     out.mkdir(exist_ok=True)
@@ -80,12 +73,6 @@ def run(model: ir.Model, path: Path, x: np.ndarray, **changes) -> list[np.ndarra
     """The outputs of a written file."""
     names = [value.name for value in model.graph.outputs]
     return TFLite().open(path, job(**changes), names, threads=1).run(x)
-
-
-def relative_error(got: list[np.ndarray], want: list[np.ndarray]) -> float:
-    """Largest difference over the largest magnitude, over all outputs; shapes must agree."""
-    assert [g.shape for g in got] == [w.shape for w in want]
-    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
 
 
 def op_names(path: Path) -> list[str]:

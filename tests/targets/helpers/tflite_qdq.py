@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
-from tflite_cases import W3
-from tflite_helpers import clean, run, weights
+from operators import weights
+from tflite_helpers import W3, clean, run
 
 FIXED = {
     "int8": {"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)},

@@ -7,7 +7,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from calib_nets import schemes
-from op_cases import CASES, CLASSIFIER, IMAGE, batch, clean, graph, pixels, reference, sqnr_db
 from qdq_helpers import (
     BODIES,
     calibrated,
@@ -20,6 +19,7 @@ from qdq_helpers import (
     simulated,
     units_apart,
 )
+from target_graphs import CLASSIFIER, IMAGE, batch, clean, graph, pixels, reference, sqnr_db
 
 from repedge.calib.recipe import calibrate
 from repedge.config import Preprocess
@@ -234,7 +234,7 @@ def test_rounding_takes_a_relu_along(tmp_path):
 
 def test_graphs_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="needs a calibrated graph"):
-        TARGET.compile(clean(graph(CASES["Conv"])), job(), tmp_path)
+        TARGET.compile(clean(graph("y = Conv<pads=[1,1,1,1]>(x, w6, b6)")), job(), tmp_path)
     proto = quantized(BODIES["conv"][0], dtype="uint8")
     with pytest.raises(UserError, match="precision fp32"):
         TARGET.compile(clean(proto), job("fp32"), tmp_path)

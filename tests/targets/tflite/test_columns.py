@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tflite_helpers import build, clean, op_names, run, weights
+from operators import weights
+from tflite_helpers import build, clean, op_names, run
 from tflite_qdq import batch, quantize, reference, units
 
 from repedge.config import Preprocess

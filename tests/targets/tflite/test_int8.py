@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from old_runtime import check, needed, nhwc
-from tflite_cases import CASES, W3, window
-from tflite_helpers import build, clean, fused_network, op_names, relative_error, run, weights
+from op_table import CASES
+from operators import relative_error, weights
+from tflite_emitted import EMITTED
+from tflite_helpers import W3, build, clean, fused_network, op_names, run, window
 from tflite_qdq import batch, mixed, output_scales, quantize, reference, units
 
 from repedge.config import Preprocess
@@ -41,10 +43,9 @@ def inside(path) -> list[str]:
 # Every operator
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EMITTED)
 def test_int8_equals_the_qdq_graph(name, tmp_path):
-    text, arrays, _ = CASES[name]
-    model = clean(text, **arrays)
+    model = CASES[name].model()
     qdq = quantize(model, batch(model))
     assert TFLite().unsupported(qdq) == []
     path, artifact = build(qdq, tmp_path, precision="w8a8")
@@ -55,10 +56,10 @@ def test_int8_equals_the_qdq_graph(name, tmp_path):
     assert list(artifact.notes) == notes
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMITTED)
 def test_int16_is_within_one_unit_of_the_qdq_graph(name, tmp_path):
-    text, arrays, _ = CASES[name]
-    model = clean(text, **arrays)
+    model = CASES[name].model()
     qdq = quantize(model, batch(model), "int16")
     path, artifact = build(qdq, tmp_path, precision="w8a16")
     assert units(qdq, path, batch(model)) < (2.01 if name in CHAINS else 1.01)
@@ -71,12 +72,12 @@ def test_int16_is_within_one_unit_of_the_qdq_graph(name, tmp_path):
 def test_every_rule_has_a_case_that_stays_integer(tmp_path):
     """An operator of the table whose case has a float DEQUANTIZE in the middle would be no integer one."""
     seen = set()
-    for text, arrays, _ in CASES.values():
-        model = clean(text, **arrays)
+    for name in EMITTED:
+        model = CASES[name].model()
         qdq = quantize(model, batch(model, 1))
         path, _ = build(qdq, tmp_path, precision="w8a8")
         if op_names(path).count("DEQUANTIZE") == len(model.graph.outputs):
-            seen |= {node.op_type for node in clean(text, **arrays).graph}
+            seen |= {node.op_type for node in model.graph}
     assert RULES.keys() <= seen
 
 
@@ -91,12 +92,11 @@ def test_every_rule_has_a_case_that_stays_integer(tmp_path):
         ("flatten_map_gemm", "TANH FULLY_CONNECTED"),
         ("channel_shuffle", "RESHAPE TRANSPOSE RESHAPE"),
         ("gelu", "DEQUANTIZE GELU QUANTIZE"),
-        ("softmax_rows", "DEQUANTIZE SOFTMAX QUANTIZE"),
+        ("softmax_rows", "RESHAPE DEQUANTIZE SOFTMAX QUANTIZE"),
     ],
 )
 def test_integer_operators(name, ops, tmp_path):
-    text, arrays, _ = CASES[name]
-    model = clean(text, **arrays)
+    model = CASES[name].model()
     given = {"x": (0.05, 3), "r": (0.05, 3), "y": (0.05, 3), "w": (0.05, 3)} if name == "concat" else {}
     path, _ = build(quantize(model, batch(model), given=given), tmp_path, precision="w8a8")
     assert inside(path) == ops.split()
@@ -108,8 +108,7 @@ def test_integer_operators(name, ops, tmp_path):
     "name", ["maxpool", "pad_zero", "concat_height", "slice", "bilinear_half", "sigmoid"]
 )
 def test_operators_with_tied_scales_are_converted_where_the_graph_unties_them(name, dtype, tmp_path):
-    text, arrays, _ = CASES[name]
-    model = clean(text, **arrays)
+    model = CASES[name].model()
     given = {"y": (0.043, -7 if dtype == "int8" else 0)}
     qdq = quantize(model, batch(model), dtype, tie=False, given=given)
     path, _ = build(qdq, tmp_path, precision=W8[dtype])
@@ -117,8 +116,7 @@ def test_operators_with_tied_scales_are_converted_where_the_graph_unties_them(na
 
 
 def test_unsigned_integers_become_signed_ones(tmp_path):
-    text, arrays, _ = CASES["squeeze_excite"]
-    model = clean(text, **arrays)
+    model = CASES["squeeze_excite"].model()
     qdq = quantize(model, batch(model), "uint8")
     path, _ = build(qdq, tmp_path, precision="w8a8")
     assert inside(path) == ["MEAN", "LOGISTIC", "MUL"]
@@ -163,8 +161,7 @@ def test_activations_behind_a_convolution(case, tmp_path):
 
 
 def test_weights_are_per_channel_and_biases_have_the_product_of_scales(tmp_path):
-    text, arrays, _ = CASES["conv_depthwise_multiplier"]
-    model = clean(text, **arrays)
+    model = CASES["conv_depthwise_multiplier"].model()
     path, artifact = build(quantize(model, batch(model)), tmp_path, precision="w8a8")
     file = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     (conv,) = (o for o in file.subgraphs[0].operators if len(o.inputs) == 3)
@@ -181,8 +178,7 @@ def test_weights_are_per_channel_and_biases_have_the_product_of_scales(tmp_path)
 
 
 def test_int16_has_64_bit_biases(tmp_path):
-    text, arrays, _ = CASES["conv_same"]
-    model = clean(text, **arrays)
+    model = CASES["conv_same"].model()
     path, artifact = build(quantize(model, batch(model), "int16"), tmp_path, precision="w8a16")
     file = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     types = [t.type for t in file.subgraphs[0].tensors]
@@ -194,12 +190,11 @@ def test_int16_has_64_bit_biases(tmp_path):
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_float_biases_are_rounded_to_the_products_scale(per_channel, tmp_path):
     """Graphs of other makers keep biases in floats; integer and float bias give the same file."""
-    text, arrays, _ = CASES["conv_same"]
-    model = clean(text, **arrays)
+    model = CASES["conv_same"].model()
     qdq = quantize(model, batch(model), per_channel=per_channel)
     plain = qdq.clone()
     conv = next(n for n in plain.graph if n.op_type == "Conv")
-    array = np.asarray(arrays["b"])
+    array = CASES["conv_same"].arrays()["b"]
     bias = ir.Value(name="bias", shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.FLOAT))
     bias.const_value = ir.tensor(array, name="bias")
     plain.graph.register_initializer(bias)
@@ -210,8 +205,8 @@ def test_float_biases_are_rounded_to_the_products_scale(per_channel, tmp_path):
 
 
 def test_same_graph_gives_same_bytes_and_is_not_changed(tmp_path):
-    text, arrays, _ = CASES["squeeze_excite"]
-    qdq = quantize(clean(text, **arrays), batch(clean(text, **arrays)))
+    model = CASES["squeeze_excite"].model()
+    qdq = quantize(model, batch(model))
     before = ir.to_proto(qdq).SerializeToString()
     first, _ = build(qdq, tmp_path / "a", precision="w8a8")
     second, _ = build(qdq, tmp_path / "b", precision="w8a8")
@@ -356,8 +351,8 @@ def test_real_networks_are_one_partition_and_agree(name, ops, tmp_path):
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 def test_old_runtime_is_within_one_unit(dtype, tmp_path):
     unit = {}
-    for name, (text, arrays, _) in CASES.items():
-        model = clean(text, **arrays)
+    for name in EMITTED:
+        model = CASES[name].model()
         x = batch(model, 1)
         qdq = quantize(model, x, dtype)
         build(qdq, tmp_path, name=name, precision=W8[dtype])
@@ -365,7 +360,7 @@ def test_old_runtime_is_within_one_unit(dtype, tmp_path):
         unit[name] = max(s / np.abs(y).max() for s, y in zip(output_scales(qdq), want.values(), strict=True))
         np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **{k: nhwc(y) for k, y in want.items()})
     found = check(tmp_path)
-    assert found.keys() == CASES.keys()
+    assert found.keys() == EMITTED.keys()
     errors = {name: max(case["errors"].values()) / unit[name] for name, case in found.items()}
     limits = {name: 2.01 if name in CHAINS else 1.01 for name in errors}
     assert {name: e for name, e in errors.items() if not e < limits[name]} == {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from old_runtime import check, needed, nhwc
-from tflite_cases import CASES
-from tflite_helpers import TOLERANCE, build, clean, fused_network, reference, weights
+from op_table import CASES
+from operators import reference, weights
+from tflite_emitted import EMITTED
+from tflite_helpers import TOLERANCE, build, clean, fused_network
 
 from repedge.config import Preprocess
 
@@ -17,15 +19,15 @@ LABELS = tuple(f"class {i}" for i in range(12))
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", TOLERANCE), ("fp16", 5e-3)])
 def test_every_lowering_agrees_in_the_old_runtime(precision, tolerance, tmp_path):
-    for name, (text, arrays, _) in CASES.items():
-        model = clean(text, **arrays)
+    for name in EMITTED:
+        model = CASES[name].model()
         x = weights(*model.graph.inputs[0].shape.numpy(), seed=9)
         build(model, tmp_path, name=name, precision=precision)
         names = [value.name for value in model.graph.outputs]
         wanted = {n: nhwc(y) for n, y in zip(names, reference(model, x), strict=True)}
         np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **wanted)
     found = check(tmp_path)
-    assert found.keys() == CASES.keys()
+    assert found.keys() == EMITTED.keys()
     worst = {name: max(case["errors"].values()) for name, case in found.items()}
     assert {name: error for name, error in worst.items() if not error < tolerance} == {}
 

@@ -1,21 +1,13 @@
-"""Every row of the table: the file computes what onnxruntime computes, with the operators expected."""
+"""What a file holds for each operator, and what is refused; numbers: tests/targets/test_operators.py."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from tflite_cases import B12, CASES, W3, i64, window
-from tflite_helpers import (
-    TOLERANCE,
-    build,
-    clean,
-    job,
-    op_names,
-    reference,
-    relative_error,
-    run,
-    weights,
-)
+from op_table import CASES
+from operators import operators_of, reference, relative_error, weights
+from tflite_emitted import EMITTED
+from tflite_helpers import TOLERANCE, W3, build, clean, job, op_names, run, window
 
 from repedge.errors import UnsupportedModel
 from repedge.targets.tflite.ops import LOWERINGS
@@ -23,29 +15,19 @@ from repedge.targets.tflite.runner import partitions
 from repedge.targets.tflite.target import TFLite
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_lowering_agrees_with_onnxruntime(name, tmp_path):
-    text, arrays, ops = CASES[name]
-    model = clean(text, **arrays)
-    x = weights(*model.graph.inputs[0].shape.numpy(), seed=9)
-    path, _ = build(model, tmp_path)
-    if ops is not None:
+@pytest.mark.parametrize("name", EMITTED)
+def test_what_a_lowering_emits(name, tmp_path):
+    """The operators, and a note that names those which the delegate leaves."""
+    path, artifact = build(CASES[name].model(), tmp_path)
+    if (ops := EMITTED[name]) is not None:
         assert op_names(path) == ops.split()
-    assert relative_error(run(model, path, x), reference(model, x)) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_notes_name_what_the_delegate_leaves(name, tmp_path):
-    text, arrays, _ = CASES[name]
-    path, artifact = build(clean(text, **arrays), tmp_path)
     left = sorted(set(partitions(path).outside))
     notes = [f"{', '.join(left)} runs outside the XNNPACK delegate, which splits the graph"] if left else []
     assert list(artifact.notes) == notes
 
 
 def test_every_row_of_the_table_has_a_case():
-    lowered = {node.op_type for text, arrays, _ in CASES.values() for node in clean(text, **arrays).graph}
-    assert lowered == set(LOWERINGS) - {"QuantizeLinear", "DequantizeLinear"}  # test_int8.py
+    assert LOWERINGS.keys() - operators_of(CASES, "tflite") == {"QuantizeLinear", "DequantizeLinear"}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +36,7 @@ def test_every_row_of_the_table_has_a_case():
 def test_activations_fuse_into_the_operator_before(clamp, bounds, tmp_path):
     model = clean(
         f"g (float[1,6,9,9] x) => (float[1,12,9,9] y) {{ c = Conv<pads=[1,1,1,1]> (x, w, b) y = {clamp} }}",
-        w=W3, b=B12, **bounds,
+        w=W3, b=weights(12), **bounds,
     )  # fmt: skip
     path, _ = build(model, tmp_path)
     x = 3 * weights(1, 6, 9, 9)
@@ -85,19 +67,19 @@ REFUSALS = {
     "only 2-D is supported": (window("Conv", "1,6,9", "1,4,7", "x, w"), {"w": weights(4, 6, 3)}),
     "no padding mode 'edge'": (
         window('Pad<mode="edge">', "1,6,5,7", "1,6,5,8", "x, p"),
-        {"p": np.array([0, 0, 0, 0, 0, 0, 0, 1], i64)},
+        {"p": np.array([0, 0, 0, 0, 0, 0, 0, 1])},
     ),
     "negative pads": (
         window("Pad", "1,6,5,7", "1,6,5,6", "x, p"),
-        {"p": np.array([0, 0, 0, 0, 0, 0, 0, -1], i64)},
+        {"p": np.array([0, 0, 0, 0, 0, 0, 0, -1])},
     ),
     "negative step": (
         window("Slice", "1,6,5,7", "1,6,5,7", "x, s, e, a, t"),
-        {k: np.array([v], i64) for k, v in {"s": -1, "e": -99, "a": 3, "t": -1}.items()},
+        {k: np.array([v]) for k, v in {"s": -1, "e": -99, "a": 3, "t": -1}.items()},
     ),
     "no cubic resize": (
         window('Resize<mode="cubic">', "1,6,5,7", "1,6,10,14", "x, , , s"),
-        {"s": np.array([1, 6, 10, 14], i64)},
+        {"s": np.array([1, 6, 10, 14])},
     ),
     "its alpha is 0.7; ELU has 1": (window("Elu<alpha=0.7>", "1,6,5,7", "1,6,5,7"), {}),
     "broadcast against each other": (

@@ -8,17 +8,8 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tflite_helpers import (
-    build,
-    clean,
-    fused_network,
-    job,
-    op_names,
-    reference,
-    relative_error,
-    run,
-    weights,
-)
+from operators import reference, relative_error, weights
+from tflite_helpers import build, clean, fused_network, job, op_names, run
 
 from repedge.config import Preprocess
 from repedge.errors import DeviceError, UserError

@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tflite_cases import CASES, W3, window
-from tflite_helpers import build, clean, op_names, relative_error, run, weights
-from tflite_helpers import reference as float_reference
+from op_table import CASES
+from operators import reference as float_reference
+from operators import relative_error, weights
+from tflite_emitted import EMITTED
+from tflite_helpers import W3, build, clean, op_names, run, window
 from tflite_qdq import batch, mixed, quantize, reference
 
 from repedge.config import Preprocess
@@ -19,6 +21,7 @@ from repedge.targets.tflite.model import Quant
 from repedge.targets.tflite.runner import partitions
 from repedge.targets.tflite.target import TFLite
 
+LAYERS = ("conv_", "deconv_", "gemm", "matmul_c")
 PRE = Preprocess(size=(12, 10), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 
@@ -26,11 +29,10 @@ PRE = Preprocess(size=(12, 10), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 
 def weight_graph(name: str) -> ir.Model:
-    text, arrays, _ = CASES[name]
-    return clean(text, **arrays)
+    return CASES[name].model()
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("conv_", "deconv_", "gemm", "matmul_c"))])
+@pytest.mark.parametrize("name", [n for n in EMITTED if n.startswith(LAYERS)])
 def test_8_bit_weights_behind_dequantize_are_float_arithmetic(name, tmp_path):
     model = weight_graph(name)
     qdq = quantize(model, batch(model), weights_only=True)
@@ -118,9 +120,9 @@ def test_bias_that_overflows_is_refused(tmp_path):
 
 
 def broken(what: str) -> ir.Model:
-    text, arrays, _ = CASES["conv_same"]
+    model = CASES["conv_same"].model()
     proto = onnx.ModelProto()
-    proto.CopyFrom(ir.to_proto(quantize(clean(text, **arrays), batch(clean(text, **arrays)))))
+    proto.CopyFrom(ir.to_proto(quantize(model, batch(model))))
     tensors = {t.name: t for t in proto.graph.initializer}
     if what == "scale":
         tensors["x_scale"].CopyFrom(onnx.numpy_helper.from_array(np.float32(0), "x_scale"))

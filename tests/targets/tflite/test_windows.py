@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tflite_helpers import TOLERANCE, build, clean, reference, relative_error, run, weights
+from operators import reference, relative_error, weights
+from tflite_helpers import TOLERANCE, build, clean, run
 
 from repedge.targets.tflite.target import TFLite
 
