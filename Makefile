@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench env clean
+.PHONY: demo test test-fast lint bench env clean
 
 demo: env  ## compile and verify the bundled model for all four targets
 	$(BIN)/repedge compile -t coreml -t tflite -t openvino -t gpu --out build/demo --force
 
 test: env $(VENV)-tflite-runtime/done  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: env  ## the tests of a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: env  ## style, types and import directions
 	$(BIN)/ruff check .

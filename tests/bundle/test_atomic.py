@@ -28,6 +28,7 @@ REPLACER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_kill_while_replacing_never_loses_the_bundle(tmp_path: Path) -> None:
     """At any moment the name is a whole bundle, and the next write leaves nothing else beside it."""

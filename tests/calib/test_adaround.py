@@ -30,6 +30,7 @@ def problem(seed: int, groups: int, rows: int, k: int, limit: int):
     return w, np.abs(w).max(2, keepdims=True) / limit, cov.astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 10_000),
@@ -52,6 +53,7 @@ def test_never_worse_than_nearest_or_the_closed_form(
         assert (mine <= centred_error(other - exact, h) * (1 + 1e-6) + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_finds_what_gptq_does_not() -> None:
     w, scale, cov = problem(1, 1, 32, 64, 7)
     start = gptq(w, scale, cov, 7)
@@ -62,6 +64,7 @@ def test_finds_what_gptq_does_not() -> None:
     assert errors[1] < 0.97 * errors[0]
 
 
+@pytest.mark.slow
 def test_same_weights_same_integers() -> None:
     w, scale, cov = problem(2, 2, 6, 20, 7)
     start = gptq(w, scale, cov, 7)
@@ -69,6 +72,7 @@ def test_same_weights_same_integers() -> None:
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [TFLITE_W8A8, OPENVINO_W8A8, TENSORRT_W8A8, W8A32], ids=lambda s: s.name)
 @pytest.mark.parametrize("net", [mobile, mixed])
 def test_every_layer_of_a_network(net, scheme) -> None:
@@ -104,6 +108,7 @@ def error(layer, moments: Moments, model) -> float:
     return float(centred_error(rows, moments.cov[0].astype(np.float64)).sum())
 
 
+@pytest.mark.slow
 def test_a_recipe_takes_it() -> None:
     model, x = mobile(), images(32)
     steps = [("observe", {"moments": 32}), ("ranges", {"rule": "minmax"})]

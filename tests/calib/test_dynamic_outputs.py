@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from calib_nets import clean, he, images, mobile
 from operators import relative_error
 from tflite_helpers import build, op_names, run
@@ -32,6 +33,7 @@ def calibrated(
     return calibrate(model, [images(24)], scheme, recipe)
 
 
+@pytest.mark.slow
 def test_the_artifacts_classifier_rounds_its_own_input(tmp_path) -> None:
     model, x = mobile(), images(16, seed=3)
     wanted = Simulator(model).run(x)[0].numpy()
@@ -52,6 +54,7 @@ def test_the_artifacts_classifier_rounds_its_own_input(tmp_path) -> None:
     assert errors["dynamic"] < errors["static"]
 
 
+@pytest.mark.slow
 def test_weights_stay_and_what_the_classifier_reads_is_float() -> None:
     model = mobile()
     static, before = calibrated(model, BEFORE)
@@ -65,6 +68,7 @@ def test_weights_stay_and_what_the_classifier_reads_is_float() -> None:
     assert len(after.float_nodes) == 3
 
 
+@pytest.mark.slow
 def test_openvino_reads_8_bit_weights_beside_floats(tmp_path) -> None:
     model, x = mobile(), images(16, seed=3)
     wanted = Simulator(model).run(x)[0].numpy()
@@ -84,12 +88,14 @@ def test_openvino_reads_8_bit_weights_beside_floats(tmp_path) -> None:
     assert sizes["dynamic"] < sizes["static"] + 100
 
 
+@pytest.mark.slow
 def test_targets_without_such_layers_are_left_alone() -> None:
     """TensorRT wants both in integers, or none."""
     _, plan = calibrated(mobile(), scheme=TENSORRT_W8A8)
     assert not plan.float_nodes
 
 
+@pytest.mark.slow
 def test_no_convolution_becomes_float_for_it() -> None:
     """Where a layer writes what the classifier reads, that layer would have to be float, too."""
     rng = np.random.default_rng(0)

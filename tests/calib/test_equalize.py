@@ -15,6 +15,7 @@ from repedge.calib.structure import own_parameters
 from repedge.calib.weights.equalize import equalize, pairs
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 10_000), st.floats(0.1, 1.0), st.floats(0.0, 1.0),
@@ -53,6 +54,7 @@ def test_equalized_statistics_are_those_of_the_equalized_graph() -> None:
         np.testing.assert_allclose(got.moments[name].cov[0], want.moments[name].cov[0], atol=1e-3 * scale)
 
 
+@pytest.mark.slow
 def test_equalize_evens_out_ranges() -> None:
     model, x = mobile(spread=0.7), images(16)
     stats = observe(model, [x])

@@ -19,6 +19,7 @@ from repedge.photos.feed import Feed
 from repedge.targets.tflite.scheme import TFLITE_W8A8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [2, 4, 5])
 def test_random_errors_cost_what_was_foretold(index: int) -> None:
     x = images(200)
@@ -45,6 +46,7 @@ def test_random_errors_cost_what_was_foretold(index: int) -> None:
     assert float(influence.sum()) * size**2 == pytest.approx(np.mean(costs), rel=0.35)
 
 
+@pytest.mark.slow
 def test_no_slope_no_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator that only ONNX Runtime runs ends every slope: nothing is learned, and nothing fails."""
     x = images(48)

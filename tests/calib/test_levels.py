@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from calib_nets import images, mixed, mobile
 
@@ -39,6 +40,7 @@ def cost(model, plan, x) -> float:
     return output_distance(Simulator(model).run(x)[0].numpy(), simulator.run(x)[0].numpy())
 
 
+@pytest.mark.slow
 def test_the_float_function_stays_and_the_integers_get_nearer() -> None:
     x = images(64)
     model, stats, plan = prepared(mobile(spread=1.2), x)
@@ -50,6 +52,7 @@ def test_the_float_function_stays_and_the_integers_get_nearer() -> None:
     assert cost(changed, learned, x[32:]) < 0.9 * cost(model, plan, x[32:])
 
 
+@pytest.mark.slow
 def test_a_bad_range_is_mended_and_tied_ranges_stay_tied() -> None:
     x = images(48)
     model, stats, plan = prepared(mixed(), x)
@@ -68,6 +71,7 @@ def test_a_bad_range_is_mended_and_tied_ranges_stay_tied() -> None:
     assert all(learned.tensors[n] == plan.tensors[n] for n in ("x", "y", *fixed))
 
 
+@pytest.mark.slow
 def test_what_does_not_hold_for_other_images_is_given_up() -> None:
     x = images(32)
     model, stats, plan = prepared(mobile(), x)
@@ -78,6 +82,7 @@ def test_what_does_not_hold_for_other_images_is_given_up() -> None:
     assert factors == {}
 
 
+@pytest.mark.slow
 def test_same_images_same_factors() -> None:
     x = images(32)
     model, stats, plan = prepared(mobile(), x)
@@ -87,6 +92,7 @@ def test_same_images_same_factors() -> None:
         np.testing.assert_array_equal(first[name], second[name])
 
 
+@pytest.mark.slow
 def test_the_plan_has_the_factors_of_all_steps() -> None:
     model, x = mobile(spread=1.2), images(64)
     reference = model.clone()
@@ -99,6 +105,7 @@ def test_the_plan_has_the_factors_of_all_steps() -> None:
         np.testing.assert_allclose(again.array, mine.array, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_too_few_images_to_hold_some_out() -> None:
     _, plan = calibrate(mobile(), [images(16)], TFLITE_W8A8)
     assert not any("levels" in note for note in plan.notes)

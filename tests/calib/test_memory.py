@@ -59,6 +59,7 @@ def photos(count: int):
         yield images(1, SIZE, seed=seed)
 
 
+@pytest.mark.slow
 def test_ten_times_the_images_take_no_more_memory() -> None:
     pytest.importorskip("resource")
     here = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
@@ -74,6 +75,7 @@ def test_ten_times_the_images_take_no_more_memory() -> None:
     assert float(done.stdout.split()[-1]) < 24, "MB more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [None, {"r", "y"}])
 def test_a_walk_is_the_network_and_keeps_only_what_is_still_read(names) -> None:
     model, x = mixed(), images(12)
@@ -98,6 +100,7 @@ def _whole(model, name: str, parts) -> np.ndarray:
     return np.concatenate(found)
 
 
+@pytest.mark.slow
 def test_learning_reads_only_the_images_it_comes_to() -> None:
     x = images(40)
     model = mobile()
@@ -118,6 +121,7 @@ def test_learning_reads_only_the_images_it_comes_to() -> None:
     assert len(read) == 2 * 8 + 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mobile, mixed])
 def test_moments_are_the_same_by_few_groups_at_a_time(make, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = make(), images(10)

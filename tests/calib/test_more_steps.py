@@ -21,6 +21,7 @@ def batches(x: np.ndarray, size: int = 5):
     return [x[i : i + size] for i in range(0, len(x), size)]
 
 
+@pytest.mark.slow
 def test_tuning_mends_a_bad_range() -> None:
     model, x = mobile(), images(12)
     plan = ranges(model, observe(model, [x]), TFLITE_W8A8)

@@ -26,6 +26,7 @@ def compare(model, plan, reference, x) -> Comparison:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", list(schemes().values()), ids=lambda s: s.name)
 @pytest.mark.parametrize("net", [mobile, mixed])
 def test_qdq_graph_is_the_simulator(net, scheme) -> None:
@@ -41,6 +42,7 @@ def test_qdq_graph_is_the_simulator(net, scheme) -> None:
     assert np.abs(got - want).max() <= 1.01 * unit
 
 
+@pytest.mark.slow
 def test_qdq_holds_integers_of_the_scheme() -> None:
     changed, plan = calibrate(mobile(), [images(16)], TFLITE_W8A8, "fast")
     graph = to_qdq(changed, plan).graph
@@ -60,6 +62,7 @@ def test_qdq_holds_integers_of_the_scheme() -> None:
     assert "QuantizeLinear" not in {n.op_type for n in only.graph}
 
 
+@pytest.mark.slow
 def test_tied_tensors_share_parameters_in_the_graph() -> None:
     changed, plan = calibrate(mixed(), [images(16)], TFLITE_W8A8, "fast")
     graph = to_qdq(changed, plan).graph
@@ -68,12 +71,14 @@ def test_tied_tensors_share_parameters_in_the_graph() -> None:
     assert len(set(scales.values())) > 1
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes() -> None:
     made = [to_qdq(*calibrate(mixed(), [images(16)], TFLITE_W8A8)) for _ in range(2)]
     first, second = (ir.serde.serialize_model(m).SerializeToString(deterministic=True) for m in made)
     assert first == second
 
 
+@pytest.mark.slow
 def test_better_recipes_are_better_than_stock() -> None:
     model, x = mobile(spread=1.2), images(64)
     scores = {}
@@ -84,6 +89,7 @@ def test_better_recipes_are_better_than_stock() -> None:
     assert scores["default"] > scores["minmax"] + 3
 
 
+@pytest.mark.slow
 def test_wide_activations_and_float_nodes_are_closer() -> None:
     model, x = mobile(), images(32)
     base, wide = (
@@ -97,6 +103,7 @@ def test_wide_activations_and_float_nodes_are_closer() -> None:
     assert compare(changed, plan, model, x).sqnr_db > base
 
 
+@pytest.mark.slow
 def test_calibrate_leaves_the_model_alone() -> None:
     model, x = mobile(), images(16)
     before = ir.serde.serialize_model(model).SerializeToString(deterministic=True)

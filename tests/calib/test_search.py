@@ -47,6 +47,7 @@ def distance(model, reference, plan, x) -> float:
     return output_distance(Simulator(reference).run(x)[0].numpy(), Simulator(model, plan).run(x)[0].numpy())
 
 
+@pytest.mark.slow
 def test_layer_costs_find_the_bad_layer() -> None:
     x = images(12)
     model, reference, plan = bad_layer(x)
@@ -57,6 +58,7 @@ def test_layer_costs_find_the_bad_layer() -> None:
     assert len(costs) == 6
 
 
+@pytest.mark.slow
 def test_raises_go_by_what_they_give_for_their_price() -> None:
     x = images(12)
     model, reference, plan = bad_layer(x)
@@ -79,6 +81,7 @@ def test_raises_go_by_what_they_give_for_their_price() -> None:
     assert all(r.weights for r in raises(model, reference, symmetric, lambda: [x]))
 
 
+@pytest.mark.slow
 def test_choose_raises_what_the_budget_needs() -> None:
     x = images(12)
     model, reference, plan = bad_layer(x)
@@ -97,6 +100,7 @@ def test_choose_raises_what_the_budget_needs() -> None:
     assert (same, same_plan, len(trials)) == (model, plan, 1)
 
 
+@pytest.mark.slow
 def test_choose_says_when_it_cannot() -> None:
     x = images(12)
     model, reference, plan = bad_layer(x)
@@ -104,6 +108,7 @@ def test_choose_says_when_it_cannot() -> None:
         choose(model, reference, plan, lambda: [x], 1e-12, most=1)
 
 
+@pytest.mark.slow
 def test_choose_goes_by_the_measure_it_is_given() -> None:
     x = images(12)
     model, reference, plan = bad_layer(x)
@@ -146,6 +151,7 @@ def test_raised_layers_may_keep_their_integer_weights() -> None:
     )
 
 
+@pytest.mark.slow
 def test_refinement_is_nearer_on_held_out_images_or_given_up() -> None:
     x, held = images(32), images(16, seed=5)
     model, reference, plan = bad_layer(x)
@@ -191,6 +197,7 @@ def test_integer_simulation_is_integer_arithmetic() -> None:
     np.testing.assert_array_equal(np.round(seen["r2"] / np.float32(t_out.scale)), want)
 
 
+@pytest.mark.slow
 def test_integer_simulation_is_within_a_unit_of_the_qdq_graph() -> None:
     static = Recipe(name="static", steps=RECIPES["fast"].steps[:-1])  # its output is an integer
     changed, plan = calibrate(mixed(), [images(16)], TFLITE_W8A8, static)

@@ -56,6 +56,7 @@ def test_simulator_runs_what_torch_has_no_row_for() -> None:
 # --- observe ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_observe_sees_extremes_and_moments_whatever_the_batch_size() -> None:
     model, x = mobile(), images(11)
     one, many = (observe(model, batches(x, n), moments=11, histograms=True) for n in (1, 4))
@@ -124,6 +125,7 @@ def test_feed_gives_the_images_again_and_again() -> None:
 # --- ranges ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule_gives_a_range_inside_the_extremes(rule: str) -> None:
     model, x = mobile(), images(16)
@@ -158,6 +160,7 @@ def test_tied_tensors_share_and_fixed_ones_are_fixed() -> None:
     assert "y" in plan.tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [OPENVINO_W8A8, TENSORRT_W8A8, COREML_W8A8])
 def test_schemes_place_integers_where_they_are_read(scheme) -> None:
     model, x = mixed(), images(8)
@@ -184,6 +187,7 @@ def test_unknown_float_node() -> None:
         place(mobile(), TFLITE_W8A8, ["nope"])
 
 
+@pytest.mark.slow
 def test_the_rule_is_chosen_on_the_output() -> None:
     model, x = mobile(), images(24)
     stats = observe(model, [x], histograms=True)
@@ -196,6 +200,7 @@ def test_the_rule_is_chosen_on_the_output() -> None:
     assert plan.tensors == ranges(model, stats, TFLITE_W8A8, rule=rule, factor=float(factor)).tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [TFLITE_W8A8, OPENVINO_W8A8, TENSORRT_W8A8], ids=lambda s: s.name)
 @given(st.floats(-1e3, 0), st.floats(0, 1e3))
 def test_params_hold_the_range_and_zero_exactly(scheme, low: float, high: float) -> None:
@@ -257,6 +262,7 @@ def test_enumeration_is_brute_force() -> None:
         np.testing.assert_array_equal(got[g, 0], np.clip(best, -7, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["nearest", "closed-form"])
 def test_rounded_weights_are_on_their_grid(method: str) -> None:
     model, x = mobile(), images(8)
@@ -301,6 +307,7 @@ def test_dead_channels_do_not_overflow_the_bias() -> None:
 # --- bias ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bias_correction_takes_out_the_mean_error_of_every_layer() -> None:
     model, x = mobile(), images(24)
     stats = observe(model, [x], moments=24)
@@ -316,6 +323,7 @@ def test_bias_correction_takes_out_the_mean_error_of_every_layer() -> None:
     assert set(plan.biases) == {la.name for la in layers(model)}
 
 
+@pytest.mark.slow
 def test_bias_correction_of_exact_weights_changes_nothing() -> None:
     model, x = mobile(), images(8)
     plan = ranges(model, observe(model, [x]), TFLITE_W8A8)

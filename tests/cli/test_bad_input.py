@@ -74,6 +74,7 @@ def test_nan_weights_name_the_tensor(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "stage1.0.rbr_1x1.conv.weight" in message
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = compile_fails(capsys, tmp_path, "repvgg_a0", "--weights", str(weights(tmp_path, "repvit_m0_6")))
     assert "repvit_m0_6" in message
@@ -81,6 +82,7 @@ def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.Captu
     assert "unexpected" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["0", "-3", "64x", "0x64", "big", "64x64x3"])
 def test_input_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
     assert "input size" in compile_fails(capsys, tmp_path, f"--input-size={size}")
@@ -131,6 +133,7 @@ def test_damaged_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert "net.onnx" in compile_fails(capsys, tmp_path, str(file))
 
 
+@pytest.mark.slow
 def test_labels_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     message = compile_fails(capsys, tmp_path, "--labels", str(tmp_path / "labels.txt"))
@@ -138,6 +141,7 @@ def test_labels_must_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "10" in message
 
 
+@pytest.mark.slow
 def test_output_below_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SystemExit) as stop:

@@ -86,6 +86,7 @@ def test_pictures_that_lie_about_their_size(tmp_path: Path, size: tuple[int, int
         images.decode(tmp_path / "bomb.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 60000), (60000, 2)])
 def test_a_strip_is_not_blown_up(tmp_path: Path, size: tuple[int, int]) -> None:
     """Its short side resized to 256 would make an image of gigabytes."""
@@ -141,6 +142,7 @@ def test_a_manifest_nested_without_end(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "net")
 
 
+@pytest.mark.slow
 def test_no_place_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no place for temporary files .*TMPDIR"):

@@ -40,6 +40,7 @@ class Shuffle(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [11, 13, 17])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.filterwarnings("ignore")
@@ -62,6 +63,7 @@ def test_files_of_the_torchscript_exporter(tmp_path: Path, opset: int, dynamic: 
     assert found.before.normalizations == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ALL)
 def test_weights_beside_an_onnx_file_end_up_in_the_artifact(tmp_path: Path, target: str) -> None:
     """Also those too small to be a weight and too large to be a shape."""
@@ -155,6 +157,7 @@ def test_prints_of_a_users_code_do_not_spoil_the_json(
     assert "in forward" in err
 
 
+@pytest.mark.slow
 def test_branches_on_a_tensor_are_named_without_noise(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], factory
 ) -> None:
@@ -166,6 +169,7 @@ def test_branches_on_a_tensor_are_named_without_noise(
     assert "reads the value of a tensor that depends on the image" in err
 
 
+@pytest.mark.slow
 def test_stderr_of_a_compile_is_its_stages(tmp_path: Path) -> None:
     """The runtimes' own banners stay away."""
     command = [sys.executable, "-m", "repedge", "compile", "-o", str(tmp_path)]
@@ -174,6 +178,7 @@ def test_stderr_of_a_compile_is_its_stages(tmp_path: Path) -> None:
     assert all(line.startswith("  ") for line in done.stderr.splitlines()), done.stderr
 
 
+@pytest.mark.slow
 def test_paths_in_the_table_are_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +195,7 @@ def test_paths_in_the_table_are_whole(
         assert bundle in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("form", ["--json", "--debug"])
 def test_a_stdout_that_takes_nothing_is_one_line(form: str) -> None:
@@ -236,6 +242,7 @@ def test_python_takes_what_the_command_line_takes(tmp_path: Path) -> None:
         repedge.evaluate(report.bundles[0].path, photos, weights="w.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -253,6 +260,7 @@ def test_labels_that_make_no_sense(tmp_path: Path, content: str, message: str) -
         repedge.evaluate(None, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["escape\x1b[31m", "nul\0", "\ud800"])
 def test_class_names_are_text(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="characters that are no text"):

@@ -41,6 +41,7 @@ def test_help_loads_no_heavy_package() -> None:
         assert verb in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["compile", "verify", "eval", "inspect", "models", "targets", "doctor"])
 def test_every_verb_has_help_and_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, out, _ = call(capsys, verb, "--help")

@@ -66,6 +66,7 @@ def compiled(name, precision, kind, model, out):
     return out / artifact.main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_int8_takes_little_more_than_a_quarter(name, tmp_path):
     graph, preprocess, _, pixels = network()
@@ -87,12 +88,14 @@ def u8():
     )
 
 
+@pytest.mark.slow
 def test_a_qdq_file_takes_little_more_than_a_quarter(tmp_path):
     floats = compiled("gpu", "fp32", "float32", network()[0], tmp_path / "floats")
     save_onnx(u8()[0], tmp_path / "u8.onnx")
     assert size(tmp_path / "u8.onnx") <= QUARTER * size(floats)
 
 
+@pytest.mark.slow
 def test_a_qdq_file_says_what_its_graph_says(tmp_path):
     """What is left out of the file is known all the same."""
     model, x = u8()
@@ -109,6 +112,7 @@ def test_a_qdq_file_says_what_its_graph_says(tmp_path):
     assert shapes == {name: list(v.shape) for name, v in made.items()}
 
 
+@pytest.mark.slow
 def test_zero_points_and_scales_are_not_repeated():
     model, _ = u8()
     arrays = [v.const_value.numpy() for v in model.graph.initializers.values()]
@@ -116,6 +120,7 @@ def test_zero_points_and_scales_are_not_repeated():
     assert len(params) == len(set(params))
 
 
+@pytest.mark.slow
 def test_openvino_profiles_layers_by_name(tmp_path):
     """Not by a number: the plugin calls what it fuses by the name of the convolution."""
     import openvino

@@ -89,6 +89,7 @@ def test_the_faster_is_kept(rows: list[Timed], kept: str, why: str) -> None:
     assert re.search(why, sentence)
 
 
+@pytest.mark.slow
 def test_one_bundle_is_left_of_each_target(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_one_bundle_is_left_of_each_target(
     assert report.as_json()["auto"][0]["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_floats_where_the_budget_is_not_met(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,7 @@ def test_floats_where_the_budget_is_not_met(
     assert "1e-09 nats is not met" in report.choices[0].why
 
 
+@pytest.mark.slow
 def test_really_timed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ class Builds:
 # --- layers kept in float by name ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_layers_kept_in_float_on_every_target(net: Path, data: Path, tmp_path: Path) -> None:
     targets = ("tflite", "openvino", "gpu", "coreml")
     plain = build(net, data, tmp_path / "plain", *targets)
@@ -102,6 +103,7 @@ def test_wrong_names_of_layers(net: Path, data: Path, tmp_path: Path, keep: list
 # --- the budget ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_budget_holds_for_the_artifact(net: Path, data: Path, tmp_path: Path) -> None:
     judged = photos(tmp_path / "judged", 40, seed=7)
     bundles = build(net, data, tmp_path / "out", "tflite", "openvino", max_kl=0.01, eval_data=judged)
@@ -121,6 +123,7 @@ def test_the_budget_holds_for_the_artifact(net: Path, data: Path, tmp_path: Path
         assert again.n == found["score"]["n"] == 40
 
 
+@pytest.mark.slow
 def test_points_of_top1_where_there_are_labels(net: Path, data: Path, tmp_path: Path) -> None:
     judged = photos(tmp_path / "judged", 40, seed=7)
     label(judged, net)
@@ -134,6 +137,7 @@ def test_points_of_top1_where_there_are_labels(net: Path, data: Path, tmp_path: 
     assert found["value"] <= 2.5 < found["trials"][0]["value"]
 
 
+@pytest.mark.slow
 def test_without_labels_disagreement_on_photos_left_over(net: Path, data: Path, tmp_path: Path) -> None:
     (bundle,) = build(net, data, tmp_path / "out", "openvino", max_drop=7)
     found = quantization(bundle)["budget"]
@@ -143,6 +147,7 @@ def test_without_labels_disagreement_on_photos_left_over(net: Path, data: Path, 
         build(net, data, tmp_path / "none", "openvino", max_drop=7, calib_count=60)
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_met(
     net: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +175,7 @@ def test_a_budget_that_cannot_be_met(
     assert [len(t["raised"]) for t in answer["budget"]["trials"]] == [0, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_where_it_was(net: Path, data: Path, tmp_path: Path) -> None:
     options = {"max_kl": 0.01}
     with pytest.MonkeyPatch.context() as patch:

@@ -56,6 +56,7 @@ def bundles(out: Path) -> list[Path]:
     return sorted(p for p in out.iterdir() if p.is_dir())
 
 
+@pytest.mark.slow
 def test_demo_compiles_for_all_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     targets = [word for name in ALL for word in ("--target", name)]
     code, answer, _ = call(capsys, "compile", *targets, "--out", str(tmp_path))
@@ -74,6 +75,7 @@ def test_demo_compiles_for_all_targets(tmp_path: Path, capsys: pytest.CaptureFix
     )
 
 
+@pytest.mark.slow
 def test_manifest_says_what_an_app_developer_needs(built: Path) -> None:
     for path in bundles(built):
         m = Bundle.open(path).manifest
@@ -89,6 +91,7 @@ def test_manifest_says_what_an_app_developer_needs(built: Path) -> None:
         assert (path / "golden" / "3.png").exists()
 
 
+@pytest.mark.slow
 def test_verify_and_eval_from_the_bundle_alone(
     built: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +107,7 @@ def test_verify_and_eval_from_the_bundle_alone(
         assert answer["top5"] > answer["top1"]
 
 
+@pytest.mark.slow
 def test_same_inputs_same_bytes(built: Path, tmp_path: Path) -> None:
     """Every file of the bundle but the manifest, which records the command line."""
     repedge.compile(targets=ALL, out=tmp_path)
@@ -114,6 +118,7 @@ def test_same_inputs_same_bytes(built: Path, tmp_path: Path) -> None:
             assert digest == entry.sha256, entry.path
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_refused_by_every_reader(
     built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +136,7 @@ def test_a_flipped_byte_is_refused_by_every_reader(
             assert "sha256" in answer["error"]
 
 
+@pytest.mark.slow
 def test_existing_output_is_kept_without_force(built: Path) -> None:
     before = Bundle.open(built / "repvit_demo-tflite-fp32").manifest
     with pytest.raises(UserError, match="--force"):
@@ -138,6 +144,7 @@ def test_existing_output_is_kept_without_force(built: Path) -> None:
     assert Bundle.open(built / "repvit_demo-tflite-fp32").manifest == before
 
 
+@pytest.mark.slow
 def test_integer_activations_from_a_few_photos(photos: Path, tmp_path: Path) -> None:
     """From pixels, on every target; the plan's origin is in the manifest."""
     report = repedge.compile(
@@ -152,12 +159,14 @@ def test_integer_activations_from_a_few_photos(photos: Path, tmp_path: Path) -> 
         assert manifest.inputs[0].dtype == "uint8"
 
 
+@pytest.mark.slow
 def test_integer_activations_need_photos(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--calib FOLDER"):
         repedge.compile(targets=["tflite"], precisions=["w8a8"], out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_float_input_no_reference_and_every_precision(photos: Path, tmp_path: Path) -> None:
     for target in ALL:
         report = repedge.compile(
@@ -181,6 +190,7 @@ def test_float_input_no_reference_and_every_precision(photos: Path, tmp_path: Pa
         repedge.verify(tmp_path / "repvgg_demo-tflite-fp32")
 
 
+@pytest.mark.slow
 def test_a_failed_check_is_exit_3_and_kept_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, answer, _ = call(
         capsys, "compile", "-t", "tflite", "-p", "fp16", "--min-sqnr", "150", "-o", str(tmp_path)
@@ -190,6 +200,7 @@ def test_a_failed_check_is_exit_3_and_kept_aside(tmp_path: Path, capsys: pytest.
     assert [p.name for p in tmp_path.iterdir()] == ["repvit_demo-tflite-fp16.rejected"]
 
 
+@pytest.mark.slow
 def test_a_lying_export_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is held against the torch module, the fused graph against the graph."""
     from repedge.graph import export
@@ -212,6 +223,7 @@ def test_a_lying_export_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_odd_sizes_and_own_photos(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -228,6 +240,7 @@ def test_odd_sizes_and_own_photos(tmp_path: Path) -> None:
     assert Bundle.open(report.bundles[0].path).manifest.preprocess.size == (33, 57)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
@@ -261,6 +274,7 @@ def test_interrupted_compile_leaves_no_bundle(
     assert [p.name for p in tmp_path.iterdir()] == ["repvit_demo-tflite-fp32"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("mount") is None or os.name != "posix" or os.geteuid() != 0, reason="needs root"
 )

@@ -70,6 +70,7 @@ def profile(artifact, tool, uri="adb://A1", asked=None, **options):
     return devices.get(uri, given).profile(artifact, asked or request())
 
 
+@pytest.mark.slow
 def test_a_profile_with_operators_and_memory(serve, artifact, tool):
     phone = Phone("A1", program=benchmark)
     serve(phone)
@@ -96,6 +97,7 @@ def test_a_profile_with_operators_and_memory(serve, artifact, tool):
     assert not any("profiling" in flag or "memory" in flag for a in timed for flag in a)
 
 
+@pytest.mark.slow
 def test_what_is_on_the_phone_is_not_copied_again_and_can_be_forgotten(serve, artifact, tool):
     phone = Phone("A1", program=benchmark)
     serve(phone)
@@ -112,11 +114,13 @@ def test_what_is_on_the_phone_is_not_copied_again_and_can_be_forgotten(serve, ar
     assert phone.files == {}
 
 
+@pytest.mark.slow
 def test_the_only_ready_phone_needs_no_name(serve, artifact, tool):
     serve(Phone("A1", "offline"), Phone("B2", program=benchmark))
     assert profile(artifact, tool, "adb").samples_ms
 
 
+@pytest.mark.slow
 def test_delegates(serve, artifact, tool):
     phone = Phone("A1", program=benchmark)
     serve(phone)
@@ -160,6 +164,7 @@ def test_full_storage_leaves_nothing(serve, artifact, tool):
     assert not any(path.endswith(".part") for path in phone.files)
 
 
+@pytest.mark.slow
 def test_silence_is_given_up_and_the_program_killed(serve, artifact, tool):
     phone = Phone("A1", program=lambda arguments: Hang("INFO: STARTING!\n"))
     serve(phone)
@@ -175,6 +180,7 @@ def test_a_pulled_cable(serve, artifact, tool):
         profile(artifact, tool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -194,6 +200,7 @@ def test_a_tool_that_fails_or_prints_garbage(serve, artifact, tool, text, messag
         profile(artifact, tool)
 
 
+@pytest.mark.slow
 def test_real_pixels_are_sent_as_the_model_wants_them(serve, tmp_path, tool):
     pytest.importorskip("ai_edge_litert")
     from operators import weights

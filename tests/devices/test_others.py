@@ -225,6 +225,7 @@ def test_the_agent_fills_the_inputs_of_a_core_ml_program(tmp_path):
     assert np.asarray(noise["image"]).shape == (4, 4, 3)
 
 
+@pytest.mark.slow
 def test_the_agent_measures_through_coremltools(monkeypatch, tmp_path):
     """The calls that the agent makes exist in coremltools with these arguments; the phone is a stand-in."""
     from coremltools.models.ml_program.experimental import perf_utils, remote_device
@@ -320,6 +321,7 @@ def test_the_agent_speaks_the_protocol_and_ends_with_its_stdin():
 # --- all of them
 
 
+@pytest.mark.slow
 def test_every_scheme_loads_and_says_what_it_is_without_its_extra():
     for scheme in devices.DEVICES:
         cls = devices.load_class(scheme)

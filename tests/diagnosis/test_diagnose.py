@@ -137,6 +137,7 @@ def test_kernel_peaks_and_channels_that_differ():
     assert facts.sqnr_per_tensor_db < facts.sqnr_db  # one scale for 1 and 40 loses the small channels
 
 
+@pytest.mark.slow
 def test_outlier_images_and_dead_channels_are_found():
     model = mobile()
     stem = layers(model)[0]
@@ -151,6 +152,7 @@ def test_outlier_images_and_dead_channels_are_found():
     assert diagnose_graph(model, TFLITE_W8A8, feed(), "fast").layers[0].reads.outlier < 3
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_cost_and_the_recipe_beats_the_stock_calibration():
     d = diagnose_graph(mobile(spread=1.2), TFLITE_W8A8, feed(24), "default")
     assert len(d.layers) == 6
@@ -163,6 +165,7 @@ def test_every_layer_has_a_cost_and_the_recipe_beats_the_stock_calibration():
     assert findings(d)
 
 
+@pytest.mark.slow
 def test_layers_kept_in_float_say_why_and_have_no_cost_with_the_recipe():
     model = mobile()
     name = layers(model)[2].name
@@ -180,6 +183,7 @@ def test_weights_alone_without_images():
     assert any("not looked at" in text for text in findings(d))
 
 
+@pytest.mark.slow
 def test_weight_only_schemes_have_no_ranges_but_costs():
     d = diagnose_graph(mobile(), W8A32, feed(), "fast")
     assert all(la.treatment.range is None for la in d.layers)
@@ -215,6 +219,7 @@ def test_operators_without_integers_are_counted():
 # --- from a model to a report ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_form_network_shows_what_merging_did(report):
     by_name = {la.name: la for la in report.diagnosis.layers}
     calm, peaked = by_name["stage1.0"], by_name["stage1.1"]
@@ -226,6 +231,7 @@ def test_a_training_form_network_shows_what_merging_did(report):
     assert "stage1.1" in report.findings[1]
 
 
+@pytest.mark.slow
 def test_the_cli_prints_one_json_object_and_writes_the_page(cli, onnx_file, photos, tmp_path):
     html = tmp_path / "page.html"
     options = ["--calib", photos, "--calib-count", 8, "--recipe", "fast", "--html", html]
@@ -285,6 +291,7 @@ def deep(report, count):
     return replace(report, diagnosis=replace(report.diagnosis, layers=tuple(many)))
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_names_cannot_inject_markup(report):
     evil = replace(report.diagnosis.layers[0], name="<img src=x onerror=alert(1)>")
     rows = (evil, *report.diagnosis.layers[1:])

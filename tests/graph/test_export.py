@@ -208,6 +208,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_named_networks(name, no_fallback):
     module = random_bn(NETWORKS[name]())

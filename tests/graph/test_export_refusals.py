@@ -102,6 +102,7 @@ def test_what_no_graph_can_hold_is_left_to_the_stock_exporter(module, why, monke
     assert str(caught.value).endswith("failed: stock exporter's own words")
 
 
+@pytest.mark.slow
 def test_the_fallback_gives_the_same_kind_of_graph():
     class Net(nn.Module):
         def __init__(self):

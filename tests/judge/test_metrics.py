@@ -42,6 +42,7 @@ def verdict(precision: str, c: Comparison) -> list[str]:
     return judge(THRESHOLDS[precision], precision, [c], ["logits"])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_thresholds_catch_errors_nan_and_flips() -> None:
     ref = np.array([[1.0, 2.0, 5.0]])
     assert verdict("fp32", compared(ref, ref * (1 + 1e-7))) == []

@@ -57,6 +57,7 @@ def logits(path: Path, data: Path) -> np.ndarray:
     return runner.run(batch if bundle.manifest.input_kind == "uint8" else images.normalise(batch, pre))[0]
 
 
+@pytest.mark.slow
 def test_members_are_what_eval_says_of_each(bundles: list[Path], data: Path) -> None:
     found = repedge.compare_bundles(bundles, data)
     assert [m.name for m in found.members] == ["float", "tflite w8a8", "gpu w8a8", "openvino fp32"]
@@ -72,6 +73,7 @@ def test_members_are_what_eval_says_of_each(bundles: list[Path], data: Path) -> 
     assert found.pair(0, 3).sqnr_db > 100 > found.pair(0, 1).sqnr_db
 
 
+@pytest.mark.slow
 def test_pairs_are_artifact_against_artifact(bundles: list[Path], data: Path) -> None:
     found = repedge.compare_bundles(bundles[:2], data).pair(1, 2)
     want = Comparison()
@@ -83,6 +85,7 @@ def test_pairs_are_artifact_against_artifact(bundles: list[Path], data: Path) ->
     assert 0 < found.sqnr_db < 100
 
 
+@pytest.mark.slow
 def test_each_photo_is_decoded_once(bundles: list[Path], data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     real = images.decode
@@ -96,6 +99,7 @@ def test_each_photo_is_decoded_once(bundles: list[Path], data: Path, monkeypatch
     assert len(seen) == len(set(seen)) == 20
 
 
+@pytest.mark.slow
 def test_bundles_of_two_networks(bundles: list[Path], data: Path, tmp_path: Path) -> None:
     """Each against its own float reference; other input sizes read the same photo."""
     other = classifier(tmp_path / "other.onnx", seed=1)
@@ -117,6 +121,7 @@ def test_bundles_of_two_networks(bundles: list[Path], data: Path, tmp_path: Path
     assert found.pair(2, 3).sqnr_db < 40
 
 
+@pytest.mark.slow
 def test_the_table_and_its_json(bundles: list[Path], data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "broken.png").write_bytes(b"no image")
     try:
@@ -136,12 +141,14 @@ def test_the_table_and_its_json(bundles: list[Path], data: Path, capsys: pytest.
     assert [(p["a"], p["b"]) for p in answer["pairs"]] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
 
 
+@pytest.mark.slow
 def test_bundled_photos_have_no_labels_of_other_classes(bundles: list[Path]) -> None:
     found = repedge.compare_bundles(bundles[1:])
     assert (found.n, found.images) == (64, "64 bundled CIFAR-10 test photos")
     assert found.members[1].top1 is None
 
 
+@pytest.mark.slow
 def test_wrong_comparisons(
     bundles: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def small() -> State:
 # --- layouts and forms ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [7, 200])
 def test_repvgg_in_all_layouts_and_forms(classes: int) -> None:
     net = network("repvgg_a0", num_classes=classes)
@@ -58,6 +59,7 @@ def test_repvgg_in_all_layouts_and_forms(classes: int) -> None:
         assert str(finding) == f"{form} form, {classes} classes, {layout} layout, looks like repvgg_a0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distillation", [False, True])
 def test_repvit_in_all_layouts_and_forms(distillation: bool) -> None:
     net = network("repvit_m0_9", num_classes=20, distillation=distillation)
@@ -76,6 +78,7 @@ def test_repvit_in_all_layouts_and_forms(distillation: bool) -> None:
         assert str(finding) == f"{found}, looks like repvit_m0_9"
 
 
+@pytest.mark.slow
 def test_timm_names_are_timms() -> None:
     """A few names copied from real files' listings, so that writer and reader can't err alike."""
     with torch.device("meta"):
@@ -104,6 +107,7 @@ def test_timm_names_are_timms() -> None:
         assert key in vgg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["repvgg_b1g2", "repvgg_b2g4", "repvgg_d2se", "repvggplus_l2pse", "repvit_m2_3"]
 )
@@ -125,6 +129,7 @@ def test_auxiliary_heads_may_be_absent() -> None:
     assert finding.form == "training"
 
 
+@pytest.mark.slow
 def test_grey_images(small: State) -> None:
     net = network("repvgg_demo", in_channels=1)
     loaded, finding = load_into("repvgg_demo", net.state_dict())
@@ -145,6 +150,7 @@ def saved(path: Path, what: object, **options) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt", ".safetensors"])
 def test_formats(tmp_path: Path, small: State, suffix: str) -> None:
     path = tmp_path / f"net{suffix}"
@@ -163,6 +169,7 @@ def test_files_older_than_torch_1_6(tmp_path: Path, small: State) -> None:
     assert torch.equal(load_checkpoint(path)["linear.weight"], small["linear.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(tmp_path: Path, small: State, dtype: torch.dtype) -> None:
     path = tmp_path / "half.safetensors"
@@ -174,6 +181,7 @@ def test_other_precisions_become_float32(tmp_path: Path, small: State, dtype: to
     assert {p.dtype for p in load_into("repvgg_demo", state)[0].parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model."]
 )
@@ -189,6 +197,7 @@ def test_compiled_submodules(tmp_path: Path, small: State) -> None:
     assert load_checkpoint(path).keys() == small.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nested", "entry"),
     [
@@ -257,6 +266,7 @@ def test_pipes_do_not_hang(tmp_path: Path) -> None:
     refuses(tmp_path / "net.pth", "pipe")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("kind", ["net.pth", "old.pth", "net.safetensors"])
 def test_truncated(tmp_path: Path, small: State, kind: str, share: float) -> None:

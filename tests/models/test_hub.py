@@ -76,6 +76,7 @@ def test_addresses_that_are_none(text: str) -> None:
         Address.parse(text)
 
 
+@pytest.mark.slow
 def test_fetch_and_cache(server: Hub, timm_file: bytes) -> None:
     server.repos["timm/net"] = {"model.safetensors": timm_file, "config.json": json.dumps(CONFIG).encode()}
     first = hub.fetch(Address("timm/net"))
@@ -88,6 +89,7 @@ def test_fetch_and_cache(server: Hub, timm_file: bytes) -> None:
     assert not [line for line in server.log if line.startswith("GET /cdn")]
 
 
+@pytest.mark.slow
 def test_model_with_weights_and_preprocessing_from_the_hub(server: Hub, timm_file: bytes) -> None:
     server.repos["timm/net"] = {"model.safetensors": timm_file, "config.json": json.dumps(CONFIG).encode()}
     source = resolve("repvgg_demo", weights="hf://timm/net")
@@ -100,6 +102,7 @@ def test_model_with_weights_and_preprocessing_from_the_hub(server: Hub, timm_fil
     assert resolve("repvgg_demo", weights="hf://timm/net", input_size="64").input_shape == (1, 3, 64, 64)
 
 
+@pytest.mark.slow
 def test_pretrained(server: Hub) -> None:
     torch.manual_seed(0)
     file = save(repvgg_in_timm(create("repvgg_a0").state_dict()))
@@ -110,6 +113,7 @@ def test_pretrained(server: Hub) -> None:
     assert source.name == "repvgg_a0"
 
 
+@pytest.mark.slow
 def test_other_files_and_revisions(server: Hub, timm_file: bytes, tmp_path: Path) -> None:
     torch.save({"state_dict": create("repvgg_demo").state_dict()}, tmp_path / "w.pth")
     pth = (tmp_path / "w.pth").read_bytes()
@@ -123,6 +127,7 @@ def test_other_files_and_revisions(server: Hub, timm_file: bytes, tmp_path: Path
         hub.fetch(Address("me/both", "v9"))
 
 
+@pytest.mark.slow
 def test_missing_files_are_answered_with_what_is_there(server: Hub) -> None:
     server.repos["me/odd"] = {"best.pth": b"x", "README.md": b"y"}
     with pytest.raises(UserError, match=r"has no model.safetensors or pytorch_model.bin \(it has best.pth\)"):
@@ -131,6 +136,7 @@ def test_missing_files_are_answered_with_what_is_there(server: Hub) -> None:
         hub.fetch(Address("me/odd", None, "last.pth"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -148,6 +154,7 @@ def test_refusals(server: Hub, answer: tuple[int, str] | None, words: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_damage_on_the_way_is_seen(server: Hub, timm_file: bytes) -> None:
     server.repos["me/net"] = {"model.safetensors": timm_file}
     server.damage = True

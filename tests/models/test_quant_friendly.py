@@ -116,6 +116,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "more", "kernel_of", "name"), CASES)
 @torch.no_grad()
 def test_both_forms_are_one_function(network, more, kernel_of, name) -> None:
@@ -126,6 +127,7 @@ def test_both_forms_are_one_function(network, more, kernel_of, name) -> None:
     torch.testing.assert_close(deploy(X.double()), net(X.double()), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "more", "kernel_of", "name"), CASES)
 @torch.no_grad()
 def test_repedge_fuses_them_to_plain_convolutions(network, more, kernel_of, name) -> None:
@@ -185,6 +187,7 @@ def test_keys_are_the_authors(name: str) -> None:
     assert len(keys) == {"qarepvgg_a0": 22 * 12 + 2, "repopt_vgg_b1": 28 * 6 + 2}[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qarepvgg_a0", "qarepvgg_b1g2", "qarepvgg_b2g4", "repopt_vgg_l2"])
 def test_every_form_is_recognized_and_loads(name: str) -> None:
     for deploy in (False, True):
@@ -206,6 +209,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused() -> None:
             load_into("repvgg_a0", state)
 
 
+@pytest.mark.slow
 def test_inspect_says_what_it_is(tmp_path: Path) -> None:
     net = create("qarepvgg_a0", num_classes=3)
     torch.save({"model": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "qa.pth")
@@ -301,6 +305,7 @@ def trained(net: nn.Module, steps: int = 4) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_training_is_the_branched_networks() -> None:
     """Paper, 3.1: constant scales with branches = a plain network with the factors on its gradients."""
     branched = searched().double()

@@ -79,6 +79,7 @@ def agrees(value: float, published: float | None) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_the_published_ones(name: str) -> None:
     train_params, train_macs, deploy_params, deploy_macs = PUBLISHED[name]
@@ -192,6 +193,7 @@ SMALL = {"depths": (2, 3, 4, 1), "widths": (0.25, 0.25, 0.125, 0.125)}
 X = torch.randn(2, 3, 45, 64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"groups": 2}, {"groups": 4}, {"se": 4}])
 @torch.no_grad()
 def test_repvgg_follows_the_paper(more: dict) -> None:
@@ -206,6 +208,7 @@ def test_repvgg_follows_the_paper(more: dict) -> None:
     torch.testing.assert_close(deploy(X), want.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_repvggplus_follows_the_authors() -> None:
     torch.manual_seed(0)
@@ -225,6 +228,7 @@ def test_repvggplus_follows_the_authors() -> None:
     assert set(net.train()(X)) == {"main", "stage1_aux", "stage2_aux", "stage3_first_aux"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distillation", [False, True])
 @torch.no_grad()
 def test_repvit_follows_the_authors(distillation: bool) -> None:
@@ -238,6 +242,7 @@ def test_repvit_follows_the_authors(distillation: bool) -> None:
     torch.testing.assert_close(deploy(X), want.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_squeeze_excites_stand_where_the_authors_put_them() -> None:
     """Entries of ``features`` with SE, read off the configuration lists of model/repvit.py."""
     where = {
@@ -311,12 +316,14 @@ def test_where_the_weights_live() -> None:
     assert spec("repvit_m0_6").release.endswith("/v1.0/repvit_m0_6_distill_300e.pth")
 
 
+@pytest.mark.slow
 def test_one_channel_networks() -> None:
     for name in ("repvgg_demo", "repvit_demo"):
         net = create(name, in_channels=1).eval()
         assert net(torch.zeros(1, 1, 33, 57)).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_the_table_needs_no_torch() -> None:
     use = "import sys, repedge.models.registry as r; r.spec('RepVGG-A0').preprocess"
     code = f"{use}; print('torch' in sys.modules)"

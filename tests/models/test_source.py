@@ -78,6 +78,7 @@ def test_named_model_with_a_checkpoint(weights: Path) -> None:
     assert not any(p.requires_grad for p in source.module.parameters())
 
 
+@pytest.mark.slow
 def test_weights_without_a_model_name_their_model(tmp_path: Path) -> None:
     state = fused_repvit(create("repvit_m0_9", num_classes=3).state_dict())
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "w.safetensors")
@@ -87,6 +88,7 @@ def test_weights_without_a_model_name_their_model(tmp_path: Path) -> None:
     assert source.preprocess.interpolation == "bicubic"
 
 
+@pytest.mark.slow
 def test_demo_uses_the_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
     assert "bundled weights" in fails(None)
@@ -133,6 +135,7 @@ def test_contradictions(weights: Path) -> None:
     assert "did you mean repvgg_a0" in fails("repvgg_a00")
 
 
+@pytest.mark.slow
 def test_labels_must_fit(weights: Path) -> None:
     source = resolve("repvgg_demo", weights=weights, labels=["a", "b", "c", "d"])
     assert source.labels == ("a", "b", "c", "d")
@@ -345,6 +348,7 @@ def test_onnx_that_fails(tmp_path: Path) -> None:
 # --- a real network -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MOBILEONE.exists(), reason=f"{MOBILEONE} is absent")
 @torch.no_grad()
 def test_mobileone_with_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def test_reshape_by_shape_arithmetic_is_a_flatten_and_needs_no_onnxsim():
     assert not model.graph.initializers
 
 
+@pytest.mark.slow
 def test_an_if_of_a_constant_is_resolved_by_onnxsim_and_big_weights_survive():
     weight = np.random.default_rng(1).standard_normal((8, 3, 5, 5)).astype(np.float32)
     text = """g (float[1,3,8,8] x, float[8,3,5,5] w) => (float[1,8,4,4] y) <bool c = {1}> {
@@ -47,6 +48,7 @@ def test_an_if_of_a_constant_is_resolved_by_onnxsim_and_big_weights_survive():
     np.testing.assert_array_equal(run(model, feeds)[0], before[0])
 
 
+@pytest.mark.slow
 def test_an_if_of_the_input_is_refused_by_name():
     text = """g (float[1,1,2,2] x) => (float[1,1,2,2] y) {
       m = ReduceMax<keepdims=0>(x) z = Constant<value_float=0.0>() c = Greater(m, z)

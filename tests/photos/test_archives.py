@@ -161,6 +161,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict
     return int(stop.value.code or 0), json.loads(captured.out), captured.err
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder(tmp_path / "p", photos(20))
     out = tmp_path / "out"
@@ -206,6 +207,7 @@ def test_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureF
     assert (code, answer["plan"]["recipe"], answer["plan"]["calibration"]) == (0, None, None)
 
 
+@pytest.mark.slow
 def test_bad_calibration_is_exit_2_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_model_without_anything_to_quantize(tmp_path: Path) -> None:
     assert list((tmp_path / "o").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_it_was_calibrated_on(tmp_path: Path) -> None:
     """A one-shot iterable serves two targets; noise is warned of in the report and in the bundle."""
     arrays = photos(20, 64, 64)

@@ -268,6 +268,7 @@ def test_noise_only_when_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.M
     assert open_source("random", PRE).kind == "folder"
 
 
+@pytest.mark.slow
 def test_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     def alive() -> int:
         gc.collect()

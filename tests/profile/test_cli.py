@@ -28,6 +28,7 @@ def tflite(tmp_path_factory):
     return repedge.compile(module(), targets=["tflite"], out=out, input_size=32, count=2).bundles[0].path
 
 
+@pytest.mark.slow
 def test_json_has_the_promised_keys_and_the_raw_samples(cli, tflite):
     code, out, _ = cli("profile", tflite, *FAST, "--per-op", "--json")
     data = json.loads(out)
@@ -47,6 +48,7 @@ def test_the_table_names_what_ran_where(cli, tflite):
     assert "XNNPACK" in out
 
 
+@pytest.mark.slow
 def test_comparing_prints_ratio_and_verdict(cli, net):
     code, out, _ = cli("profile", net, net, *FAST, "--json")
     data = json.loads(out)
@@ -58,6 +60,7 @@ def test_comparing_prints_ratio_and_verdict(cli, net):
     assert second["verdict"] in ("faster", "slower", "no difference shown")
 
 
+@pytest.mark.slow
 def test_residency_gate(cli, tflite):
     assert cli("profile", tflite, *FAST, "--require", "partitions<=1", "--require", "outside==0")[0] == 0
     code, _, err = cli("profile", tflite, *FAST, "--require", "partitions<=0")
@@ -77,6 +80,7 @@ def scaled(cli, net, tmp_path, factor):
     return file
 
 
+@pytest.mark.slow
 def test_a_regression_fails_and_an_improvement_passes(cli, net, tmp_path):
     slow = scaled(cli, net, tmp_path, 1e4)
     code, out, _ = cli("profile", net, *FAST, "--baseline", slow, "--json")
@@ -91,6 +95,7 @@ def test_a_regression_fails_and_an_improvement_passes(cli, net, tmp_path):
     assert "regression" in out
 
 
+@pytest.mark.slow
 def test_a_baseline_of_another_runtime_is_wrong_input(cli, net, tflite, tmp_path):
     file = scaled(cli, net, tmp_path, 1)
     code, _, err = cli("profile", tflite, *FAST, "--baseline", file)
@@ -155,6 +160,7 @@ def test_nothing_named(cli):
     assert (code, "say what to profile" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_an_estimate_says_that_it_is_one(cli):
     code, out, _ = cli("profile", "repvit_m0_9", "--predict", "iphone12", "--json")
     (estimate,) = json.loads(out)["estimates"]
@@ -200,6 +206,7 @@ def page(net, tflite, tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_outside(page):
     text = page.read_text()
     assert "http" not in text.replace("http-equiv", "")
@@ -207,6 +214,7 @@ def test_the_page_loads_nothing_from_outside(page):
     assert "default-src 'none'" in text
 
 
+@pytest.mark.slow
 def test_names_cannot_inject_markup(page):
     from repedge.profile.html import page as render
 
@@ -214,6 +222,7 @@ def test_names_cannot_inject_markup(page):
     assert "<img" not in text
 
 
+@pytest.mark.slow
 def test_the_page_tells_devices_apart_and_leaves_what_is_left_over_without_a_bar():
     from repedge.devices.protocol import Op
     from repedge.profile.html import page as render

@@ -42,6 +42,7 @@ def nothing_left(tmp_path, monkeypatch):
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "runtime", "kinds"),
     [
@@ -67,12 +68,14 @@ def test_every_runtime_is_measured_by_the_same_protocol(bundles, target, runtime
     assert any(len(op.shape) == 4 and op.shape[0] == 1 for op in p.ops)
 
 
+@pytest.mark.slow
 def test_tflite_says_what_the_delegate_took(bundles):
     p = measure(bundles["tflite"], **FAST)
     assert (p.partitions, p.outside) == (1, ())
     assert p.residency == {"xnnpack": 1.0}
 
 
+@pytest.mark.slow
 def test_openvino_computes_as_verified_and_shipped_unless_told_otherwise(bundles):
     p = measure(bundles["openvino"], **FAST)
     own = measure(bundles["openvino"], infer_precision="auto", **FAST)
@@ -82,12 +85,14 @@ def test_openvino_computes_as_verified_and_shipped_unless_told_otherwise(bundles
         measure(bundles["openvino"], infer_precision="f8", **FAST)
 
 
+@pytest.mark.slow
 def test_openvino_takes_the_throughput_hint(bundles):
     p = measure(bundles["openvino"], hint="throughput", **FAST)
     assert p.throughput_per_s > 0
     assert p.hint == "throughput"
 
 
+@pytest.mark.slow
 def test_torch_eager_is_the_reference():
     p = measure("demo", per_op=True, runs=2, warmup=1, threads=1)
     assert (p.runtime, p.precision) == ("torch", "fp32")
@@ -104,6 +109,7 @@ def test_a_bare_artifact_needs_no_bundle(tmp_path):
     assert (p.name, p.target, p.precision, p.runtime) == ("net.onnx", "gpu", "", "onnxruntime")
 
 
+@pytest.mark.slow
 def test_comparison_takes_turns_and_keeps_every_run(tmp_path):
     a = save_onnx(tmp_path / "a.onnx")
     b = save_onnx(tmp_path / "b.onnx")
@@ -131,6 +137,7 @@ net (uint8[1, 16, 16, 3] image) => (float[1, 3, 256, 256] y) {
 """
 
 
+@pytest.mark.slow
 def test_a_much_larger_network_is_slower(tmp_path):
     small = save_onnx(tmp_path / "small.onnx")
     large = save_onnx(tmp_path / "large.onnx", LARGE)
@@ -201,6 +208,7 @@ def test_no_runtime_for_the_artifact_names_the_package(tmp_path):
     assert caught.value.kind == "user"
 
 
+@pytest.mark.slow
 def test_an_unknown_unit_names_the_known_ones(bundles):
     with pytest.raises(UserError, match="sees no device 'NPUX'.*CPU"):
         measure(bundles["openvino"], unit="NPUX", **FAST)
@@ -227,24 +235,28 @@ def factory(tmp_path, monkeypatch, body):
     return asked("torch", factory="badnet:make", runs=3, warmup=0, threads=1, timeout_s=20)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_says_how(tmp_path, monkeypatch):
     request = factory(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
     with pytest.raises(DeviceError, match="ended early.*SIGKILL"):
         devices.get("local").profile(tmp_path, request)
 
 
+@pytest.mark.slow
 def test_a_runtime_that_fails_is_quoted(tmp_path, monkeypatch):
     request = factory(tmp_path, monkeypatch, "raise RuntimeError('out of tiles')")
     with pytest.raises(DeviceError, match="out of tiles"):
         devices.get("local").profile(tmp_path, request)
 
 
+@pytest.mark.slow
 def test_silence_is_given_up(tmp_path, monkeypatch):
     request = factory(tmp_path, monkeypatch, "time.sleep(60)").model_copy(update={"timeout_s": 6})
     with pytest.raises(DeviceError, match="said nothing for 6 s"):
         devices.get("local").profile(tmp_path, request)
 
 
+@pytest.mark.slow
 def test_what_the_network_prints_is_no_answer(tmp_path, monkeypatch):
     request = factory(tmp_path, monkeypatch, "print('@repedge {}'); os.write(1, b'x'); return x")
     assert len(devices.get("local").profile(tmp_path, request).samples_ms) == 3

@@ -35,6 +35,7 @@ def test_leave_one_out_sees_the_odd_point():
     assert leave_one_out(points) >= abs(base + slope * 4 - 6) / 6
 
 
+@pytest.mark.slow
 def test_an_estimate_is_labelled_with_its_error():
     e = predict.predict("repvit_m1_0", "iphone12")
     assert e.gmacs == pytest.approx(1.106, abs=0.001)

@@ -44,6 +44,7 @@ def test_the_same_samples_give_the_same_interval():
     assert stats.median_interval(x) == stats.median_interval(x)
 
 
+@pytest.mark.slow
 def test_median_interval_covers_the_true_median_of_independent_runs():
     rng = np.random.default_rng(2)
     hits = 0
@@ -62,6 +63,7 @@ def test_runs_that_depend_on_each_other_widen_the_interval():
     assert widths[0] > 1.5 * widths[1]
 
 
+@pytest.mark.slow
 def test_identical_artifacts_are_rarely_told_apart():
     """Nominal: 1 in 100. At most 1 in 20 comparisons may claim a difference; 400 leave 8 as a bound."""
     rng = np.random.default_rng(4)
@@ -69,6 +71,7 @@ def test_identical_artifacts_are_rarely_told_apart():
     assert sum(v != "no difference shown" for v in verdicts) <= 8
 
 
+@pytest.mark.slow
 def test_the_95_percent_interval_of_the_ratio_covers_the_truth():
     rng = np.random.default_rng(5)
     found = [stats.paired_ratio(comparison(rng, ratio=1.03)) for _ in range(300)]

@@ -21,6 +21,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("platform", "target"), FITS)
 def test_package_carries_the_model_its_proof_and_its_papers(
     tmp_path: Path, platform: str, target: str
@@ -58,6 +59,7 @@ def test_names_of_calibration_photos_stay_at_home(tmp_path: Path) -> None:
     assert found["digest"] == digest_of(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("platform", "target"), FITS)
 def test_same_bundle_same_bytes(tmp_path: Path, platform: str, target: str) -> None:
     bundle = fake(tmp_path / "b", target)
@@ -100,6 +102,7 @@ def test_feature_maps_are_stored_as_the_artifact_has_them(tmp_path: Path) -> Non
     assert "classify" not in source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "platform", "suggestion"),
     [
@@ -126,6 +129,7 @@ def test_name_that_is_no_identifier_gets_a_suggestion(
     assert ship([bundle], platform, tmp_path / "app", name=suggestion).name == suggestion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_any_model_name_gives_a_default(tmp_path: Path, platform: str) -> None:
     for i, name in enumerate(["repvgg_a0", "9lives", "犬", "object", "std", "numpy", "String", "a/b\n*/c"]):

@@ -51,6 +51,7 @@ def packed(bundles: dict[str, Path], target: str, platform: str, out: Path) -> P
     return ship([bundles[target]], platform, out, name="net").path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
 def test_python_package_passes_its_own_golden_test(
     uint8: dict[str, Path], tmp_path: Path, target: str
@@ -61,6 +62,7 @@ def test_python_package_passes_its_own_golden_test(
     assert "2 images as verified" in done.stdout
 
 
+@pytest.mark.slow
 def test_python_packages_of_integer_artifacts(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
@@ -77,12 +79,14 @@ def test_python_packages_of_integer_artifacts(tmp_path: Path) -> None:
         assert "w8a8: 2 images as verified" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tflite", "openvino"])
 def test_python_package_of_a_float32_artifact(float32: dict[str, Path], tmp_path: Path, target: str) -> None:
     out = packed(float32, target, "python", tmp_path / "app")
     assert run([sys.executable, "test_golden.py"], cwd=out).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [("pixels.u8", "gives other pixels"), ("expected_0.f32", "is off by"), ("0.png", "gives other pixels")],
@@ -107,6 +111,7 @@ def test_golden_test_notices_what_is_wrong(
     assert complaint in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
 def test_python_takes_images_of_the_input_size_and_outputs_stay(
     uint8: dict[str, Path], tmp_path: Path, target: str
@@ -130,6 +135,7 @@ def test_python_takes_images_of_the_input_size_and_outputs_stay(
     script(code, out)
 
 
+@pytest.mark.slow
 def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> None:
     out = packed(uint8, "tflite", "python", tmp_path / "app")
     code = """if True:
@@ -147,6 +153,7 @@ def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> Non
     np.testing.assert_allclose([g[2] for g in guesses], np.sort(softmax)[::-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_python_without_pillow_resizes_to_the_same_bits(tmp_path: Path) -> None:
     from repedge.config import Preprocess
     from repedge.photos import images
@@ -177,6 +184,7 @@ def load(path: Path, name: str):
     return module
 
 
+@pytest.mark.slow
 def test_python_says_what_is_wrong(uint8: dict[str, Path], tmp_path: Path) -> None:
     out = packed(uint8, "tflite", "python", tmp_path / "app")
     code = """if True:
@@ -223,6 +231,7 @@ def build(package: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "kind"), [("openvino", "uint8"), ("tflite", "float32")])
 def test_cpp_package_is_built_and_passes_its_golden_test(
     request: pytest.FixtureRequest, tmp_path: Path, target: str, kind: str

@@ -61,6 +61,7 @@ VARIETIES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("platform", "target"), [("ios", "coreml"), ("android", "tflite")])
 @pytest.mark.parametrize("variety", VARIETIES)
 def test_sources_parse(tmp_path: Path, platform: str, target: str, variety: dict[str, Any]) -> None:
@@ -87,6 +88,7 @@ def unescape(literal: str, unicode: str) -> str:
     return utf16.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("platform", "target", "file", "unicode"),
     [
@@ -172,6 +174,7 @@ def installed(library: str) -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.slow
 def test_cpp_pixels_are_pillows_from_the_file_on(tmp_path: Path) -> None:
     if shutil.which("c++") is None or not (installed("png") and installed("jpeg")):
         pytest.skip("a C++ compiler, libpng or libjpeg is not installed")

@@ -15,10 +15,14 @@ from repedge.errors import UnsupportedModel, UserError
 from repedge.targets.base import Job
 
 JOB = Job("net", "fp32", Preprocess(), "float32")
+SLOW = {"openvino"}
+"""It makes machine code of each graph."""
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("target", targets.TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in targets.TARGETS]
+)
 def test_operator(target, name, tmp_path):
     """Compiled for float inputs and run on three images."""
     row, wanted = CASES[name], targets.get(target)

@@ -40,6 +40,7 @@ AFTER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["Conv", "grouped Conv", "ConvTranspose", "grouped ConvTranspose"])
 @pytest.mark.parametrize("after", AFTER)
 def test_affine_after_a_convolution(rng, layer, after):
@@ -368,6 +369,7 @@ def test_a_wrong_merge_is_an_error(rng, monkeypatch):
         fuse(m)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_rules_matters(rng, monkeypatch):
     """With affine_before first, the BN between two convolutions would go into the second one."""
     text = f"a = Conv<group=4>(x, w)\nn = BatchNormalization(a, {bn_inputs('n')})\ny = Conv(n, v)"

@@ -60,6 +60,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_block_becomes_one_convolution(name):
     model, result = fused(PLAIN[name](), (10, 7) if "stride" in name else (9, 11))
@@ -117,6 +118,7 @@ class WrongBorder(nn.Module):
         return self.kernel(y) + self.dense(x)
 
 
+@pytest.mark.slow
 def test_a_border_of_something_else_stays():
     model, _ = fused(WrongBorder(), (9, 9))
     assert ops(model)["Conv"] == 3
@@ -140,6 +142,7 @@ def compiled(name: str, size: int, **options) -> tuple[Counter, Certificate]:
     return ops(model), certificate
 
 
+@pytest.mark.slow
 def test_repvgg_a0():
     found, certificate = compiled("repvgg_a0", 64)
     assert found == {"Conv": 22, "Relu": 22, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
@@ -150,6 +153,7 @@ def test_repvgg_a0():
     assert certificate.unfused == ()
 
 
+@pytest.mark.slow
 def test_grouped_repvgg():
     plain = registry.create("repvgg_b1g2", deploy=True)
     model = registry.create("repvgg_b1g2").stage1
@@ -158,6 +162,7 @@ def test_grouped_repvgg():
     assert [c.attributes["group"].value for c in convs] == [b.rbr_reparam.groups for b in plain.stage1]
 
 
+@pytest.mark.slow
 def test_repvit_with_two_heads():
     found, certificate = compiled("repvit_m0_6", 64, distillation=True)
     deploy = registry.create("repvit_m0_6", distillation=False)
@@ -171,6 +176,7 @@ def test_repvit_with_two_heads():
         assert "is not linear" in left.reason or "MACs" in left.reason or "inexact" in left.reason
 
 
+@pytest.mark.slow
 def test_certificate_is_json_and_reports_both_comparisons():
     _, certificate = compiled("repvgg_demo", 32)
     again = Certificate.model_validate_json(certificate.model_dump_json())

@@ -4,6 +4,7 @@ where the rules say so."""
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from fuse_graphs import bn, bn_inputs, fused, graph, normal, ops
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,7 @@ def blocks(draw):
     return "\n".join(lines), (1, cin, *size), weights
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, phases=PHASES)
 @given(blocks())
 def test_random_blocks_stay_equal(block):
@@ -88,6 +90,7 @@ def test_random_blocks_stay_equal(block):
     assert result.left or ops(m) == ["Conv", "Relu"]  # one convolution, or it is told why not
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**16),

@@ -49,6 +49,7 @@ def test_share_on_the_neural_engine_and_what_is_outside():
     assert facts["outside"] == ["gelu b"]
 
 
+@pytest.mark.slow
 def test_inputs_of_the_saved_program_are_understood(tmp_path):
     """With a real specification, made by coremltools on any system."""
     import coremltools as ct

@@ -30,6 +30,7 @@ def trained(name: str):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fused"), [("repvit_m0_6", True), ("repvgg_a0", True), ("repvgg_a0", False)]
 )

@@ -219,6 +219,7 @@ def random_window(rng: np.random.Generator) -> tuple[str, dict]:
     return body, {"given": f"float[1,4,{size[0]},{size[1]}] x", "weights": weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_random_windows(seed, tmp_path):
     """Whatever is not refused equals onnxruntime."""

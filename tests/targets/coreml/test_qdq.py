@@ -61,6 +61,7 @@ def weight_bytes(package):
     return sum(f.stat().st_size for f in package.rglob("weight.bin"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_the_numbers_are_those_of_the_qdq_graph(name, dtype, tmp_path):
@@ -157,6 +158,7 @@ def test_the_same_bytes_twice(tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_calibrated_network(tmp_path):
     """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
     they lose against the float network, which is the same within 3 dB; more is a different network."""
@@ -167,6 +169,7 @@ def test_a_calibrated_network(tmp_path):
     assert mil_ops(package).count("quantize") == sum(n.op_type == "QuantizeLinear" for n in model.graph)
 
 
+@pytest.mark.slow
 def test_operators_keep_their_names_and_roundings_are_numbered(tmp_path):
     """Which is what makes an integer program's text smaller than a 15th of its weights."""
     package, _, _ = end_to_end(TARGET, calibrated("coreml-w8a8"), tmp_path, 1)

@@ -216,6 +216,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(tmp_path):
     """Also in another process: no identifier, counter, hash order or date may get into the files."""
     precisions = ("fp16", "w8a32", "palette4")
@@ -363,6 +364,7 @@ def test_runner_names_what_failed(tmp_path):
         runner.run(np.zeros((1, 3, 5, 5), np.float32))
 
 
+@pytest.mark.slow
 def test_asking_what_is_supported_does_not_import_coremltools():
     script = (
         "import sys, repedge.targets.coreml.ops, repedge.targets.coreml.target as c; c.CoreML();"

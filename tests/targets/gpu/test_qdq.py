@@ -41,6 +41,7 @@ def compiled(model, out, the_job=None):
     return onnx.load(out / artifact.main), TARGET.open(out / artifact.main, the_job, names, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_the_numbers_are_those_of_the_qdq_graph(name, tmp_path):
     """At batch 3. Each float16 scale is off by up to 2^-11, that is 0.06 of 127 units, and the results with
@@ -131,6 +132,7 @@ def test_pixels_that_were_folded_before(tmp_path):
     assert sqnr_db(runner.run(images)[0], simulated(proto, planes)) > 35
 
 
+@pytest.mark.slow
 def test_a_calibrated_network(tmp_path):
     """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
     they lose against the float network, which is the same within 3 dB; more is a different network."""

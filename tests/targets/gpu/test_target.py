@@ -286,6 +286,7 @@ def test_a_broken_file_is_one_clear_error(tmp_path):
         TARGET.open(tmp_path / "model.onnx", job(), ["y"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repvit_m0_6", "repvgg_a0"])
 def test_whole_networks(name, tmp_path):
     """From pixels to logits, against PyTorch in float64."""

@@ -55,6 +55,7 @@ def executed(path):
     return [(i["layerType"].astype(str), i["primitiveType"].astype(str)) for i in infos]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_the_numbers_are_those_of_the_qdq_graph(name, dtype, tmp_path):
@@ -67,6 +68,7 @@ def test_the_numbers_are_those_of_the_qdq_graph(name, dtype, tmp_path):
     assert (apart > 0).mean() <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integer_bias", [False, True])
 @pytest.mark.parametrize("name", ["conv", "depthwise", "grouped", "residual", "gelu", "float gate", "dense"])
 def test_layers_run_in_integers(name, integer_bias, tmp_path):
@@ -156,6 +158,7 @@ def test_pixels_that_were_folded_before(tmp_path):
     assert sqnr_db(runner.run(images)[0], simulated(own, (planes / 255 - mean) / std)) > 35
 
 
+@pytest.mark.slow
 def test_the_first_convolution_reads_the_pixels_themselves(tmp_path):
     """In a border of the mean pixel: nothing rounds them ahead of it, in any batch size."""
     model, pre, photos = demo(border=True)
@@ -203,6 +206,7 @@ def test_a_border_that_is_no_integers_of_pixels(range_of_pixels, tmp_path):
     assert sqnr_db(runner.run(images)[0], simulated(proto, planes)) > 35
 
 
+@pytest.mark.slow
 def test_pixels_are_integers_of_scale_1_whatever_the_photos_hold():
     """Dark photos, and brighter ones in the app."""
     model, _, photos = demo(border=True)
@@ -210,6 +214,7 @@ def test_pixels_are_integers_of_scale_1_whatever_the_photos_hold():
     assert (plan.tensors["image"].scale, plan.tensors["image"].zero_point) == (1.0, 0)
 
 
+@pytest.mark.slow
 def test_the_first_layers_weights_have_7_bits():
     """Pairs of products of pixels and 8-bit weights overflow the 16 bits of CPUs without VNNI."""
     convs = [n for n in calibrated("openvino-w8a8").graph if n.op_type == "Conv"]
@@ -218,6 +223,7 @@ def test_the_first_layers_weights_have_7_bits():
     assert set(largest[1:]) == {127}
 
 
+@pytest.mark.slow
 def test_no_zero_point_but_the_least_and_the_middle_integer():
     """Others make OpenVINO's kernels slower; those two are its u8 and i8."""
     quantizers = [n for n in calibrated("openvino-w8a8").graph if n.op_type == "QuantizeLinear"]
@@ -245,6 +251,7 @@ def test_graphs_that_do_not_fit(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_calibrated_network(mixed, tmp_path):
     """Rounding amplifies the least difference from layer to layer, so deep results are compared by what

@@ -116,6 +116,7 @@ def test_normalisation_without_a_convolution_to_fold_into(tmp_path):
     assert relative_error(found, reference(proto, normalised(images, PREPROCESS))) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("fp16", 2)])
 def test_files_are_hardly_larger_than_the_weights(precision, width, tmp_path):
     model, images, expected = network("repvit_m0_6")
@@ -265,6 +266,7 @@ def test_a_broken_file_is_one_clear_error(tmp_path):
         TARGET.open(path, job(), ["y"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repvit_m0_6", "repvgg_a0"])
 def test_whole_networks(name, tmp_path):
     """From pixels to logits, against PyTorch in float64."""

@@ -62,6 +62,7 @@ def the_filter(path):
     return [graph.tensors[i] for i in conv.inputs], conv.builtinOptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_grouped_columns_give_the_same_integers(case, per_channel, tmp_path, monkeypatch):

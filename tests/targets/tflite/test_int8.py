@@ -69,6 +69,7 @@ def test_int16_is_within_one_unit_of_the_qdq_graph(name, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_rule_has_a_case_that_stays_integer(tmp_path):
     """An operator of the table whose case has a float DEQUANTIZE in the middle would be no integer one."""
     seen = set()
@@ -323,6 +324,7 @@ def test_scales_too_far_apart_for_the_delegate_are_told(case, tmp_path):
 # Real networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ops"), [("repvgg_demo", 33), ("repvit_demo", 173)])
 def test_real_networks_are_one_partition_and_agree(name, ops, tmp_path):
     _, model = fused_network(name, (32, 32))
@@ -347,6 +349,7 @@ def test_real_networks_are_one_partition_and_agree(name, ops, tmp_path):
 # The old runtime, whose own kernels run instead of XNNPACK's
 
 
+@pytest.mark.slow
 @needed
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 def test_old_runtime_is_within_one_unit(dtype, tmp_path):

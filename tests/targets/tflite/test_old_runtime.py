@@ -17,6 +17,7 @@ pytestmark = needed
 LABELS = tuple(f"class {i}" for i in range(12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", TOLERANCE), ("fp16", 5e-3)])
 def test_every_lowering_agrees_in_the_old_runtime(precision, tolerance, tmp_path):
     for name in EMITTED:
@@ -32,6 +33,7 @@ def test_every_lowering_agrees_in_the_old_runtime(precision, tolerance, tmp_path
     assert {name: error for name, error in worst.items() if not error < tolerance} == {}
 
 
+@pytest.mark.slow
 def test_official_reader_finds_preprocessing_and_labels(tmp_path):
     head = clean(
         "g (float[1,3,8,9] x) => (float[1,12] y)"
@@ -58,6 +60,7 @@ def test_official_reader_finds_preprocessing_and_labels(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_pixels_go_in_as_uint8(tmp_path):
     text = "g (float[1,3,8,9] x) => (float[1,5,4,5] y) { y = Conv<pads=[1,1,1,1],strides=[2,2]> (x, w) }"
     model = clean(text, w=weights(5, 3, 3, 3))
@@ -71,6 +74,7 @@ def test_pixels_go_in_as_uint8(tmp_path):
     assert (found["metadata"]["mean"], found["metadata"]["std"]) == ([0.0], [1.0])
 
 
+@pytest.mark.slow
 def test_real_network_agrees(tmp_path):
     _, model = fused_network("repvit_m0_6", (32, 32))
     x = weights(1, 3, 32, 32)

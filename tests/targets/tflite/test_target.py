@@ -117,6 +117,7 @@ def test_weights_are_aligned_and_take_no_more_room_than_needed(tmp_path):
         assert [(a.__array_interface__["data"][0] - start) % 16 for a in arrays] == [0] * len(arrays)
 
 
+@pytest.mark.slow
 def test_long_weights_are_streamed_whole(tmp_path):
     big = weights(6000, 1000)  # several blocks of the writer
     model = clean("g (float[1,1000] x) => (float[1,6000] y) { y = Gemm<transB=1> (x, w) }", w=big)
@@ -331,6 +332,7 @@ def test_target_is_registered():
 # Real networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "convolutions"), [("repvgg_a0", (64, 64), 22), ("repvit_m0_6", (33, 57), 70)]
 )

@@ -36,6 +36,7 @@ def check(body: str, size: list[int], tmp_path, **arrays: np.ndarray) -> None:
     assert relative_error(run(model, path, x), reference(model, x)) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(DRAWS))
 def test_conv(seed, tmp_path):
     rng, window, size = draw(seed, "conv")
@@ -45,6 +46,7 @@ def test_conv(seed, tmp_path):
     check(f"c = Conv<{attributes(window)}> (x, w, b) y = Relu (c)", size, tmp_path, w=w, b=weights(len(w)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(DRAWS))
 def test_conv_transpose(seed, tmp_path):
     rng, window, size = draw(seed, "deconv")
@@ -57,6 +59,7 @@ def test_conv_transpose(seed, tmp_path):
     check(f"y = ConvTranspose<{attributes(window)}> (x, w, b)", size, tmp_path, w=w, b=bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(DRAWS))
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
 def test_pool(op, seed, tmp_path):

@@ -280,17 +280,20 @@ SHAPES: dict[str, tuple[Build, object]] = {
 OPSETS = [("fp16", "iOS16"), ("fp16", "iOS17"), ("fp32", "iOS18")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "opset"), OPSETS)
 def test_elementwise_op(precision, opset, tmp_path):
     _PRECISION[0] = np.float16 if precision == "fp16" else np.float32
     check_ops(ELEMENTWISE, X, precision, opset, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "opset"), OPSETS)
 def test_shape_op(precision, opset, tmp_path):
     check_ops(SHAPES, X, precision, opset, tmp_path)
 
 
+@pytest.mark.slow
 def test_einsum(tmp_path):
     """MIL's einsum takes batched matrix products only."""
     y = RNG.standard_normal((2, 7, 9, 4)).astype(np.float16)
@@ -305,6 +308,7 @@ def test_einsum(tmp_path):
     assert_rounded(program.run({"x": X})["out"], want)
 
 
+@pytest.mark.slow
 def test_fp16_overflows_to_infinity_and_rounds_to_even(tmp_path):
     program = program_of(
         {
@@ -323,6 +327,7 @@ def test_fp16_overflows_to_infinity_and_rounds_to_even(tmp_path):
     assert got["sum"].tolist() == [4400]
 
 
+@pytest.mark.slow
 def test_fp16_rounds_after_every_op(tmp_path):
     """x * 3 / 3 is not x where x * 3 is no fp16 number."""
     program = program_of(

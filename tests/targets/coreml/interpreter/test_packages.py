@@ -25,6 +25,7 @@ def fp16_package(tmp_path_factory):
     return saved(fp16_model(), tmp_path_factory.mktemp("net"))
 
 
+@pytest.mark.slow
 def test_converted_net_agrees_with_torch(fp16_package, tmp_path):
     x = RNG.standard_normal((1, 3, 32, 32)).astype(np.float32)
     want = logits(x)
@@ -47,6 +48,7 @@ def test_signature(fp16_package):
     assert program.metadata["com.github.apple.coremltools.version"] == ct.__version__
 
 
+@pytest.mark.slow
 def test_running_needs_no_coremltools(fp16_package):
     """Its import takes seconds and writes warnings; only its protobuf definitions are read."""
     code = (
@@ -62,6 +64,7 @@ def test_running_needs_no_coremltools(fp16_package):
 # --- Images and classifiers. ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["RGB", "BGR"])
 def test_image_input(layout, tmp_path):
     """The program gets scale * pixel + bias of its own channel order; images are fed as RGB."""
@@ -93,6 +96,7 @@ def test_image_input(layout, tmp_path):
         program.run({"image": pixels.transpose(2, 0, 1)})
 
 
+@pytest.mark.slow
 def test_gray_image(tmp_path):
     image = ct.ImageType(name="x", shape=(1, 1, 4, 5), color_layout=ct.colorlayout.GRAYSCALE)
     model = convert(
@@ -105,6 +109,7 @@ def test_gray_image(tmp_path):
         np.testing.assert_array_equal(program.run({"x": fed})["y"][0, 0], pixels + 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [["ant", "bee", "cat"], [7, 8, 9]])
 def test_classifier(labels, tmp_path):
     model = convert(
@@ -127,6 +132,7 @@ def test_classifier(labels, tmp_path):
 # --- What can be wrong. ---
 
 
+@pytest.mark.slow
 def test_unknown_ops_are_all_named(tmp_path):
     def build(x):
         return mb.identity(x=mb.cumsum(x=mb.tan(x=mb.tan(x=x))), name="y")
@@ -136,6 +142,7 @@ def test_unknown_ops_are_all_named(tmp_path):
         load(path)
 
 
+@pytest.mark.slow
 def test_feeds_are_checked(tmp_path):
     program = program_of({"y": lambda x, t: mb.relu(x=x)}, (1, 3), "fp32", "iOS16", tmp_path)
     with pytest.raises(UserError, match=r"inputs are \['x'\], but was fed \['z'\]"):

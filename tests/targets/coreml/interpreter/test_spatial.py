@@ -308,11 +308,13 @@ SPATIAL_IOS17: dict[str, tuple[Build, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "opset"), [("fp16", "iOS16"), ("fp16", "iOS17"), ("fp32", "iOS18")])
 def test_op(precision, opset, tmp_path):
     check_ops(SPATIAL, X, precision, opset, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "opset"), [("fp32", "iOS17"), ("fp16", "iOS18")])
 def test_op_of_ios17(precision, opset, tmp_path):
     check_ops(SPATIAL_IOS17, X, precision, opset, tmp_path)

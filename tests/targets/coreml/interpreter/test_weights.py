@@ -49,6 +49,7 @@ COMPRESSED = {
 ONLY_IOS18 = {"palette3", "palette4_grouped", "int4_blocks"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "opset"),
     [(k, "iOS18") for k in COMPRESSED] + [(k, "iOS16") for k in COMPRESSED if k not in ONLY_IOS18],
@@ -68,6 +69,7 @@ def test_compressed_weights(kind, opset, tmp_path):
     assert relative(got, logits(x)) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 def test_packed_palettes_in_the_weight_file(bits, tmp_path):
     """iOS 18 stores indices of ``bits`` bits packed; sparse weights use one bit each."""
@@ -93,6 +95,7 @@ def test_packed_palettes_in_the_weight_file(bits, tmp_path):
     np.testing.assert_array_equal(got["sparse"], dense)
 
 
+@pytest.mark.slow
 def test_chained_compression(tmp_path):
     """A palette of int8 entries, scaled per block: scale * (palette - offset)."""
     indices = RNG.integers(0, 16, (4, 6)).astype(np.uint8)
@@ -141,6 +144,7 @@ def test_lut_examples_of_the_definition():
     assert got[0].tolist() == [[0, 1, 2, 0, 1, 2], [10, 11, 12, 0, 1, 2]]
 
 
+@pytest.mark.slow
 def test_weights_beyond_the_cache_are_converted_each_run(monkeypatch, tmp_path):
     package = saved(fp16_model(), tmp_path)
     x = RNG.standard_normal((1, 3, 32, 32)).astype(np.float32)
