@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from calib_nets import images, mixed, mobile
@@ -111,7 +113,7 @@ def error(layer, moments: Moments, model) -> float:
 @pytest.mark.slow
 def test_a_recipe_takes_it() -> None:
     model, x = mobile(), images(32)
-    steps = [("observe", {"moments": 32}), ("ranges", {"rule": "minmax"})]
+    steps: list[tuple[str, dict[str, Any]]] = [("observe", {"moments": 32}), ("ranges", {"rule": "minmax"})]
     steps += [("round", {"method": "adaround", "steps": 50}), ("correct_bias", {})]
     recipe = Recipe(name="mine", steps=tuple(StepSpec(step=s, options=o) for s, o in steps))
     assert "round(method=adaround, steps=50)" in str(recipe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -181,7 +183,7 @@ def test_integer_simulation_is_integer_arithmetic() -> None:
     stats = observe(model, [x], moments=16)
     plan = ranges(model, stats, TFLITE_W8A8)
     model = round_weights(model, plan, TFLITE_W8A8, stats)
-    seen = {}
+    seen: dict[str, Any] = {}
     taps = {n: (lambda y, n=n: seen.__setitem__(n, y.numpy().copy())) for n in ("r1", "r2")}
     integer_simulator(model, plan).run(x[:4], taps)
     t_in, t_out, w = plan.tensors["r1"], plan.tensors["r2"], plan.weights["w2"]

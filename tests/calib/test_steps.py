@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -264,7 +265,7 @@ def test_enumeration_is_brute_force() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["nearest", "closed-form"])
-def test_rounded_weights_are_on_their_grid(method: str) -> None:
+def test_rounded_weights_are_on_their_grid(method: Literal["nearest", "closed-form"]) -> None:
     model, x = mobile(), images(8)
     stats = observe(model, [x], moments=8)
     plan = ranges(model, stats, TFLITE_W8A8)

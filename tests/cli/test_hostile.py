@@ -8,6 +8,7 @@ import struct
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ def test_tensors_larger_than_their_file(tmp_path: Path, tensor: torch.Tensor, me
         load_checkpoint(tmp_path / "w.pth")
 
 
-def onnx_file(file: Path, kernel: np.ndarray, **attributes: object) -> Path:
+def onnx_file(file: Path, kernel: np.ndarray, **attributes: Any) -> Path:
     tensor = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_files_of_the_torchscript_exporter(tmp_path: Path, opset: int, dynamic: 
         opset_version=opset, dynamo=False, do_constant_folding=False,
     )  # fmt: skip
     targets = ALL if opset == 13 else ["tflite"]
-    size = {"input_size": "32"} if dynamic else {}
+    size: dict[str, Any] = {"input_size": "32"} if dynamic else {}
     report = repedge.compile(
         str(file), targets=targets, precisions=["fp32"], out=tmp_path / "out", count=2, **size
     )
@@ -121,7 +122,7 @@ def factory(monkeypatch: pytest.MonkeyPatch):
     """``factory(make)`` gives a MODEL that calls ``make``."""
 
     def register(make) -> str:
-        module = types.ModuleType("qa_nets")
+        module: Any = types.ModuleType("qa_nets")
         module.make = make
         monkeypatch.setitem(sys.modules, "qa_nets", module)
         return "qa_nets:make"
@@ -237,7 +238,7 @@ def test_python_takes_what_the_command_line_takes(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             repedge.compile(network, targets="tflite", input_size=16, out=tmp_path / "c", **wrong)
     with pytest.raises(UserError, match="not a dict"):
-        repedge.compile({}, targets="tflite", out=tmp_path / "c")
+        repedge.compile({}, targets="tflite", out=tmp_path / "c")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="leave out --weights"):
         repedge.evaluate(report.bundles[0].path, photos, weights="w.pt")
 

@@ -12,12 +12,12 @@ import pytest
 from budget_nets import OPTIONS, classifier, photos
 
 import repedge
+import repedge.profile.measure as measure
 from repedge import cli
 from repedge.bundle.folder import Bundle
 from repedge.compiler import fastest
 from repedge.compiler.fastest import Timed, pick
 from repedge.errors import UserError
-from repedge.profile import measure
 
 
 @pytest.fixture(scope="module")

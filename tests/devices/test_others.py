@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ PROFILE = {
 
 def fake_hub(profile=PROFILE, success=True, message="", new=True, slow=False):
     """The module; ``calls`` keeps what was submitted."""
-    hub = types.ModuleType("qai_hub")
+    hub: Any = types.ModuleType("qai_hub")
     hub.calls = []
     phones = [
         types.SimpleNamespace(name="Samsung Galaxy S24", os="14"),
@@ -92,7 +93,7 @@ def request(**more):
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_hosted_phone(monkeypatch, new):
-    hub = fake_hub(new=new)
+    hub: Any = fake_hub(new=new)
     monkeypatch.setitem(sys.modules, "qai_hub", hub)
     device = devices.get("aihub://Samsung Galaxy S24", {"compute-unit": "npu"})
     result = device.profile(Path("m.tflite"), request(per_op=True))
@@ -142,7 +143,7 @@ def test_aihub_failures(monkeypatch, hub, uri, error, message):
 
 
 def test_aihub_refusals(monkeypatch):
-    hub = fake_hub()
+    hub: Any = fake_hub()
     monkeypatch.setitem(sys.modules, "qai_hub", hub)
 
     def refuse(**_):
@@ -338,7 +339,7 @@ def test_every_scheme_loads_and_says_what_it_is_without_its_extra():
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "asyncssh", None)
     with pytest.raises(MissingExtra, match=r"pip install 'repedge\[devices\]'"):
-        devices.get("ssh://host").probe()
+        devices.get("ssh://host").probe()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "adbutils", None)
     tool = tmp_path / "tool"
     tool.write_bytes(b"\x7fELF")

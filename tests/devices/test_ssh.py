@@ -262,7 +262,7 @@ def test_full_remote_disk(server, model, tmp_path):
 
 def test_an_unreachable_host():
     with pytest.raises(DeviceError, match=r"ssh://127\.0\.0\.1:1 can't be reached"):
-        devices.get("ssh://127.0.0.1:1").probe()
+        devices.get("ssh://127.0.0.1:1").probe()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("uri", ["ssh://user:secret-word@host", "ssh://user:secret-word@host:22"])

@@ -48,8 +48,9 @@ class Block(nn.Module):
         super().__init__()
         self.dense = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.point = nn.Conv2d(width, width, 1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(3))
-        self.norms[2].running_var.fill_(1 / peak**2)  # a quiet input channel: its identity becomes large
+        norms = [nn.BatchNorm2d(width) for _ in range(3)]
+        self.norms = nn.ModuleList(norms)
+        norms[2].running_var.fill_(1 / peak**2)  # a quiet input channel: its identity becomes large
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b, c = self.norms

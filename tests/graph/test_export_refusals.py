@@ -26,7 +26,7 @@ def test_an_input_that_the_module_cannot_take(no_fallback):
         export(nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), SHAPE)
     for shape in ((1, 4, 0, 10), (2, 4, 8, 10), (4, 8, 10)):
         with pytest.raises(UserError, match="input shape"):
-            export(nn.ReLU(), shape)
+            export(nn.ReLU(), shape)  # type: ignore[arg-type]  # one is too short
 
 
 def test_weights_that_cannot_be_compiled(no_fallback):
@@ -68,6 +68,7 @@ class Counter(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.calls: torch.Tensor
         self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, x):

@@ -19,7 +19,11 @@ W = np.random.default_rng(0).standard_normal((16, 3, 3, 3)).astype(np.float32)
 
 
 def model(
-    body: str, inputs: str = "float[N,3,H,W] x", outputs: str = "float[N,K] y", opset: int = 20, **weights
+    body: str,
+    inputs: str = "float[N,3,H,W] x",
+    outputs: str = "float[N,K] y",
+    opset: int | str = 20,
+    **weights,
 ):
     """A model from ONNX text; ``weights`` become initializers."""
     imports = f'"" : {opset}' if isinstance(opset, int) else opset

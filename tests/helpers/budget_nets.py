@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,12 @@ from PIL import Image
 
 from repedge.config import Preprocess
 
-OPTIONS = {"input_size": "12x12", "resize": "squash", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"}
+OPTIONS: dict[str, Any] = {
+    "input_size": "12x12",
+    "resize": "squash",
+    "mean": "0.5,0.5,0.5",
+    "std": "0.25,0.25,0.25",
+}
 PRE = Preprocess(size=(12, 12), resize=None, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -50,7 +56,10 @@ def classifier(path: Path, seed: int = 0, classes: int = 10, rough: float = 1000
       f = Flatten(p)
       y = Gemm <transB=1> (f, w4, b4)
     """
-    w["low"], w["high"] = np.float32(0), np.float32(1e4)  # a clip is not homogeneous: no equalization
+    w["low"], w["high"] = (
+        np.array(0, np.float32),
+        np.array(1e4, np.float32),
+    )  # a clip is not homogeneous: no equalization
     model = parse(f"net (float[1,3,12,12] x) => (float[1,{classes}] y) {{ {body} }}", w)
     names = {"c0": "stem", "c1": "deep", "c2": "wide", "c3": "point", "y": "head"}
     for node in model.graph:

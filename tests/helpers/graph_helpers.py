@@ -8,6 +8,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from repedge import passes
+from repedge.graph.values import shape_of
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>\n'
 
@@ -43,7 +44,7 @@ def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 def feeds_of(model: ir.Model, seed: int = 0, scale: float = 3.0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
-        v.name: (scale * rng.standard_normal(v.shape.numpy())).astype(np.float32) for v in model.graph.inputs
+        str(v.name): (scale * rng.standard_normal(shape_of(v))).astype(np.float32) for v in model.graph.inputs
     }
 
 

@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -23,7 +24,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repos: dict[str, dict[str, bytes] | tuple[int, str]] = {}
+        self.repos: dict[str, Any] = {}
         self.log: list[str] = []
         self.damage = False  # flip a byte on the way
         threading.Thread(target=self.serve_forever, daemon=True).start()

@@ -1,8 +1,12 @@
 """Small artifacts and scripted agents for the profile tests."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx.parser
@@ -12,6 +16,9 @@ from repedge.devices.protocol import EngineRef, HostInfo, ProfileRequest, RawPro
 from repedge.profile.measure import engine_ref
 from repedge.profile.result import Profile, summarize
 from repedge.profile.subject import TORCH, Subject
+
+if TYPE_CHECKING:
+    import torch
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -33,7 +40,7 @@ def engine_of(runtime: str) -> EngineRef:
     return engine_ref(next(e for e in (TORCH, *known) if e.runtime == runtime))
 
 
-def asked(runtime: str, **more) -> ProfileRequest:
+def asked(runtime: str, **more: Any) -> ProfileRequest:
     """A request for a runtime."""
     return ProfileRequest(**{"runtime": runtime, "engine": engine_of(runtime), **more})
 
@@ -44,14 +51,16 @@ def save_onnx(path: Path, text: str = NET) -> Path:
     return path
 
 
-def profile(samples=(1.0, 1.1, 1.2) * 10, **more) -> Profile:
+def profile(samples: Sequence[float] = (1.0, 1.1, 1.2) * 10, **more: Any) -> Profile:
     """The profile of made-up latencies."""
     raw = RawProfile(runtime="tflite", threads=1, samples_ms=tuple(samples), host=HostInfo(cpu="x"), **more)
-    return summarize(Subject("net", Path("net.tflite"), "tflite", "tflite"), "local", "latency", raw)
+    (engine,) = (t.engine for t in targets.installed() if t.name == "tflite")
+    assert engine is not None
+    return summarize(Subject("net", Path("net.tflite"), engine, "tflite"), "local", "latency", raw)
 
 
 @cache
-def module():
+def module() -> torch.nn.Sequential:
     import torch
     from torch import nn
 
@@ -66,24 +75,25 @@ def module():
 class ScriptedTransport:
     """A `repedge.devices.base.Transport` that plays back lines; None is the end, an exception is raised."""
 
-    def __init__(self, *lines, trouble=""):
-        self.lines, self.sent, self.closed, self._trouble = list(lines), [], 0, trouble
+    def __init__(self, *lines: str | type[BaseException] | None, trouble: str = "") -> None:
+        self.lines, self.closed, self._trouble = list(lines), 0, trouble
+        self.sent: list[Any] = []
 
-    def send(self, line):
+    def send(self, line: str) -> None:
         self.sent.append(json.loads(line))
 
-    def receive(self, timeout):
+    def receive(self, timeout: float) -> str | None:
         line = self.lines.pop(0) if self.lines else None
         if isinstance(line, type):
             raise line
         return line
 
-    def trouble(self):
+    def trouble(self) -> str:
         return self._trouble
 
-    def close(self):
+    def close(self) -> None:
         self.closed += 1
 
 
-def answer(**message):
+def answer(**message: Any) -> str:
     return "@repedge " + json.dumps(message)

@@ -125,7 +125,7 @@ def _artifact(path: Path) -> None:
 def _golden(root: Path, pre: Preprocess, outputs: Sequence[Tensor]) -> None:
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
-    arrays = {"pixels": np.stack([images.pixels(p, pre) for p in photos])}
+    arrays: dict[str, Any] = {"pixels": np.stack([images.pixels(p, pre) for p in photos])}
     for t in outputs:
         shape = t.shape if len(t.shape) != 4 or t.layout != "NHWC" else (1, t.shape[3], *t.shape[1:3])
         y = rng.normal(size=(2, *shape[1:])).astype(np.float32)

@@ -17,6 +17,8 @@ def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
     for m in module.modules():
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert m.running_mean is not None
+            assert m.running_var is not None
             with torch.no_grad():
                 m.weight.uniform_(0.5, 1.5, generator=g)
                 m.bias.normal_(0, 0.2, generator=g)
@@ -154,6 +156,6 @@ def fused_repvit(state: State) -> State:
         weight = state[head + "l.weight"].double()
         weights.append(weight * scale)
         biases.append(weight @ shift + state[head + "l.bias"].double())
-    out["classifier.weight"] = sum(weights) / len(heads)
-    out["classifier.bias"] = sum(biases) / len(heads)
+    out["classifier.weight"] = torch.stack(weights).mean(0)
+    out["classifier.bias"] = torch.stack(biases).mean(0)
     return {k: v.float() for k, v in out.items()}

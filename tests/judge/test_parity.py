@@ -35,8 +35,8 @@ def data(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def bundles(folder: Path, data: Path) -> list[Path]:
     """TFLite and ONNX in integers, OpenVINO in float."""
-    make = {"out": folder / "build", "images": data, **OPTIONS}
-    integers = {"precisions": ["w8a8"], "calib": data, "calib_count": 32, "recipe": "minmax"}
+    make: dict[str, Any] = {"out": folder / "build", "images": data, **OPTIONS}
+    integers: dict[str, Any] = {"precisions": ["w8a8"], "calib": data, "calib_count": 32, "recipe": "minmax"}
     one = repedge.compile(folder / "net.onnx", targets=["tflite", "gpu"], min_sqnr=0, **integers, **make)
     two = repedge.compile(folder / "net.onnx", targets=["openvino"], precisions=["fp32"], **make)
     return [b.path for b in (*one.bundles, *two.bundles)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from repedge.models.repopt import (
 from repedge.models.repvgg import RepVGG
 from repedge.passes.fusion.fuse import fuse
 
-SMALL = {"depths": (2, 3, 4, 1), "widths": (0.25, 0.25, 0.125, 0.125)}
+SMALL: dict[str, Any] = {"depths": (2, 3, 4, 1), "widths": (0.25, 0.25, 0.125, 0.125)}
 X = torch.randn(2, 3, 45, 64, generator=torch.Generator().manual_seed(1))
 
 # Trained parameters of the training form. QARepVGG-B0: `n_parameters` in the authors' B0_log.txt; of the
@@ -335,7 +336,7 @@ def test_fresh_kernels_start_as_merged_branches() -> None:
         for name, scale in scales_of(searched()).items()
     }
     handles = reparameterize(plain, identity_alone)
-    kernel = plain.stage3[2].conv.weight
+    kernel = plain.get_parameter("stage3.2.conv.weight")
     assert torch.equal(kernel[:, :, 1, 1], torch.eye(len(kernel)))
     assert kernel.count_nonzero() == len(kernel)
     kernel.sum().backward()

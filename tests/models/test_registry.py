@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -182,14 +183,15 @@ def repvit_reference(x: Tensor, s: dict[str, Tensor]) -> Tensor:
         x = x + conv(F.gelu(conv(x, mlp + ".0")), mlp + ".2")
     x = x.mean((2, 3))
     heads = [k.removesuffix(".l.weight") for k in s if k.endswith(".l.weight")]
-    return sum(bn(x, s, h + ".bn") @ s[h + ".l.weight"].T + s[h + ".l.bias"] for h in heads) / len(heads)
+    scores = [bn(x, s, h + ".bn") @ s[h + ".l.weight"].T + s[h + ".l.bias"] for h in heads]
+    return torch.stack(scores).mean(0)
 
 
 def doubles(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.double() for k, v in module.state_dict().items()}
 
 
-SMALL = {"depths": (2, 3, 4, 1), "widths": (0.25, 0.25, 0.125, 0.125)}
+SMALL: dict[str, Any] = {"depths": (2, 3, 4, 1), "widths": (0.25, 0.25, 0.125, 0.125)}
 X = torch.randn(2, 3, 45, 64, generator=torch.Generator().manual_seed(1))
 
 
@@ -233,7 +235,7 @@ def test_repvggplus_follows_the_authors() -> None:
 @torch.no_grad()
 def test_repvit_follows_the_authors(distillation: bool) -> None:
     torch.manual_seed(0)
-    config = {"widths": (16, 24, 32, 40), "depths": (3, 1, 5, 2), "num_classes": 11}
+    config: dict[str, Any] = {"widths": (16, 24, 32, 40), "depths": (3, 1, 5, 2), "num_classes": 11}
     net = shaken(RepViT(**config, distillation=distillation))
     want = repvit_reference(X.double(), doubles(net))
     torch.testing.assert_close(net.double()(X.double()), want, rtol=1e-10, atol=1e-12)

@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -119,8 +120,8 @@ def test_random_weights_are_seeded() -> None:
     torch.manual_seed(7)
     two = resolve("repvgg_demo", random_weights=True, num_classes=6)
     assert "random weights" in one.description
-    assert torch.equal(one.module.linear.weight, two.module.linear.weight)
-    assert one.module.linear.out_features == 6
+    assert torch.equal(*(found.module.get_parameter("linear.weight") for found in (one, two)))
+    assert one.module.get_parameter("linear.weight").shape[0] == 6
     torch.manual_seed(5)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -191,7 +192,7 @@ def test_factories(factories) -> None:
     assert grey.input_shape == (1, 1, 33, 57)
     assert grey.preprocess.color == "GRAY"
     assert grey.preprocess.resize == 65  # the crop keeps its 7/8
-    assert grey.module.conv.weight.dtype == torch.float32
+    assert grey.module.get_parameter("conv.weight").dtype == torch.float32
 
 
 def test_factory_with_weights(factories, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_factory_with_weights(factories, tmp_path: Path) -> None:
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pth")
     source = resolve(f"{name}:small", weights=tmp_path / "w.pth")
     assert source.checkpoint_sha256
-    assert torch.equal(source.module[0].weight, torch.full((4, 3, 3, 3), 0.5))
+    assert torch.equal(source.module.get_parameter("0.weight"), torch.full((4, 3, 3, 3), 0.5))
     del state["4.bias"]
     save_file(state, tmp_path / "w.safetensors")
     message = fails(f"{name}:small", weights=tmp_path / "w.safetensors")
@@ -261,7 +262,7 @@ def test_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def create_model(name: str, pretrained: bool, num_classes: int = 1000) -> nn.Module:
         if name != "tiny.in1k":
             raise RuntimeError(f"Unknown model ({name})")
-        net = nn.Module()
+        net: Any = nn.Module()
         net.conv, net.fc, net.num_classes = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes), num_classes
         net.pretrained_cfg = {
             "input_size": (3, 160, 160),
@@ -274,7 +275,7 @@ def test_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         }
         return net
 
-    fake = types.ModuleType("timm")
+    fake: Any = types.ModuleType("timm")
     fake.create_model = create_model
     monkeypatch.setitem(sys.modules, "timm", fake)
     source = resolve("timm:tiny.in1k", pretrained=True)
@@ -284,8 +285,8 @@ def test_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     state = create_model("tiny.in1k", False, num_classes=5).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     source = resolve("timm:tiny.in1k", weights=tmp_path / "w.safetensors", labels=list("abcde"))
-    assert source.module.fc.out_features == 5
-    assert torch.equal(source.module.fc.weight, state["fc.weight"])
+    assert source.module.get_parameter("fc.weight").shape[0] == 5
+    assert torch.equal(source.module.get_parameter("fc.weight"), state["fc.weight"])
     assert "Unknown model" in fails("timm:huge", pretrained=True)
     assert "--random-weights" in fails("timm:tiny.in1k")
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from repedge.errors import UserError
 from repedge.photos.choice import load
 
 
-def zipped(path: Path, source: Path, prefix: str = "", **options: object) -> Path:
+def zipped(path: Path, source: Path, prefix: str = "", **options: Any) -> Path:
     with zipfile.ZipFile(path, "w", **options) as archive:
         for file in sorted(source.rglob("*.*")):
             archive.write(file, prefix + file.relative_to(source).as_posix())
@@ -265,7 +266,7 @@ def test_a_model_without_anything_to_quantize(tmp_path: Path) -> None:
 def test_the_manifest_says_what_it_was_calibrated_on(tmp_path: Path) -> None:
     """A one-shot iterable serves two targets; noise is warned of in the report and in the bundle."""
     arrays = photos(20, 64, 64)
-    options = {
+    options: dict[str, Any] = {
         "precisions": ["w8a8"], "recipe": "minmax", "min_sqnr": -99, "reference": False, "resize": "squash",
     }  # fmt: skip
     net = network(tmp_path / "small.onnx", True)

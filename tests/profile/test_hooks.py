@@ -1,6 +1,7 @@
 """The layer timeline and the stopwatch in a user's own code."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import repedge
 
 
 def test_every_layer_is_an_event_with_its_shape():
-    net, seen = module(), []
+    net = module()
+    seen: list[Any] = []
     with repedge.profile.hook(net, seen.append) as timeline, torch.inference_mode():
         net(torch.zeros(1, 3, 32, 32))
     assert [e.type for e in timeline.events] == [type(m).__name__ for m in net]
@@ -79,7 +81,7 @@ def test_totals_add_the_runs_of_one_layer():
 
 
 def test_an_artifact_has_its_operators_on_the_timeline(tmp_path):
-    seen = []
+    seen: list[Any] = []
     path = save_onnx(tmp_path / "net.onnx")
     with repedge.profile.hook(path, seen.append, runs=3, warmup=0, threads=1) as timeline:
         pass
@@ -99,7 +101,7 @@ def test_stopwatch_counts_laps_and_logs(caplog):
 
 
 def test_stopwatch_in_a_long_loop_keeps_the_newest_laps():
-    lines = []
+    lines: list[str] = []
     watch = repedge.profile.stopwatch("net", every=50, log=lines.append, keep=20)
     for _ in range(100):
         with watch:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from repedge.devices.pack import agent_bytes
 from repedge.errors import DeviceError, UserError
 from repedge.profile.measure import compare, measure
 
-FAST = {"runs": 4, "warmup": 1, "threads": 1}
+FAST: dict[str, Any] = {"runs": 4, "warmup": 1, "threads": 1}
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import pytest
 from profile_helpers import profile
 
+import repedge.profile.predict as predict
 from repedge.errors import UserError
-from repedge.profile import predict
 from repedge.profile.predict import FITS, Fit, Network, Point, leave_one_out, line, read, refusal
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return compile_net(out, ["tflite", "openvino"], input_kind="float32", color="BGR", precisions=["fp32"])
 
 
-def run(command: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
         [str(c) for c in command],
@@ -223,7 +224,9 @@ def build(package: Path) -> Path:
     options += ["-G", "Ninja"] if shutil.which("ninja") else []
     openvino, litert = wheel("openvino"), wheel("ai_edge_litert")
     options += [f"-DOpenVINO_DIR={openvino / 'cmake'}", f"-DLITERT_LIBRARY={litert / 'libLiteRt.so'}"]
-    for command in (["cmake", "-S", package, "-B", folder, *options], ["cmake", "--build", folder]):
+    configure: list[str | Path] = ["cmake", "-S", package, "-B", folder, *options]
+    compile_: list[str | Path] = ["cmake", "--build", folder]
+    for command in (configure, compile_):
         done = run(command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         if "Could NOT find PNG" in done.stdout + done.stderr:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -10,11 +13,14 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, parser
 
 from repedge.graph.attrs import attr
-from repedge.graph.values import const
+from repedge.graph.values import const, shape_of
+from repedge.passes.fusion.certificate import Fused
 from repedge.passes.fusion.fuse import find_merges, finish
+from repedge.passes.fusion.linear import Expr
+from repedge.passes.fusion.merges import MergePlan
 
 
-def graph(nodes: str, x: tuple[int, ...], outputs: str = "y", **weights: np.ndarray) -> ir.Model:
+def graph(nodes: str, x: tuple[int, ...], outputs: str = "y", /, **weights: npt.ArrayLike) -> ir.Model:
     """One ONNX node per line (named after its output), input ``x``; shapes are inferred."""
     protos = []
     for line in filter(None, (part.strip() for part in nodes.split("\n"))):
@@ -51,21 +57,23 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype("f")
 
 
-def run64(model: ir.Model, x: torch.Tensor, plan=None) -> dict[str, torch.Tensor]:
+def run64(model: ir.Model, x: torch.Tensor, plan: MergePlan | None = None) -> dict[str, torch.Tensor]:
     """Evaluate in float64 by PyTorch; nodes that ``plan`` merged take their weights before the cast."""
     values: dict[ir.Value, torch.Tensor] = {model.graph.inputs[0]: x}
 
-    def get(value):
-        if value is None:
-            return None
+    def read(value: ir.Value | None) -> torch.Tensor:
+        assert value is not None
         if value not in values:
             values[value] = torch.from_numpy(np.array(const(value))).double()
         return values[value]
 
+    def get(value: ir.Value | None) -> torch.Tensor | None:
+        return None if value is None else read(value)
+
     for node in model.graph:
         block = plan.block(node) if plan is not None else None
         if block is not None:
-            values[node.outputs[0]] = _merged(block.expr, get(node.inputs[0]))
+            values[node.outputs[0]] = _merged(block.expr, read(node.inputs[0]))
         elif "scaled" in node.meta:
             w, b = node.meta["scaled"].collapse()
             values[node.outputs[0]] = OPS[node.op_type](
@@ -73,10 +81,10 @@ def run64(model: ir.Model, x: torch.Tensor, plan=None) -> dict[str, torch.Tensor
             )
         else:
             values[node.outputs[0]] = OPS[node.op_type](node, *(get(v) for v in node.inputs))
-    return {v.name: values[v] for v in model.graph.outputs}
+    return {str(v.name): values[v] for v in model.graph.outputs}
 
 
-def _merged(expr, x):
+def _merged(expr: Expr, x: torch.Tensor) -> torch.Tensor:
     weight, bias = (torch.from_numpy(a) for a in expr.collapse())
     g = expr.geometry
     if x.ndim == 2:
@@ -85,7 +93,7 @@ def _merged(expr, x):
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, g.strides, 0, g.dilations, g.group)
 
 
-def _conv(node, x, w, b=None):
+def _conv(node: ir.Node, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     n = w.ndim - 2
     pads = attr(node, "pads", (0,) * 2 * n)
     around = [p for axis in reversed(range(n)) for p in (pads[axis], pads[n + axis])]
@@ -95,13 +103,15 @@ def _conv(node, x, w, b=None):
     return function(F.pad(x, around), w, b, strides, 0, dilations, attr(node, "group", 1))
 
 
-def _conv_transpose(node, x, w, b=None):
+def _conv_transpose(
+    node: ir.Node, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None
+) -> torch.Tensor:
     pads = attr(node, "pads", (0, 0, 0, 0))
     assert pads[:2] == pads[2:]
     return F.conv_transpose2d(x, w, b, attr(node, "strides", (1, 1)), pads[:2], 0, attr(node, "group", 1))
 
 
-def _average(node, x):
+def _average(node: ir.Node, x: torch.Tensor) -> torch.Tensor:
     top, left, bottom, right = attr(node, "pads", (0, 0, 0, 0))
     kernel, strides = attr(node, "kernel_shape"), attr(node, "strides", (1, 1))
     around = (left, right, top, bottom)
@@ -111,18 +121,20 @@ def _average(node, x):
     return total / F.avg_pool2d(F.pad(torch.ones_like(x), around), kernel, strides)
 
 
-def _gemm(node, x, w, b=None):
+def _gemm(node: ir.Node, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     y = attr(node, "alpha", 1.0) * (x @ (w.T if attr(node, "transB", 0) else w))
     return y if b is None else y + attr(node, "beta", 1.0) * b
 
 
-def _pad(node, x, pads, value=None):
+def _pad(
+    node: ir.Node, x: torch.Tensor, pads: torch.Tensor, value: torch.Tensor | None = None
+) -> torch.Tensor:
     amounts = [int(p) for p in pads]
     around = (amounts[3], amounts[7], amounts[2], amounts[6])
     return F.pad(x, around, value=0.0 if value is None else float(value))
 
 
-OPS = {
+OPS: dict[str, Callable[..., torch.Tensor]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
@@ -145,12 +157,12 @@ OPS = {
 }
 
 
-def fused(model: ir.Model, exact: float = 1e-9, rounded: float = 2e-5):
+def fused(model: ir.Model, exact: float = 1e-9, rounded: float = 2e-5) -> Fused:
     """Fuse the graph and hold it, before and after the cast to float32, against itself; the `Fused`.
 
     ``exact`` and ``rounded`` bound the difference relative to a channel's largest value.
     """
-    shape = [int(d) for d in model.graph.inputs[0].shape]
+    shape = shape_of(model.graph.inputs[0])
     x = torch.randn(4, *shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     signature = [(v.name, v.shape, v.dtype) for v in model.graph.outputs]
     expected = run64(model, x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import operators
@@ -113,7 +115,7 @@ def test_every_row_has_a_case():
     assert set(LOWERINGS) - operators.operators_of(CASES, "coreml") <= qdq.NAMES
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "conv_computed_weight": ("y = Conv(x, x)", {"given": "float[1,1,6,6] x"}, "is computed, not a constant"),
     "conv_1d": (
         "y = Conv(x, w)",
@@ -202,8 +204,8 @@ def random_window(rng: np.random.Generator) -> tuple[str, dict]:
     dilations = rng.integers(1, 3, 2) if op.startswith("Conv") else np.array([1, 1])
     pads = rng.integers(0, kernel[[0, 1, 0, 1]])
     size = rng.integers(9, 14, 2)
-    attributes = {"strides": strides, "pads": pads}
-    weights = {}
+    attributes: dict[str, Any] = {"strides": strides, "pads": pads}
+    weights: dict[str, Any] = {}
     if op.startswith("Conv"):
         group = int(rng.choice([1, 2, 4]))
         attributes |= {"dilations": dilations, "group": group}

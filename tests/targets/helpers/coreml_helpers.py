@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,7 +16,9 @@ from repedge.targets.base import Job
 X = "float[1,4,6,8] x"
 
 
-def graph(body: str, given: str = X, constants: str = "", weights: dict | None = None) -> onnx.ModelProto:
+def graph(
+    body: str, given: str = X, constants: str = "", weights: Mapping[str, Any] | None = None
+) -> onnx.ModelProto:
     """An ONNX model with output y; ``weights`` maps initializer names to shapes or arrays."""
     text = f'<ir_version: 9, opset_import: ["": 20]> g ({given}) => (y) <{constants}> {{ {body} }}'
     model = onnx.parser.parse_model(text)
@@ -25,8 +31,13 @@ def graph(body: str, given: str = X, constants: str = "", weights: dict | None =
     return onnx.shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
 
 
-def job(precision: str = "fp32", **changes) -> Job:
-    fields = {"name": "net", "precision": precision, "preprocess": Preprocess(), "input_kind": "float32"}
+def job(precision: str = "fp32", **changes: Any) -> Job:
+    fields: dict[str, Any] = {
+        "name": "net",
+        "precision": precision,
+        "preprocess": Preprocess(),
+        "input_kind": "float32",
+    }
     return Job(**{**fields, **changes})
 
 
@@ -42,7 +53,7 @@ def sample(model: onnx.ModelProto) -> np.ndarray:
     return np.random.default_rng(1).normal(0, 2, shape).astype(np.float32)
 
 
-def mil_ops(package) -> list[str]:
+def mil_ops(package: Path) -> list[str]:
     """Types of a saved program's ops without constants, casts and identities."""
     from coremltools.models.utils import load_spec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def net() -> Net:
     return Net().eval()
 
 
-def converted(precision, target="iOS16", **options):
+def converted(precision: str, target: str = "iOS16", **options: Any) -> Any:
     exported = torch.export.export(net(), (torch.zeros(1, 3, 32, 32),)).run_decompositions({})
     return ct.convert(
         exported,
@@ -50,14 +51,14 @@ def converted(precision, target="iOS16", **options):
 
 
 @functools.cache
-def fp16_model(target="iOS18"):
+def fp16_model(target: str = "iOS18") -> Any:
     return converted("FLOAT16", target, inputs=[ct.TensorType(name="x", shape=(1, 3, 32, 32))])
 
 
-def logits(x):
+def logits(x: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return net()(torch.from_numpy(x)).numpy()
 
 
-def relative(got, want):
+def relative(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got.astype(np.float64) - want).max() / np.abs(want).max())

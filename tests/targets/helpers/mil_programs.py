@@ -19,6 +19,9 @@ from coremltools.converters.mil.mil import types  # noqa: E402
 Build = Callable[[Any, type], Any]
 """(input variable, numpy type of the program's floats) -> output variable"""
 
+Definition = Callable[[np.ndarray], np.ndarray]
+"""What the op is, in numpy."""
+
 RNG = np.random.default_rng(7)
 
 
@@ -100,7 +103,7 @@ def assert_rounded(got: np.ndarray, want: np.ndarray, name: str = "") -> None:
 
 
 def check_ops(
-    cases: Mapping[str, tuple[Build, Callable[[np.ndarray], np.ndarray]]],
+    cases: Mapping[str, tuple[Build, Definition]],
     x: np.ndarray,
     precision: str,
     opset: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,7 +108,9 @@ def quantized_proto(
 
 
 class _Writer:
-    def __init__(self, proto, found, dtype, symmetric) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, found: Mapping[str, np.ndarray], dtype: str, symmetric: bool
+    ) -> None:
         self.proto, self.found, self.dtype, self.symmetric = proto, found, dtype, symmetric
         self.scales: dict[str, float] = {}
 
@@ -134,7 +137,9 @@ class _Writer:
         )
         return f"{name}_dq"
 
-    def layer(self, node, kept, renamed, integer_bias) -> None:
+    def layer(
+        self, node: onnx.NodeProto, kept: list[onnx.NodeProto], renamed: Mapping[str, str], integer_bias: bool
+    ) -> None:
         weights = {t.name: numpy_helper.to_array(t) for t in self.proto.graph.initializer}
         w = weights[node.input[1]]
         transposed = node.op_type == "ConvTranspose" and _attr(node, "group", 1) != 1
@@ -149,7 +154,7 @@ class _Writer:
         name = node.input[1]
         params = [self.add(f"{name}_q", values), self.add(f"{name}_scale", scale)]
         params.append(self.add(f"{name}_zero", np.zeros(scale.shape, np.int8)))
-        attributes = {} if transposed else {"axis": axis}
+        attributes: dict[str, Any] = {} if transposed else {"axis": axis}
         kept.append(
             helper.make_node("DequantizeLinear", params, [f"{name}_dq"], name=f"{name}_DQ", **attributes)
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from operators import weights
@@ -12,6 +14,9 @@ from operators import weights
 from repedge.config import Preprocess
 from repedge.targets.base import Artifact, Job
 from repedge.targets.tflite.target import TFLite
+
+if TYPE_CHECKING:
+    import torch
 
 TOLERANCE = 5e-6
 """Relative to the largest output: float32 sums of up to a thousand terms in another order."""
@@ -22,7 +27,7 @@ W3 = weights(12, 6, 3, 3)
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>\n'
 
 
-def clean(text: str, **arrays: np.ndarray) -> ir.Model:
+def clean(text: str, **arrays: npt.ArrayLike) -> ir.Model:
     """A graph ``x, ... => y, ...`` with ``arrays`` as initializers and all shapes inferred."""
     proto = onnx.parser.parse_model(HEADER + text)
     for name, array in arrays.items():
@@ -38,7 +43,7 @@ def window(op: str, size: str, out: str, operands: str = "x") -> str:
     return f"g (float[{size}] x) => (float[{out}] y) {{ y = {op} ({operands}) }}"
 
 
-def fused_network(name: str, size: tuple[int, int]):
+def fused_network(name: str, size: tuple[int, int]) -> tuple[torch.nn.Module, ir.Model]:
     """A named network with fresh weights as a torch module, and its fused clean graph."""
     import torch
 
@@ -56,22 +61,27 @@ def fused_network(name: str, size: tuple[int, int]):
     return net, model
 
 
-def job(**changes) -> Job:
+def job(**changes: Any) -> Job:
     """A float32 job unless told otherwise."""
-    settings = {"name": "net", "precision": "fp32", "input_kind": "float32", "preprocess": Preprocess()}
+    settings: dict[str, Any] = {
+        "name": "net",
+        "precision": "fp32",
+        "input_kind": "float32",
+        "preprocess": Preprocess(),
+    }
     return Job(**(settings | changes))
 
 
-def build(model: ir.Model, out: Path, **changes) -> tuple[Path, Artifact]:
+def build(model: ir.Model, out: Path, **changes: Any) -> tuple[Path, Artifact]:
     """Compile into an empty folder; the path of the file and what was said about it."""
     out.mkdir(exist_ok=True)
     artifact = TFLite().compile(model, job(**changes), out)
     return out / artifact.main, artifact
 
 
-def run(model: ir.Model, path: Path, x: np.ndarray, **changes) -> list[np.ndarray]:
+def run(model: ir.Model, path: Path, x: np.ndarray, **changes: Any) -> list[np.ndarray]:
     """The outputs of a written file."""
-    names = [value.name for value in model.graph.outputs]
+    names = [str(value.name) for value in model.graph.outputs]
     return TFLite().open(path, job(**changes), names, threads=1).run(x)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +12,8 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from operators import weights
 from tflite_helpers import W3, clean, run
+
+from repedge.graph.values import const, shape_of
 
 FIXED = {
     "int8": {"Sigmoid": (1 / 256, -128), "Tanh": (1 / 128, 0)},
@@ -53,7 +57,7 @@ class Quantizer:
         """value -> QuantizeLinear -> DequantizeLinear -> out."""
         scale, zero = self.scales[value]
         ends = [
-            self.constant(f"{value}_scale", np.float32(scale)),
+            self.constant(f"{value}_scale", np.array(scale, np.float32)),
             self.constant(f"{value}_zero", np.array(zero, self.types.get(value, self.dtype))),
         ]
         self.new.append(helper.make_node("QuantizeLinear", [value, *ends], [f"{value}_q"], f"{value}_q"))
@@ -228,17 +232,19 @@ def output_scales(model: ir.Model) -> list[float]:
     result = []
     for value in model.graph.outputs:
         node = value.producer()
-        scale = node.inputs[1].const_value.numpy() if node.op_type == "DequantizeLinear" else 1.0
-        result.append(float(scale))
+        scale = const(node.inputs[1]) if node is not None and node.op_type == "DequantizeLinear" else None
+        result.append(1.0 if scale is None else float(scale))
     return result
 
 
 def batch(model: ir.Model, count: int = 3) -> np.ndarray:
-    shape = model.graph.inputs[0].shape.numpy()
+    shape = shape_of(model.graph.inputs[0])
     return np.concatenate([weights(*shape, seed=9 + i) for i in range(count)])
 
 
-def units(model: ir.Model, path, x: np.ndarray, want: list[np.ndarray] | None = None, **changes) -> float:
+def units(
+    model: ir.Model, path: Path, x: np.ndarray, want: list[np.ndarray] | None = None, **changes: Any
+) -> float:
     """Largest difference from the QDQ graph, in units of each output's scale."""
     want = reference(model, x) if want is None else want
     got = run(model, path, x, **changes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -361,7 +363,8 @@ def test_old_runtime_is_within_one_unit(dtype, tmp_path):
         build(qdq, tmp_path, name=name, precision=W8[dtype])
         want = dict(zip([v.name for v in qdq.graph.outputs], reference(qdq, x), strict=True))
         unit[name] = max(s / np.abs(y).max() for s, y in zip(output_scales(qdq), want.values(), strict=True))
-        np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **{k: nhwc(y) for k, y in want.items()})
+        arrays: dict[str, Any] = {str(k): nhwc(y) for k, y in want.items()}
+        np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **arrays)
     found = check(tmp_path)
     assert found.keys() == EMITTED.keys()
     errors = {name: max(case["errors"].values()) / unit[name] for name, case in found.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from old_runtime import check, needed, nhwc
@@ -25,7 +27,7 @@ def test_every_lowering_agrees_in_the_old_runtime(precision, tolerance, tmp_path
         x = weights(*model.graph.inputs[0].shape.numpy(), seed=9)
         build(model, tmp_path, name=name, precision=precision)
         names = [value.name for value in model.graph.outputs]
-        wanted = {n: nhwc(y) for n, y in zip(names, reference(model, x), strict=True)}
+        wanted: dict[str, Any] = {n: nhwc(y) for n, y in zip(names, reference(model, x), strict=True)}
         np.savez(tmp_path / f"{name}.npz", x=nhwc(x), **wanted)
     found = check(tmp_path)
     assert found.keys() == EMITTED.keys()
@@ -80,6 +82,7 @@ def test_real_network_agrees(tmp_path):
     x = weights(1, 3, 32, 32)
     build(model, tmp_path)
     (name,) = (value.name for value in model.graph.outputs)
-    np.savez(tmp_path / "net.npz", **{"x": nhwc(x), name: reference(model, x)[0]})
+    arrays: dict[str, Any] = {"x": nhwc(x), str(name): reference(model, x)[0]}
+    np.savez(tmp_path / "net.npz", **arrays)
     (found,) = check(tmp_path).values()
     assert found["errors"][name] < TOLERANCE

@@ -265,7 +265,9 @@ def test_regroup_describes_what_reshape_does(seed):
     """A random array, a random layout and a random Reshape, in numpy."""
     rng = np.random.default_rng(seed)
     factors = [int(f) for f in rng.choice([1, 2, 3, 4], 5)]
-    before, after = (np.multiply.reduceat(factors, sorted({0, *rng.integers(1, 5, 2)})) for _ in range(2))
+    before, after = (
+        np.multiply.reduceat(factors, sorted({0, *rng.integers(1, 5, 2)})).tolist() for _ in range(2)
+    )
     array = np.arange(np.prod(before)).reshape(before)
     layout = tuple(int(a) for a in rng.permutation(len(before)))
     start = gathered(before, after, layout)

@@ -125,9 +125,9 @@ def broken(what: str) -> ir.Model:
     proto.CopyFrom(ir.to_proto(quantize(model, batch(model))))
     tensors = {t.name: t for t in proto.graph.initializer}
     if what == "scale":
-        tensors["x_scale"].CopyFrom(onnx.numpy_helper.from_array(np.float32(0), "x_scale"))
+        tensors["x_scale"].CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.float32), "x_scale"))
     elif what == "other":
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(9), "other"))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(9, np.float32), "other"))
         next(n for n in proto.graph.node if n.name == "x_dq").input[1] = "other"
     else:
         zero = onnx.numpy_helper.from_array(np.array(3, np.int16), "x_zero")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from operators import reference, relative_error, weights
@@ -12,7 +14,7 @@ from repedge.targets.tflite.target import TFLite
 DRAWS = 30
 
 
-def draw(seed: int, name: str) -> tuple[np.random.Generator, dict[str, list[int]], list[int]]:
+def draw(seed: int, name: str) -> tuple[np.random.Generator, dict[str, Any], list[int]]:
     """A generator, window attributes and an input size that the window fits into."""
     rng = np.random.default_rng([seed, *name.encode()])
     kernel = rng.integers(1, 6, 2).tolist()
@@ -22,7 +24,7 @@ def draw(seed: int, name: str) -> tuple[np.random.Generator, dict[str, list[int]
     return rng, {"kernel_shape": kernel, "strides": strides, "pads": pads}, size
 
 
-def attributes(values: dict[str, object]) -> str:
+def attributes(values: dict[str, Any]) -> str:
     return ",".join(f"{k}={v}" for k, v in values.items())
 
 

@@ -6,7 +6,19 @@ import math
 
 import numpy as np
 import pytest
-from mil_programs import RNG, SHAPE, Build, W, X, assert_rounded, check_ops, mb, per_channel, program_of
+from mil_programs import (
+    RNG,
+    SHAPE,
+    Build,
+    Definition,
+    W,
+    X,
+    assert_rounded,
+    check_ops,
+    mb,
+    per_channel,
+    program_of,
+)
 
 erf = np.vectorize(math.erf)
 
@@ -34,7 +46,7 @@ _PRECISION: list[type] = [np.float32]
 
 # --- Cases: name -> (how coremltools builds it, what it is). ---
 
-ELEMENTWISE: dict[str, tuple[Build, object]] = {
+ELEMENTWISE: dict[str, tuple[Build, Definition]] = {
     "relu": (lambda x, t: mb.relu(x=x), lambda x: np.maximum(x, 0)),
     "relu6": (lambda x, t: mb.relu6(x=x), lambda x: np.clip(x, 0, 6)),
     "clip": (lambda x, t: mb.clip(x=x, alpha=t(-0.3), beta=t(1.7)), lambda x: np.clip(x, q(-0.3), q(1.7))),
@@ -126,7 +138,7 @@ ELEMENTWISE: dict[str, tuple[Build, object]] = {
     "cast_int": (lambda x, t: mb.cast(x=x, dtype="int32"), lambda x: np.trunc(x).astype(np.int32)),
 }
 
-SHAPES: dict[str, tuple[Build, object]] = {
+SHAPES: dict[str, tuple[Build, Definition]] = {
     "linear": (
         lambda x, t: mb.linear(
             x=mb.reshape(x=x, shape=[12, 9, 7]),

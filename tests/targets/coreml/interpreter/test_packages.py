@@ -86,7 +86,9 @@ def test_image_input(layout, tmp_path):
     )
     pixels = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     ordered = pixels if layout == "RGB" else pixels[..., ::-1]
-    x = (ordered.astype(np.float32) * np.float32(scale) + np.float32(bias)).transpose(2, 0, 1)[None]
+    x = (ordered.astype(np.float32) * np.float32(scale) + np.asarray(bias, np.float32)).transpose(2, 0, 1)[
+        None
+    ]
     want = logits(np.ascontiguousarray(x))
     assert relative(program.run({"image": pixels})["logits"], want) < 1e-5
     assert relative(program.run({"image": pixels.astype(np.float32)})["logits"], want) < 1e-5

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from mil_programs import Build, W, X, check_ops, mb, per_channel
+from mil_programs import Build, Definition, W, X, check_ops, mb, per_channel
 
 # --- Plain definitions. ---
 
@@ -92,7 +92,7 @@ GRIDS = {  # coremltools' notes of resize_bilinear
 
 # --- Cases: name -> (how coremltools builds it, what it is). ---
 
-SPATIAL: dict[str, tuple[Build, object]] = {
+SPATIAL: dict[str, tuple[Build, Definition]] = {
     "conv_valid": (
         lambda x, t: mb.conv(x=x, weight=W["dense"].astype(t), bias=W["bias"].astype(t), strides=[2, 1]),
         lambda x: conv(x, W["dense"], W["bias"], (2, 1)),
@@ -260,15 +260,22 @@ SPATIAL: dict[str, tuple[Build, object]] = {
         lambda x: np.pad(x, [(0, 0), (0, 2), (0, 0), (0, 0)]),
     ),
 }
-for _mode, (_h, _w) in itertools.product(GRIDS, [(13, 4), (1, 7)]):
-    SPATIAL[f"resize_{_mode.lower()}_{_h}"] = (
-        lambda x, t, m=_mode, h=_h, w=_w: mb.resize_bilinear(
-            x=x, target_size_height=h, target_size_width=w, sampling_mode=m
+
+
+def resized(mode: str, height: int, width: int) -> tuple[Build, Definition]:
+    """The op and its definition for one grid and size."""
+    return (
+        lambda x, t: mb.resize_bilinear(
+            x=x, target_size_height=height, target_size_width=width, sampling_mode=mode
         ),
-        lambda x, m=_mode, h=_h, w=_w: bilinear(x, h, w, GRIDS[m]),
+        lambda x: bilinear(x, height, width, GRIDS[mode]),
     )
 
-SPATIAL_IOS17: dict[str, tuple[Build, object]] = {
+
+for _mode, (_h, _w) in itertools.product(GRIDS, [(13, 4), (1, 7)]):
+    SPATIAL[f"resize_{_mode.lower()}_{_h}"] = resized(_mode, _h, _w)
+
+SPATIAL_IOS17: dict[str, tuple[Build, Definition]] = {
     "resize_linear": (
         lambda x, t: mb.resize(x=x, shape=[5, 0], resized_dims=np.uint32(2), sampling_mode="UNALIGN_CORNERS"),
         lambda x: bilinear(x, 5, 7, GRIDS["UNALIGN_CORNERS"]),

@@ -132,15 +132,19 @@ def test_lut_examples_of_the_definition():
     lut = np.array([1, 5, 9, 13, 2, 10, 18, 26], np.float16).reshape(2, 1, 4, 1)
     want = [[9, 13], [13, 1], [5, 1], [26, 2], [18, 10], [2, 26]]
     np.testing.assert_array_equal(lut_to_dense(indices, lut), want)
+
+
+def test_lut_examples_of_vectors():
+    """The same, where an index stands for several numbers."""
     indices = np.array([0, 0, 1, 0, 1, 1, 0, 0], np.uint8).reshape(2, 2, 2)
     lut = np.array([0, 1, 2, 10, 11, 12], np.int8).reshape(1, 1, 1, 2, 3)
-    got = lut_to_dense(indices, lut, vector_axis=np.int32(1))
+    got = lut_to_dense(indices, lut, vector_axis=np.array(1, np.int32))
     want = [
         [[0, 0], [1, 1], [2, 2], [10, 0], [11, 1], [12, 2]],
         [[10, 10], [11, 11], [12, 12], [0, 0], [1, 1], [2, 2]],
     ]
     np.testing.assert_array_equal(got, want)
-    got = lut_to_dense(indices, lut, vector_axis=np.int32(-1))
+    got = lut_to_dense(indices, lut, vector_axis=np.array(-1, np.int32))
     assert got[0].tolist() == [[0, 1, 2, 0, 1, 2], [10, 11, 12, 0, 1, 2]]
 
 
