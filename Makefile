@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench env clean
+.PHONY: demo test test-fast lint bench env clean
 
 demo: env  ## compile and verify the bundled model for all four targets
 	$(BIN)/repedge compile -t coreml -t tflite -t openvino -t gpu --out build/demo --force
 
 test: env $(VENV)-tflite-runtime/done  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: env  ## the tests of a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: env  ## style, types and import directions
 	$(BIN)/ruff check .
@@ -26,8 +29,8 @@ $(VENV)/done: pyproject.toml constraints.txt
 
 # The last tflite-runtime release needs numpy 1 and Python 3.11 or older: an environment of its own.
 # Where it can't be had, the tests that use it skip and say so.
-$(VENV)-tflite-runtime/done: tests/tflite_runtime_env.sh
-	-sh tests/tflite_runtime_env.sh $(PYTHON)
+$(VENV)-tflite-runtime/done: tests/targets/tflite/old_runtime_env.sh
+	-sh tests/targets/tflite/old_runtime_env.sh $(PYTHON)
 	mkdir -p $(VENV)-tflite-runtime && touch $@
 
 clean:

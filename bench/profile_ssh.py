@@ -19,9 +19,9 @@ from profile_fidelity import median_interval
 import repedge
 from repedge.profile.measure import measure
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from tests.ssh_server import Server
+from ssh_server import Server
 
 
 def main() -> None:

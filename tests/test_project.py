@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 LINKED = ("targets", "calib")
 """Rooms of repedge that have a link at the top of the checkout."""
 
@@ -61,11 +61,13 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return build(copy, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_every_file_of_the_package_and_no_other(wheel: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert names == tracked()
 
 
+@pytest.mark.slow
 def test_every_module_of_a_wheel_imports(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     script = """

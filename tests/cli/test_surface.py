@@ -1,0 +1,127 @@
+"""The command line as a user meets it: help, JSON, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repedge import cli
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "repedge", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The program in this process: (exit code, stdout, stderr)."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_help_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, repedge, repedge.cli\n"
+        "try: repedge.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'coremltools', 'openvino', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
+    for verb in ("compile", "verify", "eval", "inspect", "models", "targets", "doctor"):
+        assert verb in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["compile", "verify", "eval", "inspect", "models", "targets", "doctor"])
+def test_every_verb_has_help_and_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, out, _ = call(capsys, verb, "--help")
+    assert code == 0
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compil"], "Did you mean 'compile'"),
+        (["compile"], "name at least one --target"),
+        (["compile", "-t", "tflit"], "did you mean tflite?"),
+        (["compile", "-t", "tflite", "-p", "fp61"], "did you mean fp16?"),
+        (["compile", "-t", "tflite", "-p", "int8"], "did you mean w8a8?"),
+        (["compile", "-t", "tflite", "-p", "fp16", "--recipe", "best"], "pass --calib FOLDER"),
+        (["compile", "-t", "tflite", "-p", "palette4"], "tflite does not offer palette4; it offers fp32"),
+        (["compile", "-t", "tflite", "--input", "int8"], "did you mean uint8?"),
+        (["compile", "-t", "tflite", "--count", "0"], "at least one image"),
+        (["verify", "nowhere"], "is not a bundle"),
+        (["compile", "--bogus"], "No such option"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert err.count("error") == 1
+
+
+def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "verify", "nowhere", "--json")
+    assert code == 2
+    answer = json.loads(out)
+    assert answer["exit_code"] == 2
+    assert "is not a bundle" in answer["error"]
+    assert answer["repedge"]
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "verify", "nowhere", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_models_targets_and_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "models", "--json")
+    names = {row["name"] for row in json.loads(out)["models"]}
+    assert {"repvgg_a0", "repvit_m0_9", "repvit_demo"} <= names
+    _, out, _ = call(capsys, "targets", "--json")
+    assert [row["name"] for row in json.loads(out)["targets"]][:4] == ["coreml", "tflite", "openvino", "gpu"]
+    _, out, _ = call(capsys, "doctor", "--json")
+    health = json.loads(out)
+    assert all(t["compiles"] for t in health["targets"])
+    assert health["packages"]["torch"]
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("repedge 0.")
+
+
+def test_ctrl_c_is_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("repedge.api.doctor", interrupted)
+    code, out, err = call(capsys, "doctor", "--json")
+    assert code == 130
+    assert json.loads(out)["exit_code"] == 130
+    assert err == "interrupted; nothing half-written is left\n"
+
+
+def test_ctrl_c_while_packages_load_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    command = [sys.executable, "-c", "from repedge.__main__ import main; main()"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; nothing half-written is left\n"

@@ -1,0 +1,93 @@
+"""What the tests of ship do with packages: list them, run them, build them, parse them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repedge.ship import PLATFORMS
+from repedge.ship.package import fitting
+
+FITS = [("ios", "coreml"), ("android", "tflite"), ("cpp", "openvino"), ("cpp", "tflite"), ("python", "gpu")]
+GRAMMARS = {".swift": "tree_sitter_swift", ".kt": "tree_sitter_kotlin", ".kts": "tree_sitter_kotlin"}
+
+
+def target_for(platform: str) -> str:
+    """The first target that ships there."""
+    return fitting(PLATFORMS[platform])[0]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def run(command: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def script(code: str, package: Path, *arguments: str) -> str:
+    done = run([sys.executable, "-c", code, *arguments], cwd=package)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wheel(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def build(package: Path) -> Path:
+    """CMake's build folder, built as the package's README says; without optimisation, to be quick."""
+    if not shutil.which("cmake") or not shutil.which("c++"):
+        pytest.skip("cmake or a C++ compiler is not installed")
+    folder = package / "build"
+    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    options += ["-G", "Ninja"] if shutil.which("ninja") else []
+    openvino, litert = wheel("openvino"), wheel("ai_edge_litert")
+    options += [f"-DOpenVINO_DIR={openvino / 'cmake'}", f"-DLITERT_LIBRARY={litert / 'libLiteRt.so'}"]
+    commands: list[list[str | Path]] = [
+        ["cmake", "-S", package, "-B", folder, *options],
+        ["cmake", "--build", folder],
+    ]
+    for command in commands:
+        done = run(command)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        if "Could NOT find PNG" in done.stdout + done.stderr:
+            pytest.skip("libpng's headers are not installed: the golden test starts from image files")
+    return folder
+
+
+def tree(path: Path) -> Any:
+    """The root node of a source file's syntax tree."""
+    tree_sitter = pytest.importorskip("tree_sitter")
+    grammar = pytest.importorskip(GRAMMARS[path.suffix])
+    parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
+    return parser.parse(path.read_bytes()).root_node
+
+
+def walk(node: Any) -> Iterator[Any]:
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def faults(path: Path) -> list[str]:
+    return [f"{path.name}:{n.start_point}" for n in walk(tree(path)) if n.type == "ERROR" or n.is_missing]

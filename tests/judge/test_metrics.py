@@ -1,0 +1,81 @@
+"""Comparison figures against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from repedge import targets, tasks
+from repedge.bundle.manifest import Verification
+from repedge.judge.verification import judge, summarize
+from repedge.precision import THRESHOLDS
+from repedge.tasks.comparison import Agreement
+
+
+def compared(*outputs: tuple[np.ndarray, np.ndarray]) -> Agreement:
+    """Reference and actual of each output, called a, b, ...; image by image, as they stream in."""
+    task = tasks.of_outputs([(name, ref.shape) for name, (ref, _) in zip("abc", outputs, strict=False)])
+    found = Agreement(task)
+    for i in range(len(outputs[0][0])):
+        found.update([ref[i : i + 1] for ref, _ in outputs], [act[i : i + 1] for _, act in outputs])
+    return found
+
+
+def test_figures_match_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    ref = rng.normal(size=(20, 7))
+    act = ref + 0.1 * rng.normal(size=ref.shape)
+    c = compared((ref, act))
+    assert c.sqnr_db == pytest.approx(10 * math.log10((ref**2).sum() / ((act - ref) ** 2).sum()))
+    assert c.max_abs_err == pytest.approx(np.abs(act - ref).max())
+    assert c.figures()["agree_top1"] == (ref.argmax(1) == act.argmax(1)).mean()
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (ref, act))
+    assert c.figures()["kl"] == pytest.approx((p * np.log(p / q)).sum(1).mean())
+
+
+def test_equal_outputs_are_capped_and_maps_have_no_classes() -> None:
+    maps = np.ones((2, 3, 4, 4))
+    c = compared((maps, maps))
+    assert (c.sqnr_db, c.figures()) == (200.0, {})
+
+
+def verdict(precision: str, ref: np.ndarray, act: np.ndarray) -> list[str]:
+    return judge(THRESHOLDS[precision], precision, compared((ref, act)))
+
+
+@pytest.mark.slow
+def test_thresholds_catch_errors_nan_and_flips() -> None:
+    ref = np.array([[1.0, 2.0, 5.0]])
+    assert verdict("fp32", ref, ref * (1 + 1e-7)) == []
+    assert "relative error" in " ".join(verdict("fp32", ref, ref * (1 + 1e-3)))
+    assert "NaN" in " ".join(verdict("fp16", ref, ref * np.nan))
+    flipped = np.array([[1.0, 2.0, 5.0]] * 40000)
+    wrong = flipped.copy()
+    wrong[0] = [1, 5, 2]
+    assert verdict("fp16", flipped[:2000], wrong[:2000]) != []
+
+
+def test_a_flip_between_equal_classes_is_a_tie() -> None:
+    ref = np.array([[5.0, 4.9999, 0.0]])
+    act = np.array([[4.9999, 5.0, 0.0]])
+    assert verdict("fp16", ref, act) == []
+    assert verdict("fp16", np.array([[5.0, 4.5, 0.0]]), np.array([[4.5, 5.0, 0.0]])) != []
+
+
+def test_summary_takes_the_worst_output() -> None:
+    ones = np.ones((1, 2))
+    result = summarize(
+        targets.get("gpu"), "fp16", compared((ones, ones), (ones, np.zeros((1, 2)))), source="y"
+    )
+    assert isinstance(result, Verification)
+    assert not result.passed
+    assert result.sqnr_db == 0
+    assert all("'b'" in f for f in result.failures)
+
+
+def test_every_precision_word_has_a_threshold_with_a_reason() -> None:
+    offered = {(t, p) for t in targets.installed() for p in t.precisions}
+    assert {p for _, p in offered} == set(THRESHOLDS)
+    assert all(t.threshold(p).why for t, p in offered)

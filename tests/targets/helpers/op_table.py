@@ -1,0 +1,350 @@
+"""The table of operators: one row a use, which every target runs or refuses; see test_operators.py.
+
+A new operator is its rows in the targets' own tables and one here. Where a target can't take a row, the row
+has the words of its refusal; where it can't keep `operators.TOLERANCE`, the row has its own and why.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from operators import Case, case, lacking, weights
+
+MAX = np.iinfo(np.int64).max
+
+WINDOWS = {
+    "conv_same": case("y = Conv<pads=[1,1,1,1]>(x, w, b)", (1, 6, 9, 9), w=(12, 6, 3, 3), b=(12,)),
+    "conv_no_bias": case("y = Conv<pads=[1,1,1,1]>(x, w)", (1, 6, 9, 9), w=(12, 6, 3, 3)),
+    "conv_1x1": case("y = Conv(x, w)", (1, 4, 6, 8), w=(5, 4, 1, 1)),
+    "conv_stride2_even": case(
+        "y = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w, b)", (1, 6, 8, 10), w=(12, 6, 3, 3), b=(12,)
+    ),
+    "conv_stride2_odd": case(
+        "y = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w, b)", (1, 6, 9, 11), w=(12, 6, 3, 3), b=(12,)
+    ),
+    "conv_stride2_1x1": case("y = Conv<strides=[2,2]>(x, w)", (1, 6, 8, 8), w=(4, 6, 1, 1)),
+    "conv_asymmetric": case("y = Conv<pads=[0,2,1,0]>(x, w, b)", (1, 6, 9, 9), w=(12, 6, 3, 3), b=(12,)),
+    "conv_asymmetric_stride2": case(
+        "y = Conv<strides=[2,2], pads=[0,1,2,0]>(x, w, b)", (1, 4, 7, 9), w=(6, 4, 3, 3), b=(6,)
+    ),
+    "conv_all_different": case(
+        "y = Conv<pads=[0,1,2,3], strides=[2,1], dilations=[1,2]>(x, w, b)",
+        (1, 4, 6, 8),
+        w=(4, 4, 3, 3),
+        b=(4,),
+    ),
+    "conv_same_upper": case(
+        'y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, w, b)', (1, 6, 8, 8), w=(12, 6, 3, 3), b=(12,)
+    ),
+    "conv_dilated": case(
+        "y = Conv<pads=[2,2,2,2], dilations=[2,2]>(x, w, b)", (1, 6, 9, 9), w=(12, 6, 3, 3), b=(12,)
+    ),
+    "conv_dilated_stride2": case(
+        "y = Conv<pads=[2,2,2,2], dilations=[2,2], strides=[2,2]>(x, w)", (1, 6, 10, 10), w=(12, 6, 3, 3)
+    ),
+    "conv_dilated_rows": case(
+        "y = Conv<strides=[2,2], dilations=[2,1], pads=[2,1,2,1]>(x, w)", (1, 4, 7, 9), w=(6, 4, 3, 3)
+    ),
+    "conv_1x5": case("y = Conv<pads=[0,2,0,2]>(x, w)", (1, 6, 9, 9), w=(4, 6, 1, 5)),
+    "conv_grouped": case(
+        "y = Conv<pads=[1,1,1,1], group=3>(x, w, b)", (1, 6, 9, 9), w=(12, 2, 3, 3), b=(12,)
+    ),
+    "conv_depthwise": case(
+        "y = Conv<pads=[1,1,1,1], group=6, strides=[2,2]>(x, w)", (1, 6, 8, 8), w=(6, 1, 3, 3)
+    ),
+    "conv_depthwise_bias": case(
+        "y = Conv<group=4, pads=[1,1,1,1]>(x, w, b)", (1, 4, 7, 9), w=(4, 1, 3, 3), b=(4,)
+    ),
+    "conv_depthwise_5x5": case("y = Conv<group=4, pads=[2,2,2,2]>(x, w)", (1, 4, 6, 8), w=(4, 1, 5, 5)),
+    "conv_depthwise_multiplier": case(
+        "y = Conv<pads=[2,2,2,2], group=6, dilations=[2,2]>(x, w, b)", (1, 6, 9, 9), w=(12, 1, 3, 3), b=(12,)
+    ),
+    "conv_gray": case("y = Conv<pads=[1,1,1,1]>(x, w)", (1, 1, 9, 9), w=(4, 1, 3, 3)),
+    "deconv_2x2": case("y = ConvTranspose<strides=[2,2]>(x, w, b)", (1, 6, 5, 4), w=(6, 3, 2, 2), b=(3,)),
+    "deconv_4x4_pad1": case(
+        "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(x, w)", (1, 6, 5, 4), w=(6, 3, 4, 4)
+    ),
+    "deconv_output_padding": case(
+        "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, w)",
+        (1, 6, 5, 4),
+        w=(6, 3, 3, 3),
+    ),
+    "deconv_output_padding_bias": case(
+        "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, w, b)",
+        (1, 4, 7, 9),
+        w=(4, 6, 3, 3),
+        b=(6,),
+    ),
+    "deconv_output_padding_grouped": case(
+        "y = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1], group=2>(x, w)",
+        (1, 4, 6, 8),
+        w=(4, 3, 3, 3),
+    ),
+    "deconv_grouped": case("y = ConvTranspose<group=2, strides=[2,2]>(x, w)", (1, 4, 7, 9), w=(4, 3, 2, 2)),
+    "deconv_grouped_dilated": case(
+        "y = ConvTranspose<group=2, dilations=[2,2], pads=[1,1,1,1]>(x, w)", (1, 6, 5, 5), w=(6, 2, 3, 3)
+    ),
+    "maxpool": case("y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)", (1, 6, 8, 8)),
+    "maxpool_same": case("y = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x)", (1, 6, 9, 9)),
+    "maxpool_padded": case("y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x)", (1, 6, 8, 8)),
+    "maxpool_ceil": case("y = MaxPool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x)", (1, 6, 8, 8)),
+    "maxpool_ceil_2x2": case("y = MaxPool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(x)", (1, 4, 7, 9)),
+    "maxpool_ceil_padded": case(
+        "y = MaxPool<kernel_shape=[2,3], strides=[2,2], pads=[0,1,1,0], ceil_mode=1>(x)", (1, 4, 7, 8)
+    ),
+    "maxpool_after_relu": case(
+        "r = Relu(x) y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(r)", (1, 6, 8, 8)
+    ),
+    "avgpool_excluding": case("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)", (1, 6, 9, 9)),
+    "avgpool_asymmetric": case("y = AveragePool<kernel_shape=[3,3], pads=[1,0,1,2]>(x)", (1, 4, 6, 8)),
+    "avgpool_including": case(
+        "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)", (1, 6, 9, 9)
+    ),
+    "avgpool_stride2": case(
+        "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,2]>(x)", (1, 6, 8, 8)
+    ),
+    "avgpool_ceil": case("y = AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(x)", (1, 6, 7, 7)),
+    "avgpool_ceil_3x3": case(
+        "y = AveragePool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x)", (1, 4, 6, 8)
+    ),
+    "global_average": case("y = GlobalAveragePool(x)"),
+    "global_max": case("y = GlobalMaxPool(x)"),
+}
+
+PRODUCTS = {
+    "gemm": case("f = Flatten(x) y = Gemm<transB=1>(f, w, b)", (1, 20, 1, 1), w=(12, 20), b=(12,)),
+    "gemm_scaled": case(
+        "f = Flatten(x) y = Gemm<alpha=0.5, beta=2.0>(f, w, b)",
+        (1, 20, 1, 1),
+        w=(20, 12),
+        b=weights(12)[None],
+    ),
+    "gemm_scaled_transposed": case(
+        "f = Flatten(x) y = Gemm<transB=1, alpha=0.5, beta=2.0>(f, w, b)", (1, 6, 1, 1), w=(3, 6), b=(3,)
+    ),
+    "gemm_scalar_bias": case("f = Flatten(x) y = Gemm(f, w, b)", (1, 6, 1, 1), w=(6, 3), b=(1,)),
+    "gemm_flattened": case("v = Flatten(x) y = Gemm<transB=1>(v, w, b)", (1, 4, 7, 9), w=(5, 252), b=(5,)),
+    "matmul_constant": case("a = Reshape(x, s) y = MatMul(a, w)", (1, 1, 9, 20), s=[0, 9, 20], w=(20, 12)),
+    "matmul_rank4": case("y = MatMul(x, w)", (1, 4, 7, 9), w=(9, 5)),
+    "matmul_tokens": case(  # [1, C, H, W] -> [1, HW, C] costs nothing in NHWC
+        "a = Reshape(x, s) b = Transpose<perm=[0,2,1]>(a) y = MatMul(b, w)",
+        (1, 8, 3, 4),
+        s=[0, 8, 12],
+        w=(8, 5),
+    ),
+    "matmul_computed": case("t = Transpose<perm=[0,1,3,2]>(x) y = MatMul(x, t)", (1, 2, 7, 5)),
+}
+
+ACTIVATIONS = {
+    "relu": case("y = Relu(x)"),
+    "clip6": case("y = Clip(x, l, h)", l=0.0, h=6.0),
+    "clip_odd": case("y = Clip(x, l, h)", l=-0.3, h=0.8),
+    "clip_low": case("y = Clip(x, l)", l=-0.3),
+    "clip_low_0": case("y = Clip(x, l)", l=0.0),
+    "clip_high": case("y = Clip(x, , h)", h=0.5),
+    "clip_float32_limit": case("y = Clip(x, l, h)", l=-0.6, h=np.array(np.finfo(np.float32).max)),
+    "leaky": case("y = LeakyRelu<alpha=0.1>(x)"),
+    "prelu": case("y = PRelu(x, w)", w=(6, 1, 1)),
+    "prelu_scalar": case("y = PRelu(x, w)", w=(1,)),
+    "elu": case("y = Elu(x)"),
+    "elu_alpha": case("y = Elu<alpha=0.7>(x)", refused={"tflite": "its alpha is 0.7; ELU has 1"}),
+    "gelu": case("y = Gelu(x)"),
+    "gelu_tanh": case('y = Gelu<approximate="tanh">(x)'),
+    "sigmoid": case("y = Sigmoid(x)"),
+    "hard_sigmoid": case("y = HardSigmoid<alpha=0.16666667>(x)"),
+    "hard_sigmoid_onnx": case("y = HardSigmoid(x)"),
+    "hard_swish": case("y = HardSwish(x)"),
+    "silu": case("s = Sigmoid(x) y = Mul(s, x)"),
+    "silu_shared_sigmoid": case("s = Sigmoid(x) t = Mul(x, s) y = Add(t, s)"),
+    "tanh": case("y = Tanh(x)"),
+    "erf": case("y = Erf(x)", refused=lacking("tflite", "openvino", "gpu")),
+    "softmax_rows": case("f = Flatten(x) y = Softmax(f)", (1, 20, 1, 1)),
+    "softmax_channels": case("y = Softmax<axis=1>(x)"),
+    "softmax_width": case("y = Softmax<axis=-1>(x)"),
+    "log_softmax": case(
+        "f = Flatten(x) y = LogSoftmax(f)", (1, 20, 1, 1), refused=lacking("coreml", "openvino", "gpu")
+    ),
+}
+
+ARITHMETIC = {
+    "exp": case("y = Exp(x)"),
+    "neg": case("y = Neg(x)", refused=lacking("coreml", "openvino", "gpu")),
+    "sqrt_of_abs": case("a = Abs(x) y = Sqrt(a)", refused=lacking("openvino", "gpu")),
+    "sqrt_of_relu": case("r = Relu(x) y = Sqrt(r)"),
+    "square": case("y = Pow(x, w)", w=2.0),
+    "square_of_relu": case("r = Relu(x) y = Pow(r, w)", w=2.0),
+    "cube": case("y = Pow(x, w)", w=3.0),
+    "exp_after_powers": case(
+        "a = Abs(x) s = Sqrt(a) p = Pow(s, c) m = Mul(x, k) e = Exp(m) y = Add(p, e)",
+        c=3.0,
+        k=0.5,
+        refused=lacking("openvino", "gpu"),
+    ),
+    "min": case("y = Min(x, w)", w=(6, 1, 1)),
+    "min_scalar": case("y = Min(x, w)", w=0.25),
+    "max_scalar": case("y = Max(x, w)", w=0.25),
+    "max_of_three": case("y = Max(x, v, w)", v=(6, 1, 1), w=(7,)),
+    "max_of_three_scalars": case("y = Max(x, v, w)", v=0.25, w=0.5),
+    "add_itself": case("y = Add(x, x)"),
+    "add_channel": case("y = Add(x, w)", w=(6, 1, 1)),
+    "add_lower_rank": case(  # [1, 7] next to [1, 6, 5, 7] is per width
+        "m = ReduceMean<keepdims=0>(x, a) v = Tanh(m) y = Add(x, v)",
+        a=[1, 2],
+        refused={"gpu": "broadcasts the batch axis along another one"},
+    ),
+    "sub_from": case("y = Sub(w, x)", w=(1, 6, 5, 7)),
+    "sub_from_scalar": case("y = Sub(w, x)", w=1.5),
+    "mul_scalar": case("y = Mul(x, w)", w=1.7),
+    "mul_gate": case("g = GlobalAveragePool(x) y = Mul(x, g)"),
+    "squeeze_excite": case("p = GlobalAveragePool(x) s = Sigmoid(p) y = Mul(x, s)"),
+    "div_scalar": case("y = Div(x, w)", w=3.0),
+    "div_channel": case("y = Div(x, w)", (1, 4, 7, 9), w=np.array([0.5, 1, 2, 3]).reshape(4, 1, 1)),
+    "div_width": case("y = Div(x, w)", w=2 + np.abs(weights(7))),
+    "batch_norm": case(
+        "y = BatchNormalization<epsilon=0.001>(x, s, b, m, v)",
+        s=(6,),
+        b=(6,),
+        m=(6,),
+        v=0.1 + np.abs(weights(6, seed=3)),
+    ),
+    "batch_norm_wide": case(
+        "y = BatchNormalization<epsilon=0.001>(x, s, b, m, v)",
+        (1, 4, 6, 8),
+        s=(4,),
+        b=(4,),
+        m=(4,),
+        v=[0.1, 1.0, 2.0, 30.0],
+    ),
+    "reduce_mean_channels": case("y = ReduceMean(x, a)", a=[1]),
+    "reduce_mean_width": case("y = ReduceMean(x, a)", a=[-1]),
+    "reduce_mean_flat": case("y = ReduceMean<keepdims=0>(x, a)", a=[-1, -2]),
+    "reduce_mean_apart": case("y = ReduceMean<keepdims=0>(x, a)", a=[-1, 1]),
+    "reduce_sum": case("y = ReduceSum<keepdims=0>(x, a)", a=[2]),
+    "reduce_sum_channels": case("y = ReduceSum(x, a)", a=[1]),
+    "reduce_sum_all": case("y = ReduceSum(x)", refused={"gpu": "reduces the batch axis"}),
+    "reduce_max": case("y = ReduceMax(x, a)", a=[2, 3], refused=lacking("openvino", "gpu")),
+    "reduce_max_channels": case("y = ReduceMax<keepdims=1>(x, a)", a=[1], refused=lacking("openvino", "gpu")),
+}
+
+SHAPES = {
+    "depth_to_space": case("y = DepthToSpace<blocksize=2>(x)", (1, 8, 3, 4)),
+    "pixel_shuffle_node": case('y = DepthToSpace<blocksize=2, mode="CRD">(x)', (1, 8, 3, 4)),
+    "pixel_shuffle": case(
+        "a = Reshape(x, s) b = Transpose<perm=[0,1,4,2,5,3]>(a) y = Reshape(b, t)",
+        (1, 8, 3, 4),
+        s=[0, 2, 2, 2, 3, 4],
+        t=[0, 2, 6, 8],
+        refused={"coreml": "6 axes; Core ML allows 5"},
+    ),
+    "space_to_depth": case("y = SpaceToDepth<blocksize=2>(x)", (1, 3, 6, 8)),
+    "space_to_depth_padded": case(
+        "p = Pad(x, s) y = SpaceToDepth<blocksize=2>(p)", (1, 4, 7, 9), s=[0, 0, 1, 1, 0, 0, 0, 0]
+    ),
+    "channel_shuffle": case(
+        "a = Reshape(x, s) b = Transpose<perm=[0,2,1,3,4]>(a) y = Reshape(b, t)",
+        s=[0, 2, 3, 5, 7],
+        t=[0, 6, 5, 7],
+    ),
+    "concat": case(
+        "r = Relu(x) y = Concat<axis=1>(x, r, w)",
+        w=(1, 2, 5, 7),
+        refused={"gpu": "joins a constant made for one image"},
+    ),
+    "concat_channels": case("r = Relu(x) y = Concat<axis=1>(x, r)"),
+    "concat_height": case("r = Tanh(x) y = Concat<axis=2>(x, r)"),
+    "split_even": case("y, z = Split<axis=1, num_outputs=2>(x)", outputs="y, z"),
+    "split_uneven": case("y, z = Split<axis=1>(x, s)", outputs="y, z", s=[2, 4]),
+    "split_swapped": case("p, q = Split<axis=1, num_outputs=2>(x) y = Concat<axis=1>(q, p)"),
+    "split_uneven_swapped": case("p, q = Split<axis=1>(x, s) y = Concat<axis=1>(q, p)", s=[1, 5]),
+    "split_width": case("p, q = Split<axis=3, num_outputs=2>(x) y = Sub(p, q)", (1, 4, 6, 8)),
+    "slice": case("y = Slice(x, s, e, a)", s=[2, -5], e=[5, -1], a=[1, 3]),
+    "slice_steps": case("y = Slice(x, s, e, a, t)", s=[0, 1], e=[2**62, 2**62], a=[2, 3], t=[2, 2]),
+    "slice_from_the_end": case(
+        "y = Slice(x, s, e, a, t)", (1, 4, 7, 9), s=[1, -8], e=[6, MAX], a=[2, 3], t=[2, 3]
+    ),
+    "slice_channels": case(
+        "y = Slice(x, s, e, a, t)", (1, 4, 6, 8), s=[1, -6], e=[1000, -1], a=[1, -1], t=[2, 1]
+    ),
+    "slice_backwards": case(
+        "y = Slice(x, s, e, a, s)",
+        s=[-1],
+        e=[-MAX - 1],
+        a=[1],
+        refused={"coreml": "it steps backwards", "tflite": "a negative step reverses an axis"},
+    ),
+    "reshape_heads": case("y = Reshape(x, s)", (1, 4, 7, 9), s=[0, 2, -1, 9]),
+    "flatten_pooled": case("p = GlobalAveragePool(x) y = Flatten(p)"),
+    "flatten_pooled_gemm": case("p = GlobalAveragePool(x) f = Flatten(p) y = Gemm<transB=1>(f, w)", w=(4, 6)),
+    "flatten_map": case("y = Flatten(x)"),
+    "flatten_map_gemm": case(  # VGG's head: the weight's columns move instead of the map
+        "r = Tanh(x) f = Flatten(r) y = Gemm<transB=1>(f, w)", w=(4, 210)
+    ),
+    "flatten_from_rows": case("y = Flatten<axis=2>(x)", refused={"gpu": "whose first axis is not the batch"}),
+    "squeeze": case("p = GlobalAveragePool(x) y = Squeeze(p, a)", a=[2, 3], refused=lacking("gpu")),
+    "squeeze_unsqueeze": case(
+        "p = GlobalAveragePool(x) s = Squeeze(p, a) y = Unsqueeze(s, b)",
+        a=[2, 3],
+        b=[-1],
+        refused=lacking("gpu"),
+    ),
+    "unsqueeze": case("f = Flatten(x) y = Unsqueeze(f, a)", (1, 6, 1, 1), a=[2, 3], refused=lacking("gpu")),
+    "unsqueeze_rank5": case("y = Unsqueeze(x, a)", a=[1], refused=lacking("gpu")),
+    "transpose": case("y = Transpose<perm=[0,2,3,1]>(x)"),
+    "transpose_output": case("r = Relu(x) y = Transpose<perm=[0,2,3,1]>(r)"),
+    "pad_zero": case("y = Pad(x, p)", p=[0, 0, 1, 2, 0, 0, 2, 1]),
+    "pad_zero_axes": case("y = Pad(x, p, , a)", (1, 4, 7, 9), p=[1, 2, 3, 1], a=[2, 3]),
+    "pad_value": case("y = Pad(x, p, v)", (1, 4, 7, 9), p=[0, 0, 1, 2, 0, 0, 3, 1], v=-0.6),
+    "pad_value_axes": case("y = Pad(x, p, v, a)", p=[1, 1], v=0.7, a=[3]),
+    "pad_value_channels": case("y = Pad(x, p, v)", (1, 4, 6, 8), p=[0, 1, 2, 0, 0, 0, 1, 3], v=0.5),
+    "pad_reflect": case('y = Pad<mode="reflect">(x, p)', p=[0, 0, 1, 1, 0, 0, 1, 1]),
+    "pad_reflect_uneven": case('y = Pad<mode="reflect">(x, p)', (1, 4, 7, 9), p=[0, 0, 1, 2, 0, 0, 3, 1]),
+    "pad_edge": case(
+        'y = Pad<mode="edge">(x, p)',
+        (1, 4, 7, 9),
+        p=[0, 0, 1, 2, 0, 0, 3, 1],
+        refused={"tflite": "no padding mode 'edge'"},
+    ),
+    "pad_edge_axes": case(
+        'y = Pad<mode="edge">(x, p, , a)',
+        (1, 4, 6, 8),
+        p=[1, 2, 3, 4],
+        a=[2, 3],
+        refused={"tflite": "no padding mode 'edge'"},
+    ),
+}
+
+
+NOT_WHOLE = {"coreml": "has no equal in Core ML"}
+
+
+def resize(
+    mode: str, transform: str, rounding: str, size: tuple[int, int], refused: dict[str, str] | None = None
+) -> Case:
+    """6 planes of 5x7 to another size."""
+    attributes = f'mode="{mode}", coordinate_transformation_mode="{transform}", nearest_mode="{rounding}"'
+    return case(f"y = Resize<{attributes}>(x, , , s)", s=[1, 6, *size], refused=refused)
+
+
+RESIZES = {
+    "nearest_2x": resize("nearest", "asymmetric", "floor", (10, 14)),
+    "nearest_2x_3x": resize("nearest", "asymmetric", "floor", (10, 21)),
+    "nearest_half_pixel": resize("nearest", "half_pixel", "round_prefer_floor", (15, 14)),
+    "nearest_odd": resize("nearest", "asymmetric", "floor", (7, 9), NOT_WHOLE),
+    "nearest_ceil": resize("nearest", "asymmetric", "ceil", (8, 9), NOT_WHOLE),
+    "nearest_corners": resize("nearest", "align_corners", "round_prefer_ceil", (8, 9), NOT_WHOLE),
+    "nearest_scales": case(
+        'y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , s)',
+        s=[1.0, 1.0, 2.0, 2.0],
+    ),
+    "bilinear_half": resize("linear", "half_pixel", "floor", (10, 14)),
+    "bilinear_torch_down": resize("linear", "pytorch_half_pixel", "floor", (3, 4)),
+    "bilinear_torch_up": resize("linear", "pytorch_half_pixel", "floor", (9, 13)),
+    "bilinear_corners": resize("linear", "align_corners", "floor", (11, 9)),
+    "bilinear_corners_3x": resize("linear", "align_corners", "floor", (15, 21)),
+    "bilinear_corners_down": resize("linear", "align_corners", "floor", (4, 5)),
+    "bilinear_corners_mixed": resize("linear", "align_corners", "floor", (13, 5)),
+    "bilinear_asymmetric": resize("linear", "asymmetric", "floor", (10, 21)),
+    "bilinear_scales": case('y = Resize<mode="linear">(x, , s)', s=[1.0, 1.0, 2.0, 2.0]),
+    "bilinear_axes": case('y = Resize<mode="linear", axes=[2,3]>(x, , , s)', (1, 4, 7, 9), s=[10, 13]),
+}
+
+CASES: dict[str, Case] = {**WINDOWS, **PRODUCTS, **ACTIVATIONS, **ARITHMETIC, **SHAPES, **RESIZES}
