@@ -59,6 +59,11 @@ class Distance:
         near = self.task.nearness(got, want)
         return square if near is None else square + near.sum()
 
+    def nearness(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Sum over images, differentiable: the nearness alone; `squares` where the task has none."""
+        near = self.task.nearness(got, want)
+        return squares(got, want).sum() if near is None else near.sum()
+
     def projections(
         self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[torch.Tensor]:

@@ -183,8 +183,8 @@ class ScoringSet:
         self._float_metrics: dict[str, float] = {}
         scorer = task.scorer()
         if self.has_truth and scorer is not None:
-            for answers, truths in zip(self._answers, self._truths(), strict=True):
-                scorer.update(answers, truths)  # says which label is no class
+            answers = [np.concatenate(column) for column in zip(*self._answers, strict=True)]
+            scorer.update(answers, self._known)  # says which label is no class
             self._float_hits, self._float_metrics = scorer.hits(), scorer.score()
 
     def __len__(self) -> int:

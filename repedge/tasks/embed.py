@@ -18,7 +18,7 @@ SHIP = Path(__file__).parent / "ship" / "embed"
 NORMS = frozenset({"LpNormalization", "ReduceL2"})
 """Operators that bring features to length 1."""
 
-PASSING = frozenset({"Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Cast", "Clip", "Div", "Expand"})
+PASSING = frozenset({"Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Cast", "Clip"})
 """Operators that may stand between pooled or normalised features and the output."""
 
 WORDS = ("embed", "feature", "descriptor")
@@ -95,16 +95,21 @@ class Embed(Task):
 
 
 def _features(value: Any) -> bool:
-    """Whether a value of a graph is what pooling or normalising leaves, with no dense layer behind it."""
+    """Whether a value of a graph is what pooling or normalising leaves, with no dense layer behind it.
+
+    Pooled straight from a convolution, it is a map of scores for each class: fully convolutional classifiers
+    end so.
+    """
     for _ in range(12):
         node = value.producer()
         if node is None:
             return False
-        if node.op_type in NORMS or node.op_type in POOLS:
+        if node.op_type in NORMS or (node.op_type == "Div" and any(_normed(v) for v in node.inputs[1:])):
             return True
-        if node.op_type == "Div" and any(_normed(v) for v in node.inputs[1:]):
-            return True
-        if node.op_type not in PASSING or node.op_type in ("Div", "Expand"):
+        if node.op_type in POOLS:
+            pooled = node.inputs[0].producer()
+            return pooled is not None and pooled.op_type not in ("Conv", "ConvTranspose")
+        if node.op_type not in PASSING:
             return False
         value = node.inputs[0]
     return False

@@ -66,6 +66,7 @@ def classifier(classes: int = 6) -> nn.Module:
         (POOLED, (), "embed"),
         (Normalised(), (), "embed"),
         (POOLED, tuple("abcdefghijklmnop"), "classify"),  # whoever names classes has classes
+        (nn.Sequential(nn.Conv2d(16, 5, 1), POOLED), (), "classify"),  # a map of scores, pooled
         (nn.Conv2d(16, 4, 1), (), "raw"),
         (Two(), (), "classify"),
     ],

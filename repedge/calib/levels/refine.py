@@ -67,7 +67,7 @@ def refine(
     done = images = 0
     while done < steps:
         for x, target in zip(batches(), wanted, strict=True):
-            distance.error(student(torch.from_numpy(x)), target).backward()
+            distance.nearness(student(torch.from_numpy(x)), target).backward()
             images += len(x)
             if images >= images_per_step:
                 optimizer.step()

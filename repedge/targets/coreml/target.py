@@ -176,7 +176,11 @@ def _notes(task: Task) -> tuple[str, ...]:
     from repedge.targets.coreml.package import distinct
 
     if task.labels and task.scores is None:
-        return (f"The labels are in the metadata only: the outputs are {task.describe()}, not class scores.",)
+        first = task.outputs[0]
+        return (
+            f"The labels are in the metadata only: output {first.name!r} of shape {(1, *first.shape)} is no "
+            "list of class scores.",
+        )
     renamed = [new for old, new in zip(task.labels, distinct(task.labels), strict=True) if old != new]
     if renamed:
         return (f"Core ML needs distinct class labels; repeated ones got their index: {', '.join(renamed)}.",)
