@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 import repedge
-from repedge import tasks
 from repedge.config import Preprocess
 from repedge.judge import evaluation
 from repedge.models.source import resolve
 from repedge.precision import Precision
+from repedge.tasks.base import Network, Output
+from repedge.tasks.classify import Classify
 
 BUILDS: tuple[tuple[str, Precision], ...] = (
     ("tflite", "fp32"),
@@ -43,7 +44,7 @@ def torch_top1(weights: Path, data: Path, limit: int | None) -> tuple[evaluation
         with torch.inference_mode():
             return [module(torch.from_numpy(inputs)).numpy()]
 
-    task = tasks.of_outputs([("logits", (1, 1000))])
+    task = Classify(Network((Output("logits", (1000,)),)))
     return evaluation.evaluate(forward, task, source.preprocess, data, limit=limit), source.preprocess
 
 

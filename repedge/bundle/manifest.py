@@ -181,8 +181,7 @@ def task_of(manifest: Manifest) -> Task:
     Raises:
         UserError: The manifest names a task that is not known here, or one that does not fit the outputs.
     """
-    outputs = [(t.name, t.shape) for t in manifest.outputs]
-    return tasks.of_outputs(outputs, manifest.labels, manifest.task)
+    return tasks.of_outputs(manifest.outputs, manifest.labels, manifest.task)
 
 
 def digest_of(manifest: dict[str, Any]) -> str:

@@ -44,7 +44,9 @@ class Distance:
         Args:
             want, got: Every output, float32 [N, ...], of the float network and of the one in question.
         """
-        square = sum(_relative(w.astype(np.float64), g.astype(np.float64)) for w, g in zip(want, got, strict=True))
+        square = sum(
+            _relative(w.astype(np.float64), g.astype(np.float64)) for w, g in zip(want, got, strict=True)
+        )
         wide = [[torch.from_numpy(y.astype(np.float64)) for y in side] for side in (got, want)]
         near = self.task.nearness(*wide)
         return square if near is None else float(near.mean()) + SQUARE * square
@@ -67,7 +69,7 @@ class Distance:
     def projections(
         self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Random vectors v, shaped as the outputs, with ``E v v' = M``, half the second derivative of `error`.
+        """Random vectors v like the outputs, with ``E v v' = M``, half the second derivative of `error`.
 
         Args:
             outputs: Of the float network, [n, ...] each.
@@ -96,7 +98,7 @@ def squares(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.
 
 
 def image_errors(got: Outputs, want: Outputs) -> np.ndarray:
-    """Mean square error of each image over the mean square of all images' output, summed over outputs, [N]."""
+    """Mean square error of each image over the mean square of all images', summed over outputs, [N]."""
     total = np.zeros(len(got[0]))
     for g, w in zip(got, want, strict=True):
         square = ((g - w) ** 2).reshape(len(g), -1).mean(1, dtype=np.float64)

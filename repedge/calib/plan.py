@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from repedge.scheme import QuantScheme
 from repedge.errors import UserError
+from repedge.scheme import QuantScheme
 
 VERSION = 1
 """Version of the JSON form."""

@@ -11,16 +11,16 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from repedge.photos.feed import Feed
-from repedge.calib.simulation.observe import input_shape
 from repedge import tasks
 from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
-from repedge.scheme import QuantScheme
+from repedge.calib.simulation.observe import input_shape
 from repedge.calib.steps import STEPS, CalibrationState
 from repedge.calib.structure import own_parameters, place
-from repedge.tasks.base import Task
 from repedge.errors import UserError
+from repedge.photos.feed import Feed
+from repedge.scheme import QuantScheme
+from repedge.tasks.base import Task
 
 
 class StepSpec(BaseModel):

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from repedge.calib.distance import Distance
+from repedge.calib.levels.ranges import NEED_HISTOGRAMS, choose_ranges, ranges
+from repedge.calib.plan import QuantPlan
+from repedge.calib.simulation.observe import Statistics, observe
+from repedge.calib.structure import layers, place
 from repedge.calib.weights.bias import correct_bias, correct_bias_at_once
 from repedge.calib.weights.equalize import equalize, pairs
-from repedge.photos.feed import Feed
-from repedge.calib.simulation.observe import Statistics, observe
-from repedge.calib.distance import Distance
-from repedge.calib.plan import QuantPlan
-from repedge.calib.levels.ranges import NEED_HISTOGRAMS, choose_ranges, ranges
 from repedge.calib.weights.rounding import round_weights
-from repedge.scheme import QuantScheme
-from repedge.calib.structure import layers, place
 from repedge.errors import UserError
+from repedge.photos.feed import Feed
+from repedge.scheme import QuantScheme
 
 FRONTIER = 512 * 2**20
 """Bytes of activations that a walk over many images side by side may take."""
@@ -143,7 +143,9 @@ def _learn_levels(c: CalibrationState, held_out: int = 24, **options: Any) -> No
         return
     held = c.feed.spread(held_out)
     train = [i for i in range(len(c.feed)) if i not in set(held)]
-    found = learn_levels(c.reference, c.observed(), c.plan, c.feed.chosen, train, held, distance=c.distance, **options)
+    found = learn_levels(
+        c.reference, c.observed(), c.plan, c.feed.chosen, train, held, distance=c.distance, **options
+    )
     model, factors, plan, costs = found
     if not costs:
         return
@@ -160,7 +162,9 @@ def _learn_levels(c: CalibrationState, held_out: int = 24, **options: Any) -> No
 def _try_ranges(c: CalibrationState, model: ir.Model, stats: Statistics, images: int) -> dict[str, float]:
     both = (("mean", 1.0), ("minmax", 1.0))
     nodes = c.plan.float_nodes
-    return choose_ranges(model, stats, c.scheme, c.batches(images), candidates=both, float_nodes=nodes, distance=c.distance)[1]
+    return choose_ranges(
+        model, stats, c.scheme, c.batches(images), candidates=both, float_nodes=nodes, distance=c.distance
+    )[1]
 
 
 def _ranges(c: CalibrationState, rule: str = "mean", factor: float = 1.0, images: int | None = None) -> None:
@@ -205,7 +209,9 @@ def _tune(
     if c.scheme.weights_only:
         return
     few = c.batches(min(images, affordable(c.reference)))
-    taken = tune_ranges(c.rounded(), c.reference, c.plan, few, distance=c.distance, factors=factors, margin=margin)
+    taken = tune_ranges(
+        c.rounded(), c.reference, c.plan, few, distance=c.distance, factors=factors, margin=margin
+    )
     c.plan.notes.append(f"ranges of {len(taken)} tensors tuned at the output")
 
 
@@ -224,7 +230,9 @@ def _correct_at_once(c: CalibrationState) -> None:
     c.model = correct_bias_at_once(c.rounded(), c.reference, c.plan, c.observed())
 
 
-def _refine(c: CalibrationState, steps: int = 30, rate: float = 3e-5, held_out: int = 32, **options: Any) -> None:
+def _refine(
+    c: CalibrationState, steps: int = 30, rate: float = 3e-5, held_out: int = 32, **options: Any
+) -> None:
     from repedge.calib.levels.refine import refine
 
     if c.scheme.weights_only:

@@ -258,8 +258,7 @@ class _Bundling:
 
     def _task_word(self, artifact: Artifact) -> str:
         """The task's name, or nothing where the artifact's signature says it."""
-        signature = [(t.name, t.shape) for t in artifact.outputs]
-        guessed = tasks.of_outputs(signature, self.work.source.labels)
+        guessed = tasks.of_outputs(artifact.outputs, self.work.source.labels)
         return "" if guessed.name == self.work.task.name else self.work.task.name
 
     def _manifest(

@@ -63,7 +63,9 @@ def _plugin(name, value, load) -> Target:  # type: ignore[no-untyped-def]
     if not isinstance(made, Target):
         raise UserError(f"the target plug-in {value} is not a repedge.targets.base.Target")
     if made.name != name:
-        raise UserError(f"the target plug-in {value} is registered as {name!r} but calls itself {made.name!r}")
+        raise UserError(
+            f"the target plug-in {value} is registered as {name!r} but calls itself {made.name!r}"
+        )
     return made
 
 

@@ -96,7 +96,9 @@ def _unknown(word: str, builds: Builds) -> UserError:
     for target in chosen:
         if owner in ("", target.name) and name in target.options:
             where = ", ".join(target.options[name].precisions or ())
-            return UserError(f"{target.name} has no option {name} at the precision asked for; it is for {where}")
+            return UserError(
+                f"{target.name} has no option {name} at the precision asked for; it is for {where}"
+            )
     if owner and owner not in {t.name for t in chosen}:
         built = ", ".join(t.name for t in chosen)
         return UserError(f"the option {word!r} is for the target {owner!r}, which is not among: {built}")
@@ -104,4 +106,5 @@ def _unknown(word: str, builds: Builds) -> UserError:
     plain = {k.rpartition(".")[2]: k for k in known}
     close = difflib.get_close_matches(name, plain, n=1)
     hint = f"did you mean {plain[close[0]]}?" if close else f"known: {', '.join(known) or 'none'}"
-    return UserError(f"{' and '.join(t.name for t in chosen)} know no option {word!r}; {hint}")
+    subject = " and ".join(t.name for t in chosen)
+    return UserError(f"{subject} {'knows' if len(chosen) == 1 else 'know'} no option {word!r}; {hint}")

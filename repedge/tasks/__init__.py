@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from repedge.errors import UserError
 
@@ -75,20 +75,39 @@ def recognize(network: Network, told: str | None = None) -> Task:
     raise AssertionError("raw takes every network")
 
 
-def of_outputs(
-    outputs: Iterable[tuple[str, Sequence[int]]], labels: Sequence[str] = (), told: str | None = None
-) -> Task:
-    """The task by the signature alone, as of a bundle.
+class Signature(Protocol):
+    """An output as an artifact has it.
+
+    Attributes:
+        name: Its name.
+        shape: Batch axis first.
+        layout: One letter for each axis, such as ``NHWC``; may be empty.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def layout(self) -> str: ...
+
+
+def of_outputs(outputs: Iterable[Signature], labels: Sequence[str] = (), told: str | None = None) -> Task:
+    """The task by an artifact's signature alone; tasks know outputs as the graph has them, NCHW.
 
     Args:
-        outputs: Name and shape of each, batch axis first.
+        outputs: In the graph's order.
         labels: Class names.
         told: The task's name where the signature does not say it.
     """
     from repedge.tasks.base import Network, Output
 
-    found = tuple(Output(name, tuple(shape[1:])) for name, shape in outputs)
-    return recognize(Network(found, tuple(labels)), told)
+    found = []
+    for o in outputs:
+        shape = tuple(o.shape)
+        last = o.layout == "NHWC" and len(shape) == 4
+        found.append(Output(o.name, (shape[3], *shape[1:3]) if last else shape[1:]))
+    return recognize(Network(tuple(found), tuple(labels)), told)
 
 
 def of_graph(graph: ir.Model, labels: Sequence[str] = (), told: str | None = None) -> Task:

@@ -11,12 +11,14 @@ from repedge import targets, tasks
 from repedge.bundle.manifest import Verification
 from repedge.judge.verification import judge, summarize
 from repedge.precision import THRESHOLDS
+from repedge.targets.base import TensorSpec
 from repedge.tasks.comparison import Agreement
 
 
 def compared(*outputs: tuple[np.ndarray, np.ndarray]) -> Agreement:
     """Reference and actual of each output, called a, b, ...; image by image, as they stream in."""
-    task = tasks.of_outputs([(name, ref.shape) for name, (ref, _) in zip("abc", outputs, strict=False)])
+    named = zip("abc", outputs, strict=False)
+    task = tasks.of_outputs([TensorSpec(name, "float32", ref.shape) for name, (ref, _) in named])
     found = Agreement(task)
     for i in range(len(outputs[0][0])):
         found.update([ref[i : i + 1] for ref, _ in outputs], [act[i : i + 1] for _, act in outputs])

@@ -1,8 +1,8 @@
 """How much of a tensor's range each channel gets, and the range itself, learned by gradient at the output.
 
-`repedge.calib.weights.equalize` and the range rules go by one statistic of the activations. Here a channel's factor
-follows what its rounding and clipping cost at the network's output: the factors of a pair of layers (see
-`equalize.Pair`) leave the float function what it is, so that only the errors of the integers are learned.
+`repedge.calib.weights.equalize` and the range rules go by one statistic of the activations. Here a channel's
+factor follows what its rounding and clipping cost at the network's output: the factors of a pair of layers
+(see `equalize.Pair`) leave the float function what it is, so that only the integers' errors are learned.
 The gradients of a step's size are those of Esser et al., "Learned Step Size Quantization",
 arXiv:1902.08153, section 2.1.
 """
@@ -17,17 +17,17 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from repedge.calib.weights.bias import correct_bias_at_once
-from repedge.calib.weights.equalize import pairs, scaled
-from repedge.calib.simulation.heap import give_back
-from repedge.calib.weights.influence import weight_influence
-from repedge.calib.simulation.observe import Statistics
-from repedge.calib.plan import QuantPlan
-from repedge.graph.count import macs_of
-from repedge.calib.weights.rounding import round_weights
 from repedge.calib.distance import Distance, squares
 from repedge.calib.levels.search import free_groups
+from repedge.calib.plan import QuantPlan
+from repedge.calib.simulation.heap import give_back
+from repedge.calib.simulation.observe import Statistics
 from repedge.calib.simulation.simulator import Rounding, Simulator
+from repedge.calib.weights.bias import correct_bias_at_once
+from repedge.calib.weights.equalize import pairs, scaled
+from repedge.calib.weights.influence import weight_influence
+from repedge.calib.weights.rounding import round_weights
+from repedge.graph.count import macs_of
 
 Images = Callable[[Sequence[int]], Iterable[np.ndarray]]
 """Indices of images -> batches of them, float32 [N, C, H, W]."""
@@ -79,9 +79,9 @@ def learn_levels(
         seed: Of the images' order.
 
     Returns:
-        The model with factors applied, the factors by tensor as `repedge.calib.weights.equalize.equalize` gives
-        them, the plan with changed ranges, and the cost on the held-out images, ``before`` and ``after``
-        (or the old model and plan, and no factors).
+        The model with factors applied, the factors by tensor (see `repedge.calib.weights.equalize.equalize`),
+        the plan with changed ranges, and the cost on the held-out images, ``before`` and ``after`` (or the
+        old model and plan, and no factors).
     """
     student = _Student(model, plan)
     if not student.log:
@@ -129,7 +129,11 @@ def _floats(model: ir.Model, images: Iterable[np.ndarray]) -> list[torch.Tensor]
 
 
 def _cost(
-    wanted: Sequence[torch.Tensor], model: ir.Model, stats: Statistics, plan: QuantPlan, images: Iterable[np.ndarray]
+    wanted: Sequence[torch.Tensor],
+    model: ir.Model,
+    stats: Statistics,
+    plan: QuantPlan,
+    images: Iterable[np.ndarray],
 ) -> float:
     """Mean relative square error with rounded weights, too, for factors change their scales.
 
@@ -279,7 +283,9 @@ class _WeightNoise:
         distance: Distance,
     ) -> None:
         readers = {n: la for n, la in student.readers.items() if la.name in stats.moments}
-        found = weight_influence(model, readers, stats.moments, images, distance, seed=seed) if readers else {}
+        found = (
+            weight_influence(model, readers, stats.moments, images, distance, seed=seed) if readers else {}
+        )
         unit = GPTQ_SHARE / 12 / plan.scheme.weight_limit(first=False) ** 2
         self._terms = []
         for name, f in found.items():

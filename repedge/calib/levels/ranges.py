@@ -7,15 +7,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from repedge.calib.simulation.heap import give_back
-from repedge.calib.simulation.observe import BINS, Statistics, TensorStats
 from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
-from repedge.scheme import QuantScheme
+from repedge.calib.simulation.heap import give_back
+from repedge.calib.simulation.observe import BINS, Statistics, TensorStats
 from repedge.calib.structure import place
 from repedge.errors import UserError
 from repedge.graph.values import const, shape_of
 from repedge.passes.preprocess import PIXEL_MAX, takes_pixels
+from repedge.scheme import QuantScheme
 
 Range = tuple[float, float]
 

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from repedge.calib.plan import QuantPlan
 from repedge.calib.distance import Distance
+from repedge.calib.plan import QuantPlan
 from repedge.calib.simulation.simulator import Outputs, Rounding, Simulator, Step, Values
 from repedge.calib.structure import layers, place
 

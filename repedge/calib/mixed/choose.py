@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.calib.distance import Distance
-from repedge.calib.plan import QuantPlan
 from repedge.calib.mixed.raising import Raise, keep_float, nodes_to_raise, raises
-from repedge.graph.count import macs_of
-from repedge.scheme import QuantScheme
+from repedge.calib.plan import QuantPlan
 from repedge.calib.simulation.simulator import Simulator
 from repedge.calib.structure import layers
 from repedge.errors import CheckFailed, UserError
+from repedge.graph.count import macs_of
+from repedge.scheme import QuantScheme
 
 Batches = Callable[[], Iterable[np.ndarray]]
 Measure = Callable[[ir.Model, QuantPlan], float]

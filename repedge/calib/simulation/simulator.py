@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from repedge.calib.simulation.heap import give_back, stacked
 from repedge.calib.plan import QuantPlan, TensorQuant
-from repedge.scheme import LIMITS, QuantScheme
-from repedge.calib.structure import Layer, layers, place
+from repedge.calib.simulation.heap import give_back, stacked
 from repedge.calib.simulation.torch_ops import VIEWS, Function, function_of
+from repedge.calib.structure import Layer, layers, place
 from repedge.graph.values import const
+from repedge.scheme import LIMITS, QuantScheme
 
 Tap = Callable[[torch.Tensor], None]
 Values = dict[str, torch.Tensor]
@@ -282,8 +282,8 @@ def _constants(model: ir.Model) -> Values:
 
 def _exact(model: ir.Model, plan: QuantPlan | None) -> set[str]:
     """Outputs of operators that only move numbers from tensors of the same parameters: already rounded."""
-    from repedge.scheme import MOVES
     from repedge.calib.structure import data_inputs
+    from repedge.scheme import MOVES
 
     assert plan is not None
     placement = place(model, plan.scheme, plan.float_nodes)

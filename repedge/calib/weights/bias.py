@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
+from repedge.calib.plan import BiasChange, QuantPlan
 from repedge.calib.simulation.heap import give_back, stacked
 from repedge.calib.simulation.observe import Statistics
-from repedge.calib.plan import BiasChange, QuantPlan
 from repedge.calib.structure import Layer, channels, layers, set_array
 from repedge.graph.values import const
 

@@ -26,9 +26,10 @@ def weight_influence(
     """Cost at the output, to second order, of independent errors of unit variance of a layer's weights.
 
     The cost is `Distance.error`. Its second derivative is the mean over images of ``J' M J``, J the slope of
-    the outputs in a weight: the square of the slope of ``u' M^(1/2) output`` has that expectation for a random vector u of signs (Hutchinson's
-    estimate; one backward pass per batch, for the images' vectors are independent). Errors that only shift
-    an output channel's mean are left out, for bias correction takes them out.
+    the outputs in a weight: the square of the slope of ``u' M^(1/2) output`` has that expectation for a
+    random vector u of signs (Hutchinson's estimate; one backward pass per batch, for the images' vectors are
+    independent). Errors that only shift an output channel's mean are left out, for bias correction takes them
+    out.
 
     Args:
         model: The float graph.

@@ -14,12 +14,12 @@ from typing import Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from repedge.calib.simulation.observe import Moments, Statistics
 from repedge.calib.plan import QuantPlan, WeightQuant
-from repedge.scheme import QuantScheme
+from repedge.calib.simulation.observe import Moments, Statistics
 from repedge.calib.structure import Layer, own_parameters, place, set_array
 from repedge.errors import UserError
 from repedge.graph.values import const
+from repedge.scheme import QuantScheme
 
 Method = Literal["nearest", "closed-form", "adaround"]
 

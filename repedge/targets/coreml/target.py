@@ -17,11 +17,11 @@ from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
 from repedge.targets import qdq
-from repedge.tasks.base import Task
 from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.coreml.runner import EXECUTOR, CoreMLRunner, InterpreterRunner
 from repedge.targets.coreml.scheme import COREML_W8A8
 from repedge.targets.options import choice
+from repedge.tasks.base import Task
 from repedge.templates import Templates
 
 REQUIRES: dict[str, dict[str, str]] = {  # deployment target -> oldest systems

@@ -17,21 +17,21 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from repedge.precision import Precision
 from repedge.errors import UnsupportedModel
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
-from repedge.version import __version__
-from repedge.targets import qdq
-from repedge.targets.gpu import triton
+from repedge.precision import Precision
 from repedge.scheme import QuantScheme
-from repedge.targets.gpu.scheme import TENSORRT_W8A8
-from repedge.targets.options import whole
-from repedge.targets.base import Engine, Option, Artifact, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets import qdq
+from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.gpu import triton
 from repedge.targets.gpu.file import external_files, save
 from repedge.targets.gpu.runner import ONNXRuntimeRunner
+from repedge.targets.gpu.scheme import TENSORRT_W8A8
 from repedge.targets.gpu.types import enter, scale_resizes, to_float16
+from repedge.targets.options import whole
 from repedge.templates import Templates
+from repedge.version import __version__
 
 Refusal = Callable[[ir.Node], str | None]
 

@@ -18,18 +18,18 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.atomic import foreign_writer
-from repedge.precision import Precision
 from repedge.errors import UnsupportedModel, UserError
 from repedge.graph.values import shape_of
-from repedge.targets import qdq
+from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
-from repedge.targets.openvino.scheme import OPENVINO_W8A8
-from repedge.targets.base import Engine, Artifact, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets import qdq
+from repedge.targets.base import Artifact, Engine, Job, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.openvino import ops
 from repedge.targets.openvino.build import Builder
 from repedge.targets.openvino.importing import import_openvino
 from repedge.targets.openvino.input import lower_input
 from repedge.targets.openvino.runner import OpenVINORunner
+from repedge.targets.openvino.scheme import OPENVINO_W8A8
 from repedge.targets.openvino.slim import _compress, _slim
 from repedge.templates import Templates
 

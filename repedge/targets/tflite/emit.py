@@ -11,8 +11,8 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.values import const, only_reader, shape_of
 from repedge.targets.tflite.layout import Layout, natural, same_bytes, stored, transposition
-from repedge.targets.tflite.writer import Writer, schema
 from repedge.targets.tflite.model import Load, Quant, Tensor
+from repedge.targets.tflite.writer import Writer, schema
 
 ACTIVATIONS = {
     (0.0, np.inf): schema.ActivationFunctionType.RELU,

@@ -12,12 +12,12 @@ import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.values import shape_of
-from repedge.targets.tflite.integers import ops as i
+from repedge.targets.base import Unsupported
 from repedge.targets.tflite import ops_math as m
 from repedge.targets.tflite import ops_shape as s
 from repedge.targets.tflite import ops_window as w
-from repedge.targets.base import Unsupported
 from repedge.targets.tflite.emit import Emitter
+from repedge.targets.tflite.integers import ops as i
 from repedge.targets.tflite.integers.columns import integer_conv
 from repedge.targets.tflite.integers.graph import IntegerGraph, integer_graph, is_quantized
 from repedge.targets.tflite.model import Quant

@@ -17,8 +17,8 @@ from repedge.graph.attrs import PoolAttrs, Window, attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
 from repedge.targets.tflite.emit import Emitter, bounds
 from repedge.targets.tflite.layout import NHWC, stored
-from repedge.targets.tflite.writer import schema
 from repedge.targets.tflite.model import Load
+from repedge.targets.tflite.writer import schema
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 _LOWEST = float(np.finfo(np.float32).min)

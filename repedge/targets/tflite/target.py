@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
-from repedge.errors import UnsupportedModel, UserError
+from repedge.errors import UnsupportedModel
 from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
-from repedge.targets.tflite.scheme import TFLITE_W8A8, TFLITE_W8A16
+from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.options import boolean
-from repedge.targets.base import Engine, Option, Artifact, Job, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.tflite.layout import natural, stored
+from repedge.targets.tflite.scheme import TFLITE_W8A8, TFLITE_W8A16
 from repedge.templates import Templates
 
 if TYPE_CHECKING:

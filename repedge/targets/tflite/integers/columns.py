@@ -22,8 +22,8 @@ from repedge.graph.attrs import Window, conv_attrs
 from repedge.graph.values import const, shape_of
 from repedge.targets.tflite.emit import Emitter
 from repedge.targets.tflite.layout import NHWC
-from repedge.targets.tflite.ops_window import VALID, conv, pad_spatial, reached_pads
 from repedge.targets.tflite.model import Tensor
+from repedge.targets.tflite.ops_window import VALID, conv, pad_spatial, reached_pads
 
 MAX_CHANNELS = 4
 """Input channels up to which columns are grouped: RGB, with or without a fourth."""

@@ -16,9 +16,9 @@ from repedge.targets.tflite.integers.rules import (
     MIN_CONVERT,
     MIN_MUL,
 )
+from repedge.targets.tflite.model import Operator, Quant
 from repedge.targets.tflite.versions import OPS
 from repedge.targets.tflite.writer import Writer
-from repedge.targets.tflite.model import Operator, Quant
 
 OUTSIDE = (
     "GATHER",

@@ -9,8 +9,8 @@ from repedge.graph.attrs import pool_attrs
 from repedge.graph.values import shape_of
 from repedge.targets.tflite.emit import ACTIVATIONS, Emitter, bounds
 from repedge.targets.tflite.layout import NHWC
-from repedge.targets.tflite.ops_window import VALID, pad_spatial, reached_pads
 from repedge.targets.tflite.model import Quant
+from repedge.targets.tflite.ops_window import VALID, pad_spatial, reached_pads
 
 _ONE = Quant("int8", (1 / 127,))
 _CLAMPS_16 = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6"}

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr, pool_attrs
 from repedge.graph.values import const, shape_of
-from repedge.targets.tflite.ops_window import averages_whole_windows
 from repedge.targets.tflite.model import Quant
+from repedge.targets.tflite.ops_window import averages_whole_windows
 
 Kind = Literal["layer", "binary", "free", "tied", "move", "clamp"]
 """How outputs relate to inputs.

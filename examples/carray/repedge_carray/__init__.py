@@ -1,0 +1,1 @@
+"""A repedge target that writes C."""
