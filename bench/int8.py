@@ -1,4 +1,4 @@
-"""int8: repedge beside the stock quantizers, same photos, same evaluation, artifacts really run.
+r"""int8: repedge beside the stock quantizers, same photos, same evaluation, artifacts really run.
 
     python bench/int8.py accuracy --model mobileone --weights mobileone_s0_in1k.safetensors \\
         --data imagenet-sample

@@ -1,4 +1,6 @@
-"""How often is a difference claimed between two identical artifacts? python bench/profile_false_alarms.py
+"""How often is a difference claimed between two identical artifacts?
+
+    python bench/profile_false_alarms.py
 
 An artifact is compared with a copy of itself again and again; each comparison is what
 ``repedge profile A B`` does. As a control, a slower artifact (another precision or target, if given with

@@ -1,4 +1,6 @@
-"""Are repedge's medians those of the runtimes' own benchmark programs? python bench/profile_fidelity.py
+"""Are repedge's medians those of the runtimes' own benchmark programs?
+
+    python bench/profile_fidelity.py
 
 For each artifact, repedge and the peer (OpenVINO's benchmark_app, LiteRT's litert-benchmark, both from
 the runtimes' pip packages) measure in turns, each time in a fresh process, with the same settings: threads,

@@ -1,4 +1,6 @@
-"""What timing in one's own loop costs: python bench/profile_hooks.py [MODEL]
+"""What timing in one's own loop costs.
+
+    python bench/profile_hooks.py [MODEL]
 
 A torch model (default: the demo RepViT) runs by turns bare, under ``repedge.profile.stopwatch`` and under
 ``repedge.profile.hook``. The table compares the fastest runs, which other work on the machine reaches last,

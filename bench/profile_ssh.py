@@ -1,4 +1,6 @@
-"""Does the way over ssh change the number? python bench/profile_ssh.py [BUNDLE]
+"""Does the way over ssh change the number?
+
+    python bench/profile_ssh.py [BUNDLE]
 
 One artifact is profiled on ``local`` and, through a real OpenSSH server on loopback (started here, with keys
 of its own), on the same machine, in turns. Timing happens on the device, so that the ratio should be 1.

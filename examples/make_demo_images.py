@@ -21,6 +21,7 @@ WEIGHTS = Path(__file__).parent.parent / "repedge" / "models" / "weights"
 
 
 def main() -> None:
+    """Write the sheet."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--data", type=Path, required=True, help="cifar10.zip")

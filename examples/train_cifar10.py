@@ -164,6 +164,7 @@ def accuracy(
 
 
 def train(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Train, and write the averaged weights; goes on from a checkpoint in ``args.out``."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = load_split(args.data, "train", args.out)
@@ -264,6 +265,7 @@ def average(args: argparse.Namespace, recipe: Recipe) -> None:
 
 
 def main() -> None:
+    """The command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", help="a name from `repedge models`, such as repvit_demo; 10 classes")

@@ -155,10 +155,8 @@ def compile(
     if task is not None:
         tasks.kind(task)  # before any work, says what is wrong with the word
     automatic = "auto" in precisions
-    if automatic and tuple(precisions) not in (("auto",), tuple("auto")):
-        raise UserError("precision auto chooses one itself: name it alone")
     request = BuildRequest(
-        builds=_automatic(targets) if automatic else choose_builds(targets, precisions),
+        builds=_automatic(targets, precisions) if automatic else choose_builds(targets, precisions),
         out=Path(out),
         input_kind=input_kind,
         force=force,
@@ -206,9 +204,11 @@ def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
     return resolve(model, **options)
 
 
-def _automatic(names: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
+def _automatic(names: Sequence[str], words: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
     from repedge.compiler import fastest
 
+    if tuple(words) not in (("auto",), tuple("auto")):
+        raise UserError("precision auto chooses one itself: name it alone")
     chosen = choose_builds(names, ())  # says what is wrong with the names
     return fastest.candidates([name for name, _ in chosen])
 

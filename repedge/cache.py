@@ -23,7 +23,7 @@ DAYS = 90
 
 
 def cache_folder() -> Path:
-    """Where the platform wants a program's cache.
+    r"""Where the platform wants a program's cache.
 
     ``$REPEDGE_CACHE``, else ``$XDG_CACHE_HOME/repedge`` or ``~/.cache/repedge`` on Linux,
     ``~/Library/Caches/repedge`` on macOS, ``%LOCALAPPDATA%\\repedge\\cache`` on Windows.

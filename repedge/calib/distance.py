@@ -39,7 +39,7 @@ class Distance:
         return cls(tasks.of_graph(model))
 
     def cost(self, want: Outputs, got: Outputs) -> float:
-        """Of many images as a whole.
+        """The cost of many images as a whole.
 
         Args:
             want, got: Every output, float32 [N, ...], of the float network and of the one in question.

@@ -101,8 +101,10 @@ def _equalize(
     quantile: float | None = 0.9,
     images: int = 16,
 ) -> None:
-    """Each of ``alphas`` is (alpha, weights) or (alpha, weights, depthwise) of `equalize`; of several, the
-    best at the output is taken."""
+    """Of several ``alphas``, takes the best at the output.
+
+    Each is (alpha, weights) or (alpha, weights, depthwise) of `equalize`.
+    """
     if c.scheme.weights_only:
         return
     stats, before = c.observed(), c.reference

@@ -127,7 +127,7 @@ CALIBRATION: Mapping[str, tuple[Any, Any]] = {
         None,
     ),
     "calib_count": (Annotated[int, typer.Option(help="How many of them.")], 64),
-    "calib_seed": (Annotated[int, typer.Option(help="The seed of their random choice.")], 0),
+    "calib_seed": (Annotated[int, typer.Option(help="What their random choice starts from.")], 0),
     "recipe": (
         Annotated[str, typer.Option(help="Calibration: fast, default, best or FILE.json.")],
         "default",

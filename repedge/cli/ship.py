@@ -11,8 +11,6 @@ from repedge.cli.app import app, show, words
 from repedge.cli.options import Debug, Json
 from repedge.version import __version__
 
-PLATFORMS = ["ios", "android", "cpp", "python"]
-
 
 @app.command(
     epilog="Example:  repedge ship build/repvit_demo-tflite-fp32 --to android --out App --name Repvit"
@@ -32,21 +30,21 @@ def ship(
     debug: Debug = False,
 ) -> int:
     """Pack a verified bundle for app developers: a Swift, Gradle, CMake or Python package with its proof."""
+    from repedge.ship import PLATFORMS
     from repedge.ship import ship as make
 
-    made = make(bundle, words("to", [to], PLATFORMS)[0], out, name=name, force=force)
+    made = make(bundle, words("to", [to], list(PLATFORMS))[0], out, name=name, force=force)
     show(as_json, {"repedge": __version__, **made.as_json()}, lambda: _table(made))
     return 0
 
 
 def _table(made: object) -> None:
     from repedge.cli.tables import console
-    from repedge.ship import PLATFORMS as ROWS
-    from repedge.ship import Shipped
+    from repedge.ship import PLATFORMS, Shipped
 
     assert isinstance(made, Shipped)
     console.out.print(
-        f"[bold]{made.path}[/]: {ROWS[made.platform].title} {made.name} ({', '.join(made.variants)}), "
+        f"[bold]{made.path}[/]: {PLATFORMS[made.platform].title} {made.name} ({', '.join(made.variants)}), "
         f"{made.files} files, {made.size_bytes / 1e6:.2f} MB"
     )
     console.out.print(f"[dim]next: {made.next_step}[/]", soft_wrap=True)

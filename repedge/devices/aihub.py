@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
-from repedge.devices.base import Device, DeviceURI, Found
+from repedge.devices.base import Device, DeviceURI, Listed
 from repedge.devices.protocol import HostInfo, Op, ProfileRequest, RawProfile
 from repedge.errors import DeviceError, MissingExtra, UserError
 
@@ -55,7 +55,7 @@ class AIHub(Device):
         return f"{self.name} at Qualcomm AI Hub"
 
     @classmethod
-    def found(cls) -> Sequence[Found]:
+    def found(cls) -> Sequence[Listed]:
         """Every hosted device, where the client is installed and has a token. See `Device.found`."""
         if not Path("~/.qai_hub/client.ini").expanduser().exists():
             return ()
@@ -63,7 +63,7 @@ class AIHub(Device):
             devices = _client().get_devices()
         except Exception:  # not installed, no network, an expired token: nothing to list
             return ()
-        return [Found(f"aihub://{d.name}", "ready", f"OS {d.os}") for d in devices]
+        return [Listed(f"aihub://{d.name}", "ready", f"OS {d.os}") for d in devices]
 
     def profile(self, artifact: Path, request: ProfileRequest) -> RawProfile:
         """See `Device.profile`."""

@@ -35,7 +35,7 @@ class DeviceURI:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listed:
     """One line of ``repedge devices``.
 
     Attributes:
@@ -90,7 +90,7 @@ class Device(ABC):
         """What it is, in a few words, without connecting."""
 
     @classmethod
-    def found(cls) -> Sequence[Found]:
+    def found(cls) -> Sequence[Listed]:
         """Devices of this kind that can be seen from here; quick, and never an error."""
         return ()
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, ClassVar
 
-from repedge.devices.base import AgentSession, Device, DeviceURI, Found, Session
+from repedge.devices.base import AgentSession, Device, DeviceURI, Listed, Session
 from repedge.devices.protocol import ProfileRequest
 from repedge.errors import DeviceError, UserError
 
@@ -37,12 +37,12 @@ class Local(Device):
         return "this machine"
 
     @classmethod
-    def found(cls) -> Sequence[Found]:
+    def found(cls) -> Sequence[Listed]:
         """See `Device.found`."""
         from repedge.devices.agent import host
 
         info = host.read()
-        return [Found("local", "ready", f"{info['cpu'] or info['model'] or 'CPU'}, {info['cores']} cores")]
+        return [Listed("local", "ready", f"{info['cpu'] or info['model'] or 'CPU'}, {info['cores']} cores")]
 
     def open(self, artifact: Path, request: ProfileRequest) -> Session:
         """See `Device.open`."""

@@ -82,16 +82,9 @@ def _problems(graph: ir.Graph, signature: Signature | None, static: bool) -> Ite
     for value in (*graph.inputs, *(v for v in graph.initializers.values() if not v.is_graph_input())):
         yield from _value_problems(value, names, static)
         known.add(value)
-    for name, value in graph.initializers.items():
-        if value.const_value is None:
-            yield f"the initializer {name!r} has no data"
-        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
-            yield f"nothing reads the initializer {name!r}"
-    node_names: set[str] = set()
+    yield from _initializer_problems(graph)
+    yield from _node_names(graph)
     for node in graph:
-        if not node.name or node.name in node_names:
-            yield f"two nodes are called {node.name!r}" if node.name else f"a {node.op_type} node has no name"
-        node_names.add(str(node.name))
         for read in node.inputs:
             if read is not None and read not in known and not _from_outer_scope(read, graph):
                 yield f"{node.op_type} node {node.name!r} reads {read.name!r} before anything computes it"
@@ -102,11 +95,25 @@ def _problems(graph: ir.Graph, signature: Signature | None, static: bool) -> Ite
             known.add(value)
         if not any(v.uses() or v.is_graph_output() for v in node.outputs):
             yield f"nothing reads the {node.op_type} node {node.name!r}"
-    for value in graph.outputs:
-        if value not in known:
-            yield f"nothing computes the output {value.name!r}"
+    yield from (f"nothing computes the output {v.name!r}" for v in graph.outputs if v not in known)
     if signature is not None and Signature.of(graph) != signature:
         yield f"inputs and outputs were {signature} and are now {Signature.of(graph)}"
+
+
+def _initializer_problems(graph: ir.Graph) -> Iterator[str]:
+    for name, value in graph.initializers.items():
+        if value.const_value is None:
+            yield f"the initializer {name!r} has no data"
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            yield f"nothing reads the initializer {name!r}"
+
+
+def _node_names(graph: ir.Graph) -> Iterator[str]:
+    names: set[str] = set()
+    for node in graph:
+        if not node.name or node.name in names:
+            yield f"two nodes are called {node.name!r}" if node.name else f"a {node.op_type} node has no name"
+        names.add(str(node.name))
 
 
 def _value_problems(value: ir.Value, names: set[str], static: bool) -> Iterator[str]:
@@ -139,15 +146,18 @@ def _unclean(model: ir.Model) -> Iterator[str]:
         if len(shape) != 4 or shape[0] != 1 or value.dtype != ir.DataType.FLOAT:
             yield f"the input {value.name!r} is {value.dtype} {value.shape}, and FLOAT [1, C, H, W] is needed"
     for node in graph:
-        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
-            continue
-        if node.op_type in UNCLEAN_OPS and node.domain in ("", "ai.onnx"):
-            yield f"{node.op_type} node {node.name!r} could not be simplified away"
-        if node.op_type == "Reshape" and not _keeps_batch(node):
-            yield f"the target shape of Reshape node {node.name!r} is not a constant"
-        for value in node.outputs:
-            if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
-                yield f"{node.op_type} node {node.name!r} computes in {value.dtype}, and float32 is needed"
+        if node.op_type != "Identity" or not node.outputs[0].is_graph_output():
+            yield from _unclean_node(node)
+
+
+def _unclean_node(node: ir.Node) -> Iterator[str]:
+    if node.op_type in UNCLEAN_OPS and node.domain in ("", "ai.onnx"):
+        yield f"{node.op_type} node {node.name!r} could not be simplified away"
+    if node.op_type == "Reshape" and not _keeps_batch(node):
+        yield f"the target shape of Reshape node {node.name!r} is not a constant"
+    for value in node.outputs:
+        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+            yield f"{node.op_type} node {node.name!r} computes in {value.dtype}, and float32 is needed"
 
 
 def _keeps_batch(node: ir.Node) -> bool:

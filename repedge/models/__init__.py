@@ -1,0 +1,1 @@
+"""Where a network comes from: named architectures, checkpoints, ONNX files, factories."""

@@ -170,8 +170,10 @@ def _check_zip(path: Path) -> None:
 
 
 def _culprit(message: str) -> str:
-    """The object that torch refused, from its message (``GLOBAL posix.system was not an allowed...``);
-    empty where it stumbled over something else."""
+    """The object that torch refused, from its message (``GLOBAL posix.system was not an allowed...``).
+
+    It is empty where torch stumbled over something else.
+    """
     for line in message.splitlines():
         words = line.split()
         if "GLOBAL" in words and words.index("GLOBAL") + 1 < len(words):

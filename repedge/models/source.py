@@ -75,7 +75,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class Loaded:
     """What a kind of MODEL yields before the user's options are applied."""
 
     name: str
@@ -92,7 +92,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Request:
+class WeightsFrom:
     """The options that say where the weights come from."""
 
     weights: str | None = None
@@ -141,8 +141,8 @@ def resolve(
     options = {k: v for k, v in preprocess.items() if v is not None}
     if "input_size" in options:
         options["input_size"] = parse_input_size(options["input_size"])
-    request = Request(None if weights is None else str(weights), pretrained, random_weights, num_classes)
-    found = _find(os.fspath(model) if isinstance(model, os.PathLike) else model, request)
+    chosen = WeightsFrom(None if weights is None else str(weights), pretrained, random_weights, num_classes)
+    found = _find(os.fspath(model) if isinstance(model, os.PathLike) else model, chosen)
     if found.onnx is not None:
         found = _onnx_input(found, found.onnx, options)
     _check_classes(found, num_classes)
@@ -161,46 +161,46 @@ def resolve(
     )
 
 
-def _find(model: str | nn.Module | None, request: Request) -> Found:
+def _find(model: str | nn.Module | None, chosen: WeightsFrom) -> Loaded:
     if model is None:
-        return _demo(request) if request.weights is None else _unnamed(request)
+        return _demo(chosen) if chosen.weights is None else _unnamed(chosen)
     if not isinstance(model, str):
         if isinstance(model, type):
             raise UserError(f"{model.__name__} is a class; pass a network made of it: {model.__name__}(...)")
         if not hasattr(model, "state_dict"):
             raise UserError(f"a model is a name, a file or an nn.Module, not a {type(model).__name__}")
-        return _module(model, type(model).__name__, request)
+        return _module(model, type(model).__name__, chosen)
     if model.lower().endswith(".onnx"):
-        return _onnx(Path(model), request)
+        return _onnx(Path(model), chosen)
     if model.startswith(TIMM):
-        return _timm(model.removeprefix(TIMM), request)
+        return _timm(model.removeprefix(TIMM), chosen)
     if model.startswith(hub.SCHEME) or model.lower().endswith(SUFFIXES):
         raise UserError(f"{model} is weights, not a model; pass it as --weights {model}")
     if ":" in model:
-        return _module(call_factory(model), model.rpartition(":")[2], request)
-    return _named(spec(model), request)
+        return _module(call_factory(model), model.rpartition(":")[2], chosen)
+    return _named(spec(model), chosen)
 
 
 # --- named models ---------------------------------------------------------------------------------
 
 
-def _demo(request: Request) -> Found:
-    return _named(spec(DEMO), request)
+def _demo(chosen: WeightsFrom) -> Loaded:
+    return _named(spec(DEMO), chosen)
 
 
-def _unnamed(request: Request) -> Found:
+def _unnamed(chosen: WeightsFrom) -> Loaded:
     """--weights without MODEL: the file says which model it is."""
-    state, origin = _read_weights(str(request.weights))
+    state, origin = _read_weights(str(chosen.weights))
     return _loaded(spec(name_of(state)), state, origin)
 
 
-def _named(row: ModelSpec, request: Request) -> Found:
-    if request.weights is not None:
-        return _loaded(row, *_read_weights(request.weights))
-    if request.pretrained and row.bundled is None:
+def _named(row: ModelSpec, chosen: WeightsFrom) -> Loaded:
+    if chosen.weights is not None:
+        return _loaded(row, *_read_weights(chosen.weights))
+    if chosen.pretrained and row.bundled is None:
         return _loaded(row, *_read_weights(str(hub.pretrained(row))))
-    if request.random_weights and not request.pretrained:
-        return _random(row, request.num_classes)
+    if chosen.random_weights and not chosen.pretrained:
+        return _random(row, chosen.num_classes)
     if row.bundled is not None:
         if not row.bundled.exists():
             raise UserError(
@@ -234,10 +234,10 @@ def _read_weights(weights: str) -> tuple[Checkpoint, Origin]:
     return load_checkpoint(origin.path), origin
 
 
-def _loaded(row: ModelSpec, state: Checkpoint, origin: Origin) -> Found:
+def _loaded(row: ModelSpec, state: Checkpoint, origin: Origin) -> Loaded:
     module, finding = load_into(row.name, state)
     published = origin.config is not None or origin.path == row.bundled
-    return Found(
+    return Loaded(
         row.name,
         "demo" if row.bundled else "named",
         hub.preprocess_of(origin.config or {}, row.preprocess),
@@ -251,14 +251,14 @@ def _loaded(row: ModelSpec, state: Checkpoint, origin: Origin) -> Found:
     )
 
 
-def _random(row: ModelSpec, num_classes: int | None) -> Found:
+def _random(row: ModelSpec, num_classes: int | None) -> Loaded:
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         module = create(row.name, num_classes=num_classes)
     classes = num_classes or row.num_classes
-    return Found(
+    return Loaded(
         row.name,
         "demo" if row.bundled else "named",
         row.preprocess,
@@ -272,16 +272,16 @@ def _random(row: ModelSpec, num_classes: int | None) -> Found:
 # --- anything else --------------------------------------------------------------------------------
 
 
-def _module(module: nn.Module, name: str, request: Request) -> Found:
-    if request.pretrained:
+def _module(module: nn.Module, name: str, chosen: WeightsFrom) -> Loaded:
+    if chosen.pretrained:
         raise UserError("--pretrained works for the models of `repedge models` and for timm:NAME only")
     phrase, digest, config = "with its own weights", None, None
-    if request.weights is not None:
-        state, origin = _read_weights(request.weights)
+    if chosen.weights is not None:
+        state, origin = _read_weights(chosen.weights)
         load_strictly(module, state)
         phrase, digest, config = f"with weights from {origin.phrase}", sha256(origin.path), origin.config
     parameters = sum(p.numel() for p in module.parameters())
-    return Found(
+    return Loaded(
         _safe(name),
         "module",
         hub.preprocess_of(config or {}, Preprocess()),
@@ -292,23 +292,23 @@ def _module(module: nn.Module, name: str, request: Request) -> Found:
     )
 
 
-def _timm(name: str, request: Request) -> Found:
+def _timm(name: str, chosen: WeightsFrom) -> Loaded:
     try:
         import timm
     except ImportError as error:
         raise MissingExtra("timm", "timm", f"{TIMM}{name}") from error
-    if not (request.weights or request.pretrained or request.random_weights):
+    if not (chosen.weights or chosen.pretrained or chosen.random_weights):
         raise UserError(
             f"{TIMM}{name} has no weights yet: pass --weights FILE, --pretrained or --random-weights"
         )
     state, origin, options = None, None, {}
-    if request.weights is not None:
-        state, origin = _read_weights(request.weights)
-    elif request.num_classes is not None:
-        options["num_classes"] = request.num_classes
+    if chosen.weights is not None:
+        state, origin = _read_weights(chosen.weights)
+    elif chosen.num_classes is not None:
+        options["num_classes"] = chosen.num_classes
 
     def build(**more: Any) -> nn.Module:
-        return timm.create_model(name, pretrained=request.pretrained, **more)
+        return timm.create_model(name, pretrained=chosen.pretrained, **more)
 
     module = guard(lambda: build(**options), f"timm could not make {name!r}")
     cfg = dict(getattr(module, "pretrained_cfg", None) or {})
@@ -317,8 +317,8 @@ def _timm(name: str, request: Request) -> Found:
         if classes and classes != getattr(module, "num_classes", classes):
             module = guard(lambda: build(num_classes=classes), f"timm could not make {name!r}")
         load_strictly(module, state)
-    weights = "pretrained" if request.pretrained else "random weights"
-    return Found(
+    weights = "pretrained" if chosen.pretrained else "random weights"
+    return Loaded(
         _safe(name),
         "timm",
         hub.preprocess_of((origin.config if origin else None) or cfg, Preprocess()),
@@ -327,7 +327,7 @@ def _timm(name: str, request: Request) -> Found:
         channels=first_channels(module),
         num_classes=getattr(module, "num_classes", None),
         checkpoint_sha256=sha256(origin.path) if origin else None,
-        license=str(cfg.get("license") or "") if request.pretrained else "",
+        license=str(cfg.get("license") or "") if chosen.pretrained else "",
     )
 
 
@@ -338,8 +338,8 @@ def _classifier_rows(state: Checkpoint, classifier: Any) -> int:
     return 0 if weight is None else int(weight.shape[0])
 
 
-def _onnx(path: Path, request: Request) -> Found:
-    if request.weights or request.pretrained:
+def _onnx(path: Path, chosen: WeightsFrom) -> Loaded:
+    if chosen.weights or chosen.pretrained:
         raise UserError(
             f"{path} has its weights inside; --weights and --pretrained do not go with an ONNX file"
         )
@@ -347,10 +347,10 @@ def _onnx(path: Path, request: Request) -> Found:
         raise UserError(f"{path} is a folder, not an ONNX file")
     if not path.exists():
         raise UserError(f"there is no file {path}")
-    return Found(_safe(path.stem), "onnx", Preprocess(), "", onnx=path)
+    return Loaded(_safe(path.stem), "onnx", Preprocess(), "", onnx=path)
 
 
-def _onnx_input(found: Found, path: Path, options: dict[str, Any]) -> Found:
+def _onnx_input(found: Loaded, path: Path, options: dict[str, Any]) -> Loaded:
     """Read the input's shape; a fixed size goes into ``options``, a free one must be there."""
     image = read_onnx_input(path)
     wanted = options.get("input_size")
@@ -381,7 +381,7 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "model"
 
 
-def _check_classes(found: Found, num_classes: int | None) -> None:
+def _check_classes(found: Loaded, num_classes: int | None) -> None:
     if num_classes is not None and found.num_classes not in (None, num_classes):
         raise UserError(f"{found.name}'s weights have {found.num_classes} classes, not {num_classes}")
 

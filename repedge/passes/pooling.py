@@ -13,8 +13,11 @@ MAP_AXES = (2, 3)
 
 
 def unify_global_pools(model: ir.Model) -> int:
-    """ReduceMean over H and W (at once, one by one, or of the flattened map), AveragePool of the whole map
-    -> GlobalAveragePool, and a Flatten or Reshape where the two axes are not kept."""
+    """All ways to average a map become GlobalAveragePool.
+
+    They are ReduceMean over H and W (at once, one by one, or of the flattened map) and AveragePool of the
+    whole map; a Flatten or Reshape follows where the two axes are not kept.
+    """
     count = 0
     for node in nodes_of(model, "ReduceMean", "AveragePool"):
         x = _pooled_map(node) if node.op_type == "ReduceMean" else _whole_map(node)

@@ -63,8 +63,10 @@ class Photos(Protocol):
         ...
 
     def beside(self, name: str) -> bytes | None:
-        """A file that came with the photos, such as labels.json: of the folder, or at the top of the .zip or
-        in the one folder that all its photos are in. None if there is none.
+        """A file that came with the photos, such as labels.json; None if there is none.
+
+        It is looked for in the folder, or at the top of the .zip or in the one folder that all its photos are
+        in.
 
         Raises:
             UserError: It is too large, damaged or encrypted.

@@ -77,11 +77,13 @@ class Files(_Source):
         self._read, self._companion = read, companion
 
     def read(self, indices: Sequence[int], upright: bool = False) -> Iterator[tuple[int, Item]]:
+        """See `Photos.read`."""
         for i in indices:
             name = self._names[i]
             yield i, _decoded(name, lambda name=name: self._read(name), upright)  # type: ignore[misc]
 
     def beside(self, name: str) -> bytes | None:
+        """See `Photos.beside`."""
         return self._companion(name)
 
 
@@ -144,6 +146,7 @@ class Rows(_Source):
         self._table = table
 
     def read(self, indices: Sequence[int], upright: bool = False) -> Iterator[tuple[int, Item]]:
+        """See `Photos.read`."""
         for i, (name, row) in zip(indices, self._table.rows(indices), strict=True):
             told = {k: column[i].item() for k, column in self.columns.items()} or None
             digest = _sha256(np.ascontiguousarray(row).tobytes())
@@ -156,8 +159,9 @@ class Rows(_Source):
 
 
 class Items(_Source):
-    """Images from Python, or pairs with what is known of each: a sequence is chosen from, a stream is read
-    from its begin.
+    """Images from Python, or pairs with what is known of each.
+
+    A sequence is chosen from, a stream is read from its begin.
 
     Args:
         given: Paths, PIL images, uint8 [H, W] or [H, W, 1 | 3 | 4] arrays, or tuples of one and anything.
@@ -173,6 +177,7 @@ class Items(_Source):
         self._stream = None if whole else iter(given)
 
     def read(self, indices: Sequence[int], upright: bool = False) -> Iterator[tuple[int, Item]]:
+        """See `Photos.read`."""
         for i in indices:
             if self._stream is None:
                 value = self._given[i]  # type: ignore[index]
@@ -215,6 +220,7 @@ class Noise(_Source):
         self._seed = seed
 
     def read(self, indices: Sequence[int], upright: bool = False) -> Iterator[tuple[int, Item]]:
+        """See `Photos.read`."""
         for i in indices:
             array = np.random.default_rng((self._seed, i)).integers(0, 256, self._shape, dtype=np.uint8)
             yield i, Item(f"noise {i}", Image.fromarray(array), _sha256(array.tobytes()))
@@ -229,6 +235,7 @@ class Demo(_Source):
         self._sheet, self._side, self._labels = sheet, side, labels
 
     def read(self, indices: Sequence[int], upright: bool = False) -> Iterator[tuple[int, Item]]:
+        """See `Photos.read`."""
         side, columns = self._side, self._sheet.width // self._side
         for i in indices:
             x, y = i % columns * side, i // columns * side

@@ -24,7 +24,7 @@ ROUNDS = 6
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Timings:
     """Several artifacts measured in turns; every profile but the first has its ratio to the first."""
 
     profiles: tuple[Profile, ...]
@@ -60,13 +60,13 @@ def measure(
         UserError: Wrong input, or no runtime for the artifact on the device.
         DeviceError: The device or the runtime failed.
     """
-    target = devices.get(device, device_options)
+    where = devices.get(device, device_options)
     subject = find(what, **dict(source_options or {}))
     with scratch() as folder:
         asked = request_for(subject, folder / "samples", request)
         on_stage(f"{subject.name} on {device}")
-        raw = target.profile(subject.artifact, asked)
-    return summarize(subject, str(target.uri), asked.hint, raw)
+        raw = where.profile(subject.artifact, asked)
+    return summarize(subject, str(where.uri), asked.hint, raw)
 
 
 def compare(
@@ -78,7 +78,7 @@ def compare(
     on_stage: Callable[[str], None] = lambda stage: None,
     source_options: Mapping[str, Any] | None = None,
     **request: Any,
-) -> Comparison:
+) -> Timings:
     """Latency of several artifacts (or devices), interleaved run by run, with ratios to the first.
 
     In each of ``rounds`` rounds every artifact gets a fresh process; the processes take turns in random
@@ -96,18 +96,18 @@ def compare(
         UserError: Wrong input, fewer than two things to compare.
         DeviceError: A device or runtime failed.
     """
-    targets = devices.get_all(devices_, device_options)
+    places = devices.get_all(devices_, device_options)
     subjects = [find(w, **dict(source_options or {})) for w in whats]
-    pairs = [(s, d) for d in targets for s in subjects]
+    pairs = [(s, d) for d in places for s in subjects]
     if len(pairs) < 2:
         raise UserError("a comparison needs at least two artifacts or two devices")
     with scratch() as folder:
         asked = [request_for(s, folder / f"samples{i}", request) for i, (s, _) in enumerate(pairs)]
-        if all(d.live for d in targets) and asked[0].hint == "latency":
+        if all(d.live for d in places) and asked[0].hint == "latency":
             rows = _interleaved(pairs, asked, rounds, on_stage)
         else:
             rows = _one_by_one(pairs, asked, on_stage)
-    return Comparison(tuple(_profiles(pairs, asked, rows)), len(rows[0]))
+    return Timings(tuple(_profiles(pairs, asked, rows)), len(rows[0]))
 
 
 def engine_ref(engine: Engine) -> EngineRef:

@@ -1,4 +1,6 @@
-"""From templates to the texts of a package. Four layers have a say, each in a folder of its own:
+"""From templates to the texts of a package.
+
+Four layers have a say, each in a folder of its own:
 
     task/       what an answer means: `repedge.tasks.base.Task.ship`
     target/     what runs the artifact: `repedge.targets.base.Target.ship`

@@ -59,7 +59,7 @@ class Quantized:
         return Quantized(np.ascontiguousarray(self.values.T), self.scale, axis)
 
     def half(self) -> Quantized:
-        """With a scale that float16 holds.
+        """The same with a scale that float16 holds.
 
         Where float16 is too coarse for the scale (denormal, below 6e-5) and a weight would be off by
         more than half a unit, the next greater scale is taken and the integers are rounded again.
@@ -152,17 +152,9 @@ def prepare(model: ir.Model) -> ir.Model:
         return model
     copy = model.clone()
     graph = copy.graph
-    for node in list(graph):
-        if node.op_type not in NAMES:
-            continue
-        for value in node.outputs:
-            if value.dtype is None:
-                value.type = ir.TensorType(_result(node))
-            if value.shape is None and node.inputs[0] is not None:
-                value.shape = node.inputs[0].shape
-    for node in list(graph):
-        if node.op_type != "DequantizeLinear":
-            continue
+    for node in [n for n in graph if n.op_type in NAMES]:
+        _infer(node)
+    for node in [n for n in graph if n.op_type == "DequantizeLinear"]:
         others = [use for use in node.outputs[0].uses() if not _as_weight(node, use.node, use.idx)]
         if others and (array := _constant(node)) is not None:
             plain = add_initializer(graph, f"{node.outputs[0].name}/real", array)
@@ -170,6 +162,15 @@ def prepare(model: ir.Model) -> ir.Model:
                 use.node.replace_input_with(use.idx, plain)
     drop_unread(graph)
     return copy
+
+
+def _infer(node: ir.Node) -> None:
+    """Types and shapes of what a QuantizeLinear or DequantizeLinear gives, where the file does not say."""
+    for value in node.outputs:
+        if value.dtype is None:
+            value.type = ir.TensorType(_result(node))
+        if value.shape is None and node.inputs[0] is not None:
+            value.shape = node.inputs[0].shape
 
 
 MIN_SIZE = 2048

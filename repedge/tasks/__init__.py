@@ -76,20 +76,19 @@ def recognize(network: Network, told: str | None = None) -> Task:
 
 
 class Signature(Protocol):
-    """An output as an artifact has it.
-
-    Attributes:
-        name: Its name.
-        shape: Batch axis first.
-        layout: One letter for each axis, such as ``NHWC``; may be empty.
-    """
+    """An output as an artifact has it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name."""
+
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """Batch axis first."""
+
     @property
-    def layout(self) -> str: ...
+    def layout(self) -> str:
+        """One letter for each axis, such as ``NHWC``; may be empty."""
 
 
 def of_outputs(outputs: Iterable[Signature], labels: Sequence[str] = (), told: str | None = None) -> Task:

@@ -121,7 +121,9 @@ class Classify(Task):
         return Hits(self.scores)
 
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Keys:
+        """See `Task.context`.
+
+        Keys:
 
         scores: Index of the output that scores classes.
         classes: Number of classes.

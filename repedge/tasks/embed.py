@@ -82,7 +82,9 @@ class Embed(Task):
         return Direction()
 
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Keys:
+        """See `Task.context`.
+
+        Keys:
 
         features: Length of the first embedding.
         unit: Whether it has length 1 already, so that the package need not scale it.

@@ -29,7 +29,9 @@ class Told(Protocol):
     names: tuple[str, ...] | None
     columns: Mapping[str, np.ndarray]
 
-    def beside(self, name: str) -> bytes | None: ...
+    def beside(self, name: str) -> bytes | None:
+        """A file that came with the photos."""
+        ...
 
 
 def class_indices(photos: Told, labels: Sequence[str] = ()) -> ClassOf | None:

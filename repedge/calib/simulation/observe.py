@@ -327,7 +327,7 @@ class _MomentSum:
 
 
 class _Sums:
-    """Of the columns of some groups."""
+    """Sums over the columns of some groups."""
 
     def __init__(self, columns: torch.Tensor) -> None:
         self._shift = columns.mean(2, keepdim=True)

@@ -42,13 +42,16 @@ class Rounding:
 
     @classmethod
     def of(cls, t: TensorQuant, scheme: QuantScheme) -> Rounding:
+        """That of a quantized tensor."""
         qmin, qmax = scheme.limits() if t.dtype == scheme.activations else LIMITS[t.dtype]
         return cls(t.scale, qmin - t.zero_point, qmax - t.zero_point)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """A rounded copy of ``x``."""
         return torch.round(x * (1.0 / self.scale)).clamp_(self.low, self.high).mul_(self.scale)
 
     def in_place(self, x: torch.Tensor) -> torch.Tensor:
+        """Rounds ``x`` itself."""
         return x.mul_(1.0 / self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
 
 
@@ -73,6 +76,7 @@ class Step:
     dead: tuple[str, ...] = ()
 
     def __call__(self, values: Values, constants: Values) -> None:
+        """Put the node's outputs, rounded where it rounds, into ``values``."""
         found = [(values[n] if n in values else constants[n]) if n else None for n in self.reads]
         results = self.run(*found)
         if isinstance(results, torch.Tensor):

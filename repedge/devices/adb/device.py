@@ -16,7 +16,7 @@ from typing import ClassVar
 from repedge.devices.adb import benchmark_tool
 from repedge.devices.adb.phone import Phone, choose, client, failures, listening
 from repedge.devices.adb.report import OpRow, Report, Unreadable, parse
-from repedge.devices.base import Device, DeviceURI, Found
+from repedge.devices.base import Device, DeviceURI, Listed
 from repedge.devices.protocol import HostInfo, Op, ProfileRequest, RawProfile
 from repedge.errors import DeviceError, UserError
 from repedge.hashing import sha256
@@ -68,7 +68,7 @@ class ADB(Device):
         return f"the Android phone {self.uri.rest}".rstrip()
 
     @classmethod
-    def found(cls) -> Sequence[Found]:
+    def found(cls) -> Sequence[Listed]:
         """Phones known to the adb server; it is not started for that. See `Device.found`."""
         try:
             adb = client(3)
@@ -79,7 +79,7 @@ class ADB(Device):
         except (UserError, DeviceError):
             return ()
         return [
-            Found(
+            Listed(
                 f"adb://{p.serial}",
                 "ready" if p.state == "device" else p.state,
                 p.tags.get("model", "Android phone").replace("_", " "),

@@ -54,6 +54,21 @@ def _commands() -> queue.Queue:
     return commands
 
 
+def answer(bench, command) -> dict:  # type: ignore[no-untyped-def]
+    """What a command gives, once its artifact is open."""
+    if bench is None:
+        raise AgentError("nothing is loaded yet: the first command must be 'open'")
+    if command["do"] == "open":
+        return bench.summary()
+    if command["do"] == "warm":
+        return {"warmup_ms": bench.warm()}
+    if command["do"] == "time":
+        return {"samples_ms": bench.time(command["runs"], command["prime"])}
+    if command["do"] == "finish":
+        return {"profile": bench.finish()}
+    raise AgentError("unknown command {!r}".format(command["do"]))
+
+
 def serve(commands, say) -> int:  # type: ignore[no-untyped-def]
     """Answer each command; the first failure is the last answer."""
     bench = None
@@ -68,17 +83,7 @@ def serve(commands, say) -> int:  # type: ignore[no-untyped-def]
         try:
             if command["do"] == "open":
                 bench = Bench(command["artifact"], command["request"], progress)
-                say({"done": "open", **bench.summary()})
-            elif bench is None:
-                raise AgentError("nothing is loaded yet: the first command must be 'open'")
-            elif command["do"] == "warm":
-                say({"done": "warm", "warmup_ms": bench.warm()})
-            elif command["do"] == "time":
-                say({"done": "time", "samples_ms": bench.time(command["runs"], command["prime"])})
-            elif command["do"] == "finish":
-                say({"done": "finish", "profile": bench.finish()})
-            else:
-                raise AgentError("unknown command {!r}".format(command["do"]))
+            say({"done": command["do"], **answer(bench, command)})
         except AgentError as e:
             say({"error": str(e), "kind": e.kind})
             return 1

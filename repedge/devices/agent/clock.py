@@ -15,6 +15,7 @@ WARM_S, WARM_RUNS = 5.0, 200  # bounds of the warm-up
 
 
 def median(values: list) -> float:
+    """The middle value, or the mean of the two in the middle."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -193,6 +193,19 @@ def inputs(descriptions: Any, samples: Any) -> dict[str, Any]:
     return values
 
 
+def answer(phone: Phone, command: dict[str, Any]) -> dict[str, Any]:
+    """What a command gives, once its artifact is open."""
+    if command["do"] == "open":
+        return phone.summary()
+    if command["do"] == "warm":
+        return {"warmup_ms": phone.warm()}
+    if command["do"] == "time":
+        return {"samples_ms": phone.time(command["runs"], command["prime"])}
+    if command["do"] == "finish":
+        return {"profile": phone.finish()}
+    raise Failed(f"unknown command {command['do']!r}")
+
+
 def main(arguments: list[str]) -> int:
     """Serve stdin until it ends."""
     parser = argparse.ArgumentParser()
@@ -223,15 +236,7 @@ def main(arguments: list[str]) -> int:
         try:
             if command["do"] == "open":
                 phones.append(Phone(command["artifact"], command["request"], given.udid, given.team))
-                say({"done": "open", **phones[0].summary()})
-            elif command["do"] == "warm":
-                say({"done": "warm", "warmup_ms": phones[0].warm()})
-            elif command["do"] == "time":
-                say({"done": "time", "samples_ms": phones[0].time(command["runs"], command["prime"])})
-            elif command["do"] == "finish":
-                say({"done": "finish", "profile": phones[0].finish()})
-            else:
-                raise Failed(f"unknown command {command['do']!r}")
+            say({"done": command["do"], **answer(phones[0], command)})
         except Failed as e:
             say({"error": str(e), "kind": e.kind})
         except Exception as e:  # the other side must hear of it in any case

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from repedge.devices.base import AgentSession, Device, DeviceURI, Found, Session
+from repedge.devices.base import AgentSession, Device, DeviceURI, Listed, Session
 from repedge.devices.protocol import ProfileRequest
 from repedge.errors import UserError
 
@@ -39,9 +39,9 @@ class IPhone(Device):
         return f"iPhone {self.uri.rest}".rstrip()
 
     @classmethod
-    def found(cls) -> Sequence[Found]:
+    def found(cls) -> Sequence[Listed]:
         """See `Device.found`."""
-        return [Found(f"iphone://{d.udid}", "ready", f"{d.name}, iOS {d.os_version}") for d in _connected()]
+        return [Listed(f"iphone://{d.udid}", "ready", f"{d.name}, iOS {d.os_version}") for d in _connected()]
 
     def open(self, artifact: Path, request: ProfileRequest) -> Session:
         """See `Device.open`."""

@@ -1,5 +1,6 @@
-"""``ssh://user@host[:port]``: a board, a server or a Mac over SSH, with nothing installed there but Python
-and a runtime.
+"""``ssh://user@host[:port]``: a board, a server or a Mac over SSH.
+
+Nothing is installed there but Python and a runtime.
 
 The agent and the artifact are uploaded once (``~/.cache/repedge-agent`` there, by hash) and run in a
 folder that is removed afterwards, also when the connection is cut. Timing happens on the device.
@@ -14,11 +15,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from repedge.devices.base import AgentSession, Device, DeviceURI, Found, Session
+from repedge.devices.base import AgentSession, Device, DeviceURI, Listed, Session
 from repedge.devices.iphone.device import require_core_ml
 from repedge.devices.protocol import EngineRef, ProfileRequest
 from repedge.devices.ssh.keys import HostKeys, fingerprint, user_hosts
-from repedge.devices.ssh.link import Link, Target, Upload
+from repedge.devices.ssh.link import Address, Link, Upload
 from repedge.errors import MissingExtra, UserError
 from repedge.hashing import sha256
 
@@ -43,7 +44,7 @@ class SSH(Device):
 
     def __init__(self, uri: DeviceURI, options: Mapping[str, str]) -> None:
         super().__init__(uri, options)
-        self.target = _target(uri, options)
+        self.address = _address(uri, options)
         hosts = Path(options.get("known-hosts") or "~/.ssh/known_hosts").expanduser()
         accept = fingerprint(options["accept-host-key"]) if "accept-host-key" in options else ""
         self.keys = HostKeys(hosts, accept=accept)
@@ -53,13 +54,13 @@ class SSH(Device):
 
     def describe(self) -> str:
         """See `Device.describe`."""
-        return f"{'an iPhone on ' if self.phone is not None else ''}{self.target.host} over SSH"
+        return f"{'an iPhone on ' if self.phone is not None else ''}{self.address.host} over SSH"
 
     @classmethod
-    def found(cls) -> Sequence[Found]:
+    def found(cls) -> Sequence[Listed]:
         """Hosts named in ``~/.ssh/config``; none is contacted. See `Device.found`."""
         hosts = user_hosts(Path("~/.ssh/config").expanduser())
-        return [Found(f"ssh://{name}", "not tried", str(s.get("hostname", "")) or name) for name, s in hosts]
+        return [Listed(f"ssh://{name}", "not tried", str(s.get("hostname", "")) or name) for name, s in hosts]
 
     def probe(self, modules: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
         """What the machine has: ``{"python": version, "runtimes": {module: version}}``; raises as `open`.
@@ -67,7 +68,7 @@ class SSH(Device):
         Args:
             modules: Module -> distribution of the runtimes to look for.
         """
-        link = _link(self.target, self.keys)
+        link = _link(self.address, self.keys)
         try:
             answer = link.start({"do": "probe", "runtimes": dict(modules)}, None, 30)
         finally:
@@ -77,16 +78,16 @@ class SSH(Device):
     def open(self, artifact: Path, request: ProfileRequest) -> Session:
         """See `Device.open`."""
         if request.runtime == "torch":
-            raise UserError(f"torch modules are measured on 'local' only, not on {self.target}")
+            raise UserError(f"torch modules are measured on 'local' only, not on {self.address}")
         if self.phone is not None:
             require_core_ml(artifact, request)
         upload, request = self._upload(artifact, request)
-        link = _link(self.target, self.keys)
+        link = _link(self.address, self.keys)
         answer = link.start({"do": "run", **upload.header}, upload, request.timeout_s)
         if request.samples is not None:
             there = request.samples.model_copy(update={"path": str(answer.get("samples", ""))})
             request = request.model_copy(update={"samples": there})
-        session = SSHSession(link, str(self.target), request.timeout_s)
+        session = SSHSession(link, str(self.address), request.timeout_s)
         session.start(str(answer.get("artifact", "")), request)
         return session
 
@@ -124,15 +125,15 @@ class SSHSession(AgentSession):
         return self.transport.uploaded_bytes
 
 
-def _link(target: Target, keys: HostKeys) -> Link:
+def _link(address: Address, keys: HostKeys) -> Link:
     try:
         import asyncssh  # noqa: F401 - the link needs it
     except ImportError as e:
         raise MissingExtra("asyncssh", "devices", "measuring over SSH") from e
-    return Link(target, keys)
+    return Link(address, keys)
 
 
-def _target(uri: DeviceURI, options: Mapping[str, str]) -> Target:
+def _address(uri: DeviceURI, options: Mapping[str, str]) -> Address:
     form = "write ssh://user@host or ssh://user@host:port"
     try:
         parts = urlsplit(f"ssh://{uri.rest}")
@@ -148,7 +149,7 @@ def _target(uri: DeviceURI, options: Mapping[str, str]) -> Target:
     if identity and not Path(identity).expanduser().is_file():
         raise UserError(f"there is no private key at {identity}")
     python = options.get("python") or "python3"
-    return Target(parts.hostname, port, user, str(Path(identity).expanduser()) if identity else "", python)
+    return Address(parts.hostname, port, user, str(Path(identity).expanduser()) if identity else "", python)
 
 
 def _phone(options: Mapping[str, str]) -> str | None:

@@ -37,7 +37,7 @@ BOOTSTRAP = (
 
 
 @dataclass(frozen=True)
-class Target:
+class Address:
     """Where to connect and how.
 
     Attributes:
@@ -81,8 +81,8 @@ class Upload:
 class Link:
     """A connection and, once `start` was called, the agent at its end."""
 
-    def __init__(self, target: Target, keys: HostKeys) -> None:
-        self.target = target
+    def __init__(self, address: Address, keys: HostKeys) -> None:
+        self.address = address
         self.uploaded_bytes = 0
         self._keys = keys
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -152,24 +152,24 @@ class Link:
             return future.result(timeout)
         except (TimeoutError, concurrent.futures.TimeoutError) as e:
             future.cancel()
-            raise DeviceError(f"{self.target} did not answer within {timeout:g} s") from e
+            raise DeviceError(f"{self.address} did not answer within {timeout:g} s") from e
         except asyncssh.HostKeyNotVerifiable as e:
-            raise UserError(self._keys.refusal or f"{self.target}: {e.reason}") from e
+            raise UserError(self._keys.refusal or f"{self.address}: {e.reason}") from e
         except asyncssh.PermissionDenied as e:
             raise UserError(
-                f"{self.target} refused the login: none of the keys is accepted there; name the right "
+                f"{self.address} refused the login: none of the keys is accepted there; name the right "
                 f"one with --device-option identity=FILE, or load it into ssh-agent (passwords are not used)"
             ) from e
         except asyncssh.KeyImportError as e:
             raise UserError(f"the SSH key can't be used: {e}; load a protected key into ssh-agent") from e
         except (asyncssh.Error, OSError) as e:
             reason = getattr(e, "reason", None) or getattr(e, "strerror", None) or str(e)
-            raise DeviceError(f"{self.target} can't be reached: {reason}") from e
+            raise DeviceError(f"{self.address} can't be reached: {reason}") from e
 
     async def _connect(self) -> None:
         import asyncssh
 
-        t = self.target
+        t = self.address
         given: dict[str, Any] = {"port": t.port, "username": t.user}
         if t.identity:
             given |= {"client_keys": [t.identity], "agent_path": None}
@@ -187,7 +187,7 @@ class Link:
 
     async def _launch(self) -> None:
         assert self._connection is not None
-        command = f"{shlex.quote(self.target.python)} -u -c {shlex.quote(BOOTSTRAP)}"
+        command = f"{shlex.quote(self.address.python)} -u -c {shlex.quote(BOOTSTRAP)}"
         self._process = await self._connection.create_process(command, encoding=None)
         program = Path(remote.__file__).read_bytes()
         self._process.stdin.write(b"%d\n" % len(program) + program)
@@ -256,7 +256,7 @@ class Link:
         for sha in missing:
             what = contents.get(sha)
             if what is None:
-                raise DeviceError(f"{self.target} answered with garbage: it asks for an unknown file")
+                raise DeviceError(f"{self.address} answered with garbage: it asks for an unknown file")
             data = what if isinstance(what, bytes) else what.read_bytes()
             self._run(self._stream(data), max(silence_s, 600))
             self.uploaded_bytes += len(data)
@@ -280,7 +280,7 @@ class Link:
             try:
                 line = self.receive(silence_s)
             except TimeoutError as e:
-                raise DeviceError(f"{self.target} said nothing for {silence_s:g} s and was given up") from e
+                raise DeviceError(f"{self.address} said nothing for {silence_s:g} s and was given up") from e
             if line is None:
                 raise self._no_program()
             if line.startswith(MARK):
@@ -290,26 +290,26 @@ class Link:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise DeviceError(f"{self.target} answered with garbage")
+            raise DeviceError(f"{self.address} answered with garbage")
         if "error" in answer:
             kind = UserError if answer.get("kind") == "user" else DeviceError
-            raise kind(f"{self.target}: {answer['error']}")
+            raise kind(f"{self.address}: {answer['error']}")
         return answer
 
     def _no_program(self) -> RepedgeError:
         said = "; ".join(self._errors[-1:])
         status = self._process.exit_status if self._process else None
-        python = self.target.python
+        python = self.address.python
         if said.startswith("python-too-old"):
             return UserError(
-                f"{self.target} has Python {said.split()[-1]} as {python}, but 3.9 or newer is needed; "
+                f"{self.address} has Python {said.split()[-1]} as {python}, but 3.9 or newer is needed; "
                 f"name another with --device-option python=PATH"
             )
         if status in (126, 127) or "not found" in said:
             return UserError(
-                f"{self.target} has no {python}: install Python 3.9 or newer there, or name it with "
+                f"{self.address} has no {python}: install Python 3.9 or newer there, or name it with "
                 f"--device-option python=PATH"
             )
         if self._lost:
-            return DeviceError(f"{self.target}: {self._lost}")
-        return DeviceError(f"{self.target}: the remote program ended early{f' ({said})' if said else ''}")
+            return DeviceError(f"{self.address}: {self._lost}")
+        return DeviceError(f"{self.address}: the remote program ended early{f' ({said})' if said else ''}")

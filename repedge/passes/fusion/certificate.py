@@ -109,18 +109,24 @@ class Size(Protocol):
     """Counts of a graph (`repedge.graph.count.Counts`)."""
 
     @property
-    def params(self) -> int: ...
+    def params(self) -> int:
+        """Numbers in its weights."""
+
     @property
-    def macs(self) -> int: ...
+    def macs(self) -> int:
+        """Multiplications and additions of an image."""
 
 
 class Outcome(Protocol):
-    """Inputs [n, C, H, W] and the unfused graph's outputs for them."""
+    """What the unfused graph gives."""
 
     @property
-    def inputs(self) -> np.ndarray: ...
+    def inputs(self) -> np.ndarray:
+        """Images, float32 [n, C, H, W]."""
+
     @property
-    def outputs(self) -> list[np.ndarray]: ...
+    def outputs(self) -> list[np.ndarray]:
+        """The graph's outputs for them."""
 
 
 def certify(

@@ -60,6 +60,7 @@ class Lowerer:
         return self.unique(str(node.outputs[0].name))
 
     def bind(self, value: ir.Value, var: Any) -> None:
+        """From now on, a value is this MIL variable."""
         self._vars[value] = var
 
     def var(self, node: ir.Node, i: int) -> Any:

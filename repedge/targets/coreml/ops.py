@@ -141,7 +141,7 @@ def mul(c: Lowerer, n: ir.Node) -> Any:
 
 
 def gemm(c: Lowerer, n: ir.Node) -> Any:
-    """alpha * x @ B + beta * C -> linear(x, alpha * B', beta * C)"""
+    """alpha * x @ B + beta * C -> linear(x, alpha * B', beta * C)."""
     name, transposed, alpha = c.name(n), not attr(n, "transB", 0), attr(n, "alpha", 1.0)
     weight = _matrix(c, n, transposed, alpha)
     bias = None

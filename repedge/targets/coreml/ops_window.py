@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def interleaved(pads: tuple[int, int, int, int]) -> list[int]:
-    """(top, left, bottom, right) -> MIL's [top, bottom, left, right]"""
+    """(top, left, bottom, right) -> MIL's [top, bottom, left, right]."""
     top, left, bottom, right = pads
     return [top, bottom, left, right]
 

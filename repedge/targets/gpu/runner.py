@@ -45,6 +45,7 @@ class ONNXRuntimeRunner(Runner):
         self._input = self._session.get_inputs()[0].name
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """See `Runner.run`."""
         parts = []
         for i in range(0, len(batch), CHUNK):
             feeds = {self._input: np.ascontiguousarray(batch[i : i + CHUNK])}

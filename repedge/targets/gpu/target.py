@@ -37,6 +37,7 @@ Refusal = Callable[[ir.Node], str | None]
 
 
 def anything(node: ir.Node) -> str | None:
+    """Refuses nothing."""
     return None
 
 
@@ -54,6 +55,7 @@ def constant(*indices: int) -> Refusal:
 
 
 def pooling(node: ir.Node) -> str | None:
+    """Refuses a window with holes, and indices."""
     if any(d != 1 for d in attr(node, "dilations", ())):
         return "TensorRT has no dilated pooling"
     return "TensorRT has no pooling with indices" if len(node.outputs) > 1 else None
@@ -77,6 +79,7 @@ RESIZE = {
 
 
 def resize(node: ir.Node) -> str | None:
+    """Refuses attributes that are not in `RESIZE`."""
     for name, values in RESIZE.items():
         value = attr(node, name, values[0])
         if value not in values:
@@ -100,6 +103,7 @@ def symmetric(refuse: Refusal) -> Refusal:
 
 
 def inference_only(node: ir.Node) -> str | None:
+    """Refuses training mode."""
     return "it is in training mode" if attr(node, "training_mode", 0) else None
 
 

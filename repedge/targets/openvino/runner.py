@@ -30,6 +30,7 @@ class OpenVINORunner(Runner):
             raise DeviceError(f"OpenVINO could not load {path.name}: {_first_line(error)}") from error
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """See `Runner.run`."""
         results: list[list[np.ndarray]] = [[] for _ in self._ports]
         for i in range(len(batch)):
             try:

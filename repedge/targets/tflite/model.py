@@ -73,6 +73,8 @@ class Tensor:
 
 @dataclass
 class Operator:
+    """One operator of the file: its tensors by index, its options by name."""
+
     name: str
     version: int
     inputs: Sequence[int]

@@ -1,5 +1,7 @@
-"""Random linear-branch blocks: whatever is drawn must come out equal in float64, and as one convolution
-where the rules say so."""
+"""Random linear-branch blocks.
+
+Whatever is drawn must come out equal in float64, and as one convolution where the rules say so.
+"""
 
 from __future__ import annotations
 

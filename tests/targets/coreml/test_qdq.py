@@ -65,8 +65,10 @@ def weight_bytes(package):
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_the_numbers_are_those_of_the_qdq_graph(name, dtype, tmp_path):
-    """The program computes in float16, scales too: a sum near a rounding boundary may fall on the other
-    side, by one unit, here and in the branch of a residual. The output's own scale is off by up to 2^-11,
+    """The program computes in float16, scales too.
+
+    A sum near a rounding boundary may fall on the other side, by one unit, here and in the branch of a
+    residual. The output's own scale is off by up to 2^-11,
     which makes 0.06 of its 127 units.
     """
     body, floats = BODIES[name]
@@ -160,8 +162,11 @@ def test_the_same_bytes_twice(tmp_path):
 
 @pytest.mark.slow
 def test_a_calibrated_network(tmp_path):
-    """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
-    they lose against the float network, which is the same within 3 dB; more is a different network."""
+    """Rounding amplifies the least difference from layer to layer.
+
+    So deep results are compared by what they lose against the float network, which is the same within 3 dB;
+    more is a different network.
+    """
     model = calibrated("coreml-w8a8")
     package, artifact, simulation = end_to_end(TARGET, model, tmp_path, 8)
     assert artifact > 20

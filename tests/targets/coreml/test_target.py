@@ -40,7 +40,7 @@ def small():
 
 
 def compiled(tmp_path: Path, model, the_job):
-    """(path of the package, artifact)"""
+    """(path of the package, artifact)."""
     folder = tmp_path / f"{the_job.precision}-{the_job.options.get('deployment_target', 'default')}"
     folder.mkdir()
     artifact = CoreML().compile(ir.from_proto(model), the_job, folder)

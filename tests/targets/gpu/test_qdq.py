@@ -44,8 +44,11 @@ def compiled(model, out, the_job=None):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_the_numbers_are_those_of_the_qdq_graph(name, tmp_path):
-    """At batch 3. Each float16 scale is off by up to 2^-11, that is 0.06 of 127 units, and the results with
-    it: some fall on the other side of a rounding boundary, by one unit."""
+    """At batch 3.
+
+    Each float16 scale is off by up to 2^-11, that is 0.06 of 127 units, and the results with it: some fall on
+    the other side of a rounding boundary, by one unit.
+    """
     body, floats = BODIES[name]
     proto = quantized(body, floats, symmetric=True)
     x = batch(3)
@@ -134,8 +137,11 @@ def test_pixels_that_were_folded_before(tmp_path):
 
 @pytest.mark.slow
 def test_a_calibrated_network(tmp_path):
-    """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
-    they lose against the float network, which is the same within 3 dB; more is a different network."""
+    """Rounding amplifies the least difference from layer to layer.
+
+    So deep results are compared by what they lose against the float network, which is the same within 3 dB;
+    more is a different network.
+    """
     model = calibrated("tensorrt-w8a8")
     path, artifact, simulation = end_to_end(TARGET, model, tmp_path, 16)
     assert artifact > 15

@@ -1,4 +1,6 @@
-"""Runs inside .venv-tflite-runtime, not under pytest: python tflite_runtime_check.py FOLDER
+"""Runs inside .venv-tflite-runtime, not under pytest.
+
+    python tflite_runtime_check.py FOLDER
 
 For each NAME.tflite of FOLDER, runs it on x of NAME.npz and compares with the other arrays there, and
 reads its metadata with tflite-support's schema. Prints one JSON object: NAME -> what was found.

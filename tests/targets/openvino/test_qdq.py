@@ -254,8 +254,11 @@ def test_graphs_that_do_not_fit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_calibrated_network(mixed, tmp_path):
-    """Rounding amplifies the least difference from layer to layer, so deep results are compared by what
-    they lose against the float network, which is the same within 3 dB; more is a different network."""
+    """Rounding amplifies the least difference from layer to layer.
+
+    So deep results are compared by what they lose against the float network, which is the same within 3 dB;
+    more is a different network.
+    """
     convs = [n.name for n in demo()[0].graph if n.op_type == "Conv"]
     kept = {convs[0]: "test", convs[9]: "test"} if mixed else {}
     path, artifact, simulation = end_to_end(TARGET, calibrated("openvino-w8a8", kept), tmp_path, 16)

@@ -236,7 +236,7 @@ def _converters(function: Callable[..., Any]) -> dict[str, tuple[Callable[[list[
 
 
 def _without_none(hint: Any) -> Any:
-    """X | None -> X"""
+    """X | None -> X."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint
     return next(a for a in get_args(hint) if a is not types.NoneType)

@@ -142,7 +142,7 @@ def binary(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], 
 
 
 def with_epsilon(f: Callable[[Tensor], Tensor], default: float) -> Callable[[Tensor, float], Tensor]:
-    """f(x + epsilon)"""
+    """f(x + epsilon)."""
 
     def op(x: Tensor, epsilon: float = default) -> Tensor:
         return f(x + epsilon)

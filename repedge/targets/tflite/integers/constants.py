@@ -15,8 +15,9 @@ _CLOSE = 1e-5  # relative difference of a bias's scale from s_x * s_w that still
 
 
 def quant_of(node: ir.Node) -> tuple[Quant, int]:
-    """Parameters of a QuantizeLinear or DequantizeLinear in signed integers, and what to subtract
-    from unsigned ones.
+    """Parameters of a QuantizeLinear or DequantizeLinear in signed integers.
+
+    With them comes what to subtract from unsigned ones.
 
     Raises:
         UserError: See `integer_graph`.
@@ -123,6 +124,11 @@ class Constants:
         return self.add(f"{value.name}/{dtype}", quant.integers(real), quant)
 
     def bias(self, node: ir.Node, given: ir.Value, quant: Quant) -> np.ndarray:
+        """Integers of a layer's bias, one for each output channel.
+
+        Raises:
+            UserError: One does not fit.
+        """
         count = shape_of(node.outputs[0])[1 if node.op_type.startswith("Conv") else -1]
         scale = np.array(quant.scale)
         ints = self.integers.get(given)
@@ -153,6 +159,7 @@ class Constants:
         return (array.astype(np.float64) - quant.zero_point) * column(quant, array.ndim)
 
     def add(self, name: str, array: np.ndarray, quant: Quant) -> ir.Value:
+        """A new constant of integers."""
         value = add_initializer(self.graph, name, array)
         self.quants[value] = quant
         return value
