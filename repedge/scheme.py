@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_serializer
 
+from repedge.operators import LAYERS, MOVES
+
 ActivationType = Literal["int8", "uint8", "int16", "uint16", "float32"]
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
@@ -26,28 +28,6 @@ class FixedParams(BaseModel):
 
     scale: float
     zero_point: int
-
-
-MOVES = frozenset(
-    {
-        "Concat",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Pad",
-        "MaxPool",
-        "GlobalMaxPool",
-        "ReduceMax",
-        "DepthToSpace",
-        "SpaceToDepth",
-    }
-)
-"""Operators whose outputs hold only numbers that their inputs hold (or zero)."""
-
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators with weights."""
 
 
 class QuantScheme(BaseModel):
@@ -161,9 +141,6 @@ class QuantScheme(BaseModel):
 
 
 _TINY = 1e-30
-
-ELEMENTWISE = frozenset({"Add", "Sub", "Mul"})
-POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 
 
 W8A32 = QuantScheme(name="w8a32", activations="float32", integer_ops=LAYERS, bias="float32")

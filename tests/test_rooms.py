@@ -55,7 +55,9 @@ def test_only_tasks_know_their_names() -> None:
     assert not named(set(TASKS) - {"raw"}, "tasks", {"targets": {"classify"}})  # an operator of Core ML
 
 
-@pytest.mark.parametrize("fault", ['x = "tflite"\n', 'if t.name == "coreml":\n    pass\n', 'n = ["gpu", "cpu"]\n'])
+@pytest.mark.parametrize(
+    "fault", ['x = "tflite"\n', 'if t.name == "coreml":\n    pass\n', 'n = ["gpu", "cpu"]\n']
+)
 def test_a_name_is_found_where_it_should_not_be(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr, conv_attrs
 from repedge.graph.values import add_initializer, const, only_reader, shape_of
-from repedge.scheme import LAYERS, QuantScheme
+from repedge.operators import LAYERS
+from repedge.scheme import QuantScheme
 
 OPERANDS: dict[str, int | None] = {"Concat": None, "Add": 2, "Sub": 2, "Mul": 2, "Max": None, "Min": None}
 """Operator -> how many of its inputs are data (None: all); 1 where it is not listed."""

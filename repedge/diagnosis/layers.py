@@ -27,6 +27,7 @@ from repedge.diagnosis.merging import NEGLIGIBLE, Branch
 from repedge.diagnosis.weights import WeightFacts, kind, peaks, spread_of, weight_facts, weight_rows
 from repedge.errors import UserError
 from repedge.graph.values import only_reader
+from repedge.operators import ACTIVATIONS
 from repedge.photos.feed import Feed
 from repedge.scheme import QuantScheme
 from repedge.tasks.base import Task
@@ -38,10 +39,6 @@ STOCK = "minmax"
 
 COST_IMAGES = 16
 """Images that the single-layer costs are measured on."""
-
-ACTIVATIONS = frozenset(
-    {"Relu", "Clip", "LeakyRelu", "PRelu", "Gelu", "HardSwish", "Sigmoid", "Elu", "Tanh"}
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -336,7 +333,7 @@ def _dead(layer: Layer, stats: Mapping[str, TensorStats]) -> int:
     """Output channels that never change behind the activation, or that have no weights."""
     value = layer.out
     reader = only_reader(value)
-    if reader is not None and reader.op_type in ACTIVATIONS:
+    if reader is not None and reader.op_type in ACTIVATIONS | {"PRelu"}:
         value = reader.outputs[0]
     found = stats.get(str(value.name))
     if found is None:

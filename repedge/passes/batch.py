@@ -9,6 +9,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
+from repedge.operators import UNARY
 from repedge.passes.base import input_at, ints
 
 BATCH = "N"
@@ -165,12 +166,6 @@ ONE_INPUT = (
 )
 """Per image by definition, with constant weights."""
 
-UNARY = (
-    *("Abs", "Ceil", "Cast", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
-    *("HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu"),
-    *("Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
-    *("QuantizeLinear", "DequantizeLinear"),
-)
 BROADCASTING = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "And", "Or"),
     *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not"),

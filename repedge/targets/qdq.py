@@ -16,14 +16,12 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
+from repedge.operators import LAYERS
 
 NAMES = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 """Least and greatest integer of the types that activations may have."""
-
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that take quantized weights, at input 1."""
 
 HALF_TINY = np.float16(2.0**-24)
 """The least positive float16 number."""
@@ -263,7 +261,7 @@ def _refuse_weight(node: ir.Node) -> str | None:
 
 def _as_weight(dequantize: ir.Node, reader: ir.Node, index: int) -> bool:
     values = _input(dequantize, 0)
-    is_weight = reader.op_type in LAYERS and index == 1
+    is_weight = reader.op_type in LAYERS and index == 1  # where all of them have it
     return is_weight and values is not None and values.dtype == np.int8 and values.ndim >= 2
 
 

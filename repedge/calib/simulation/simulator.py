@@ -287,7 +287,7 @@ def _constants(model: ir.Model) -> Values:
 def _exact(model: ir.Model, plan: QuantPlan | None) -> set[str]:
     """Outputs of operators that only move numbers from tensors of the same parameters: already rounded."""
     from repedge.calib.structure import data_inputs
-    from repedge.scheme import MOVES
+    from repedge.operators import MOVES
 
     assert plan is not None
     placement = place(model, plan.scheme, plan.float_nodes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from repedge.scheme import LAYERS, MOVES, POOLS, QuantScheme
+from repedge.operators import LAYERS, MOVES, POOLS
+from repedge.scheme import QuantScheme
 
 COREML_W8A8 = QuantScheme(
     name="coreml-w8a8",

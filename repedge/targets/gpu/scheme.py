@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from repedge.scheme import LAYERS, MOVES, POOLS, QuantScheme
+from repedge.operators import ACTIVATIONS, LAYERS, MOVES, POOLS
+from repedge.scheme import QuantScheme
 
 TENSORRT_W8A8 = QuantScheme(
     name="tensorrt-w8a8",
     symmetric=True,
     integer_ops=LAYERS | MOVES | POOLS | {"Add"},
-    fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
+    fused=ACTIVATIONS,
     bias="float32",
     weights_alone=False,
 )

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from repedge.errors import UnsupportedModel
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
+from repedge.operators import ACTIVATIONS
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
 from repedge.targets import qdq
@@ -115,16 +116,10 @@ TABLE: dict[str, Refusal] = {
     "MatMul": anything,
     "BatchNormalization": inference_only,
     # activations
-    "Relu": anything,
+    **dict.fromkeys(ACTIVATIONS, anything),
     "Clip": constant(1, 2),
-    "LeakyRelu": anything,
     "PRelu": anything,
-    "Elu": anything,
-    "Gelu": anything,
-    "Sigmoid": anything,
     "HardSigmoid": anything,
-    "HardSwish": anything,
-    "Tanh": anything,
     "Softmax": anything,
     # arithmetic
     "Add": anything,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from repedge.scheme import LAYERS, MOVES, POOLS, QuantScheme
+from repedge.operators import ACTIVATIONS, LAYERS, MOVES, POOLS
+from repedge.scheme import QuantScheme
 
 OPENVINO_W8A8 = QuantScheme(
     name="openvino-w8a8",
     exact_pixels=True,
     activations="uint8",
     integer_ops=LAYERS | MOVES | POOLS | {"Add"},
-    fused=frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"}),
+    fused=ACTIVATIONS,
     bias="float32",
     dynamic=frozenset({"Gemm"}),
     centred=True,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from repedge.scheme import ELEMENTWISE, LAYERS, MOVES, POOLS, FixedParams, QuantScheme
+from repedge.operators import ACTIVATIONS, ELEMENTWISE, LAYERS, MOVES, POOLS
+from repedge.scheme import FixedParams, QuantScheme
 
-CURVES = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Softmax", "Elu"})
-
-
-_TFLITE_OPS = LAYERS | MOVES | ELEMENTWISE | POOLS | CURVES | {"Resize", "PRelu"}
+_COMMON = LAYERS | MOVES | ELEMENTWISE | POOLS | {"Softmax", "Resize"}
+_CURVES_16 = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh"})
 
 
 TFLITE_W8A8 = QuantScheme(
     name="tflite-w8a8",
     exact_pixels=True,
-    integer_ops=_TFLITE_OPS,
+    integer_ops=_COMMON | ACTIVATIONS | {"PRelu"},
     tied=MOVES | {"AveragePool", "Resize"},
     fixed={
         "Sigmoid": FixedParams(scale=1 / 256, zero_point=-128),
@@ -34,7 +33,7 @@ TFLITE_W8A16 = QuantScheme(
     narrow=True,
     bias="int64",
     bias_limit=2.0**46,
-    integer_ops=_TFLITE_OPS - {"Gelu", "HardSwish", "Elu", "PRelu", "ReduceMax", "GlobalMaxPool"},
+    integer_ops=(_COMMON | _CURVES_16) - {"ReduceMax", "GlobalMaxPool"},
     tied=MOVES | {"AveragePool", "Resize"},
     fixed={
         "Sigmoid": FixedParams(scale=1 / 32768, zero_point=0),
