@@ -185,6 +185,7 @@ OPS: dict[str, Callable[[ir.Node], Function]] = {
     "HardSigmoid": hard_sigmoid,
     "HardSwish": elementwise(lambda x: x * torch.clamp(x / 6 + 0.5, 0.0, 1.0)),
     "Tanh": elementwise(torch.tanh),
+    "Softplus": elementwise(lambda x: torch.nn.functional.softplus(x, threshold=1e30)),
     "Softmax": softmax,
     # elementwise
     "Add": elementwise(torch.add),

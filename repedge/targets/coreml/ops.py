@@ -271,6 +271,7 @@ LOWERINGS: dict[str, Lowering] = {
     "HardSigmoid": Lowering(hard_sigmoid),
     "HardSwish": Lowering(hard_swish),
     "Tanh": unary("tanh"),
+    "Softplus": unary("softplus"),
     "Elu": Lowering(elu),
     "Erf": unary("erf"),
     "Softmax": Lowering(softmax),

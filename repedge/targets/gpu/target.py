@@ -120,6 +120,7 @@ TABLE: dict[str, Refusal] = {
     "Clip": constant(1, 2),
     "PRelu": anything,
     "HardSigmoid": anything,
+    "Softplus": anything,
     "Softmax": anything,
     # arithmetic
     "Add": anything,

@@ -290,6 +290,7 @@ TABLE: dict[str, Row] = {
     "HardSigmoid": Row(hard_sigmoid),
     "HardSwish": Row(unary("hswish")),
     "Tanh": Row(unary("tanh")),
+    "Softplus": Row(unary("softplus")),
     "Softmax": Row(softmax),
     # arithmetic
     "Add": Row(binary("add")),

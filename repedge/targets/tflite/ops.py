@@ -72,6 +72,7 @@ LOWERINGS: dict[str, Lowering] = {
     "HardSwish": Lowering(m.unary("HARD_SWISH")),
     "Tanh": Lowering(m.unary("TANH")),
     "Elu": Lowering(m.unary("ELU"), m.refuse_elu),
+    "Softplus": Lowering(m.softplus),
     "PRelu": Lowering(m.binary("PRELU", fuse=False), m.refuse_prelu),
     "Softmax": Lowering(m.softmax("SOFTMAX", beta=1.0)),
     "LogSoftmax": Lowering(m.softmax("LOG_SOFTMAX")),

@@ -120,6 +120,22 @@ def power(c: Emitter, node: ir.Node) -> None:
         binary("POW", fuse=False)(c, node)
 
 
+def softplus(c: Emitter, node: ir.Node) -> None:
+    """log(1 + exp(x)) -> RELU(x) + LOG(1 + EXP(-ABS(x))), which can't overflow."""
+    layout = c.layout(node.inputs[0])  # type: ignore[arg-type]
+    x, out = c.read(node.inputs[0]), node.outputs[0]
+    y = x
+    for op in ("ABS", "NEG", "EXP"):
+        after = c.scratch(f"{out.name}/{op.lower()}", c.writer.tensors[x].shape)
+        c.op(op, [y], [after])
+        y = after
+    parts = [c.scratch(f"{out.name}/{part}", c.writer.tensors[x].shape) for part in ("one", "log", "relu")]
+    c.op("ADD", [y, c.floats(f"{node.name}/one", np.array(1.0))], [parts[0]])
+    c.op("LOG", [parts[0]], [parts[1]])
+    c.op("RELU", [x], [parts[2]])
+    c.op("ADD", [parts[2], parts[1]], [c.write(out, layout)])
+
+
 def refuse_elu(node: ir.Node) -> str | None:
     """Why an Elu can't be lowered."""
     alpha = attr(node, "alpha", 1.0)

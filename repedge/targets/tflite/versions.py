@@ -61,6 +61,7 @@ OPS = {
     "GELU": Op("GeluOptions", {1: "2.9.0", 2: "2.9.0"}, 2),
     "HARD_SWISH": Op("HardSwishOptions", {1: "1.15.0"}, 1),
     "LEAKY_RELU": Op("LeakyReluOptions", {1: "1.13.1", 2: "2.3.0"}, 1, 2),
+    "LOG": Op("", {1: "1.14.0"}),
     "LOGISTIC": Op("", {1: "1.14.0", 2: "1.14.0", 3: "2.3.0"}, 2, 3),
     "LOG_SOFTMAX": Op("LogSoftmaxOptions", {1: "1.14.0"}),
     "MAXIMUM": Op("MaximumMinimumOptions", {1: "1.14.0", 2: "1.14.0", 4: "2.3.0"}, 2, 4),

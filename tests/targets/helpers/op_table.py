@@ -156,6 +156,8 @@ ACTIVATIONS = {
     "silu": case("s = Sigmoid(x) y = Mul(s, x)"),
     "silu_shared_sigmoid": case("s = Sigmoid(x) t = Mul(x, s) y = Add(t, s)"),
     "tanh": case("y = Tanh(x)"),
+    "softplus": case("y = Softplus(x)"),
+    "softplus_large": case("t = Mul(x, k) y = Softplus(t)", k=60.0),
     "erf": case("y = Erf(x)", refused=lacking("tflite", "openvino", "gpu")),
     "softmax_rows": case("f = Flatten(x) y = Softmax(f)", (1, 20, 1, 1)),
     "softmax_channels": case("y = Softmax<axis=1>(x)"),
