@@ -51,7 +51,7 @@ class Emitter:
         done: Nodes that an earlier node took along.
         flat: Flattened values whose readers take the unflattened tensor: value -> (tensor, layout,
             ONNX shape before flattening).
-        quants: Values that hold integers (see tflite_int_graph).
+        quants: Values that hold integers (see ``integers.graph``).
         dynamic: Types of layers that, with 8-bit weights, round a float input to 8 bits at run time, too.
         notes: Sentences for `Artifact.notes`.
     """

@@ -1,11 +1,9 @@
 """The ``tflite`` target: a .tflite file for LiteRT and TensorFlow Lite, emitted directly.
 
 The file is NHWC, has the signature ``serving_default`` with the ONNX graph's names, and carries
-labels and preprocessing as TensorFlow Lite Metadata. Modules: tflite_ops (the table), tflite_emit
-(what lowerings work with), tflite_layout (NCHW to NHWC), tflite_int_graph (QDQ to integer operators),
-tflite_int_constants, tflite_int_weights, tflite_int_rules (what has integer kernels), tflite_int_ops,
-tflite_int_limits (what XNNPACK leaves), tflite_writer (the file), tflite_versions, tflite_metadata,
-tflite_runner.
+labels and preprocessing as TensorFlow Lite Metadata. ``ops`` is the table, ``emit`` what lowerings work
+with, ``layout`` turns NCHW to NHWC, ``integers`` makes a QDQ graph into integer operators (``rules``: what
+has integer kernels, ``limits``: what XNNPACK leaves), ``writer`` writes the file.
 
 The integer precisions take a QDQ graph (``repedge.calib``). For uint8 input the preprocessing must have
 been folded into it before it was calibrated, which its input name ``image`` says: then the pixels are

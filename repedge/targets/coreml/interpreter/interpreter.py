@@ -1,7 +1,7 @@
 """Reads a saved Core ML program (.mlpackage) as it lies on disk, for running without Core ML.
 
 This is what verifies the Core ML target off the Mac. Only the protobuf of the specification and the
-weight file are read, nothing of what built them: the op functions (``mil_ops``) are written from the
+weight file are read, nothing of what built them: the op functions (``ops``) are written from the
 definitions of the MIL ops and share nothing with the lowering that emits them.
 """
 

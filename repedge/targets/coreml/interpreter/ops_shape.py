@@ -1,4 +1,4 @@
-"""MIL ops that reduce, join, cut and rearrange. Definitions: coremltools iOS 15 to 18; see ``mil_ops``."""
+"""MIL ops that reduce, join, cut and rearrange. Definitions: coremltools iOS 15 to 18; see ``ops``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """MIL ops over spatial axes: convolution, pooling, resizing, padding. Definitions: coremltools iOS 15-18.
 
-Tensors are torch float32 (see ``mil_ops``); layouts are [N, C, D...] with one to three spatial axes.
+Tensors are torch float32 (see ``ops``); layouts are [N, C, D...] with one to three spatial axes.
 """
 
 from __future__ import annotations
