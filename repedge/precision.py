@@ -7,11 +7,20 @@ says what the word promises.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
 
-Precision = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+class _Word:
+    """Tells pydantic what a word looks like, without importing it."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.str_schema(pattern=r"^[a-z][a-z0-9_]{0,31}$")
+
+
+Precision = Annotated[str, _Word]
 """``w8a32`` is 8-bit weights with float activations; ``paletteN`` is an N-bit weight look-up table."""
 
 

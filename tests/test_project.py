@@ -111,6 +111,14 @@ def test_import_repedge_is_free() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, repedge.cli; print(sorted({'torch', 'numpy', 'pydantic', 'jinja2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", LINKED)
 def test_links_lead_to_the_rooms(name: str) -> None:
     """Every tool that reads the package sees one tree; the links are for people."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repedge.errors import UserError
 
@@ -30,9 +29,16 @@ GROUP = "repedge.targets"
 """Entry-point group of other packages' targets: name = the target's name, object = its class."""
 
 
+def entry_points() -> Any:
+    """What other packages registered."""
+    from importlib import metadata  # not for `repedge --help`
+
+    return metadata.entry_points(group=GROUP)
+
+
 def names() -> list[str]:
     """Built-in targets first, then those that other packages registered."""
-    extra = {e.name for e in entry_points(group=GROUP)} - TARGETS.keys()
+    extra = {e.name for e in entry_points()} - TARGETS.keys()
     return [*TARGETS, *sorted(extra)]
 
 
@@ -45,7 +51,7 @@ def get(name: str) -> Target:
     if name in TARGETS:
         module, _, cls = TARGETS[name].partition(":")
         return getattr(importlib.import_module(module), cls)()
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points():
         if entry.name == name:
             return _plugin(entry.name, entry.value, entry.load)
     close = difflib.get_close_matches(name.lower(), names(), n=1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from repedge.errors import UserError
 
@@ -29,9 +28,16 @@ EARLIER = {"figures": ("agree_top1", "kl"), "metrics": ("top1", "top5")}
 """Keys that JSON had before there were tasks: null where a task has no such figure, for programs that ask."""
 
 
+def entry_points() -> Any:
+    """What other packages registered."""
+    from importlib import metadata  # not for `repedge --help`
+
+    return metadata.entry_points(group=GROUP)
+
+
 def names() -> list[str]:
     """Built-in tasks first, then those that other packages registered."""
-    return [*TASKS, *sorted({e.name for e in entry_points(group=GROUP)} - TASKS.keys())]
+    return [*TASKS, *sorted({e.name for e in entry_points()} - TASKS.keys())]
 
 
 def kind(name: str) -> type[Task]:
@@ -44,7 +50,7 @@ def kind(name: str) -> type[Task]:
         module, _, cls = TASKS[name].partition(":")
         found: type[Task] = getattr(importlib.import_module(module), cls)
         return found
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points():
         if entry.name == name:
             try:
                 loaded: type[Task] = entry.load()

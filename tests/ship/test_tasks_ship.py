@@ -224,8 +224,8 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = '{% extends "beneath/init.py" %}\n' + methods
     folder = write(tmp_path / "depth", {"init.py": methods, "facts": "| Farthest | {{ farthest }} |\n"})
     monkeypatch.setattr(Depth, "ship", {"python": Templates(folder)}, raising=False)
-    monkeypatch.setattr(targets, "entry_points", lambda group: [Entry("ours", Ours)])
-    monkeypatch.setattr(tasks, "entry_points", lambda group: [Entry("depth", Depth)])
+    monkeypatch.setattr(targets, "entry_points", lambda: [Entry("ours", Ours)])
+    monkeypatch.setattr(tasks, "entry_points", lambda: [Entry("depth", Depth)])
 
 
 @pytest.mark.usefixtures("plugins")
