@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# The tests start Python often: bytecode that is kept halves their time, whatever this shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast lint bench env clean
 
 demo: env  ## compile and verify the bundled model for all four targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,12 @@ SCORES = {"top1", "top5", "agree_top1", "top1_drop", "float_top1"}
 """What only a network that scores classes has."""
 
 
-def words(text: str) -> Iterator[tuple[int, str]]:
-    """(line, word) of each string and attribute of a module that is a single word."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, node.value
-        elif isinstance(node, ast.Attribute):
-            yield node.lineno, node.attr
+@cache
+def words(path: Path) -> tuple[tuple[int, str], ...]:
+    """(line, text) of each string and attribute of a module."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    strings = [(n.lineno, n.value) for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return (*strings, *((n.lineno, n.attr) for n in nodes if isinstance(n, ast.Attribute)))
 
 
 def named(known: set[str], room: str, allowed: dict[str, set[str]]) -> list[str]:
@@ -39,7 +38,7 @@ def named(known: set[str], room: str, allowed: dict[str, set[str]]) -> list[str]
         place = path.relative_to(PACKAGE)
         wanted = known - allowed.get(place.parts[0], set())
         if place.parts[0] != room:
-            found += [f"{place}:{line} {word}" for line, word in words(path.read_text()) if word in wanted]
+            found += [f"{place}:{line} {word}" for line, word in words(path) if word in wanted]
     return found
 
 

@@ -91,6 +91,7 @@ def runs_left(server):
     return sorted(p.name for p in server.cache.glob("run-*")) if server.cache.exists() else []
 
 
+@pytest.mark.slow
 def test_a_profile_comes_back_and_a_second_one_uploads_nothing(server, model, tmp_path):
     samples = tmp_path / "samples"
     np.zeros((2, 1, 16, 16, 3), np.uint8).tofile(samples)
@@ -112,6 +113,7 @@ def test_a_profile_comes_back_and_a_second_one_uploads_nothing(server, model, tm
     assert eventually(lambda: server.children() == [])
 
 
+@pytest.mark.slow
 def test_a_damaged_cached_file_is_uploaded_again(server, model):
     device(server).profile(model, request())
     for blob in server.cache.iterdir():
@@ -169,6 +171,7 @@ def test_wrong_key(server, model, tmp_path):
         device(server, identity=str(other)).open(model, request())
 
 
+@pytest.mark.slow
 def test_unknown_host_key_is_refused_and_added_by_its_fingerprint_only(server, model, tmp_path):
     hosts = tmp_path / "new" / "known_hosts"
     shown = ssh_server.fingerprint(server.folder / "host_key")
@@ -210,6 +213,7 @@ def test_a_known_key_of_another_port_is_not_a_changed_key(server, tmp_path):
         device(server, **{"known-hosts": str(hosts)}).probe()
 
 
+@pytest.mark.slow
 def test_connection_cut_in_mid_run_leaves_nothing_running(server, model):
     session = device(server).open(model, request())
     assert eventually(lambda: len(runs_left(server)) == 1)
@@ -224,6 +228,7 @@ def test_connection_cut_in_mid_run_leaves_nothing_running(server, model):
     assert eventually(lambda: runs_left(server) == [])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_outright_is_swept_up_by_the_next(server, model):
     session = device(server).open(model, request())
     supervisor = [p for p in server.children() if "compile(f.read" in ssh_server.command_of(p)]

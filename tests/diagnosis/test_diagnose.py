@@ -345,6 +345,7 @@ def _browse(text, tmp_path, *flags):
     ).stdout.decode()  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("count", [20, 120])
 def test_a_real_browser_draws_the_heat_map(report, tmp_path, count):

@@ -137,6 +137,7 @@ def test_grey_images(small: State) -> None:
     assert "1 input channel," in str(finding)
 
 
+@pytest.mark.slow
 def test_counters_may_be_absent_or_too_many(small: State) -> None:
     bare = {k: v for k, v in small.items() if not k.endswith("num_batches_tracked")}
     same(network("repvgg_demo"), load_into("repvgg_demo", bare)[0])

@@ -167,6 +167,7 @@ def test_companions_are_bounded_and_checked(tmp_path: Path, monkeypatch: pytest.
         classes(tmp_path / "p")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "photos.zip")
@@ -230,6 +231,7 @@ def test_spread_covers_the_set() -> None:
 # --- the four uses -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_form_of_the_same_photos_is_evaluated_alike(tmp_path: Path) -> None:
     folder = demo_files(tmp_path / "photos", 12)
     labels = resolve(None).labels
@@ -269,6 +271,7 @@ def test_every_form_of_the_same_photos_is_evaluated_alike(tmp_path: Path) -> Non
     assert repedge.evaluate(None, wrong).top1 != want.top1
 
 
+@pytest.mark.slow
 def test_a_damaged_photo_is_left_out_and_counted_once_by_every_use(tmp_path: Path) -> None:
     folder = demo_files(tmp_path / "photos", 40)
     first = min(folder.rglob("*.png"))
@@ -296,6 +299,7 @@ def test_a_damaged_photo_is_left_out_and_counted_once_by_every_use(tmp_path: Pat
         repedge.verify(report.bundles[0].path, images=[broken])
 
 
+@pytest.mark.slow
 def test_bundles_are_compared_on_a_zip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed = zip_of(tmp_path / "photos.zip", demo_files(tmp_path / "photos", 12))
     made = repedge.compile(targets=["openvino", "gpu"], precisions=["fp32"], out=tmp_path / "out")

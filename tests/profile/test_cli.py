@@ -271,6 +271,7 @@ def test_a_narrow_terminal_goes_without_columns_but_cuts_no_number(monkeypatch, 
     assert max(len(head), len(row)) <= 60
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_real_browser_draws_the_charts(page, tmp_path):
     from PIL import Image
@@ -291,6 +292,7 @@ def test_a_real_browser_draws_the_charts(page, tmp_path):
     assert colours.get((255, 255, 255), 0) > 0.3 * 1100 * 1500
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_real_browser_lays_out_every_chart(page, tmp_path):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

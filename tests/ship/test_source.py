@@ -218,6 +218,7 @@ fun main(args: Array<String>) {
 """
 
 
+@pytest.mark.slow
 def test_kotlin_core_compiles_and_its_pixels_are_pillows(tmp_path: Path) -> None:
     if not shutil.which("kotlinc") or not shutil.which("java"):
         pytest.skip("kotlinc is not installed (Debian's package kotlin has one that is new enough)")

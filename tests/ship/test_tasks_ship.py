@@ -68,6 +68,7 @@ def vectors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return compile_net(out, ["tflite", "openvino", "gpu"], network, labels=(), precisions=["fp32"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
 def test_python_embeds(vectors: dict[str, Path], tmp_path: Path, target: str) -> None:
     out = ship([vectors[target]], "python", tmp_path / "app", name="net").path
@@ -118,6 +119,7 @@ Model.embed = embed
 """.replace("\n    ", "\n").replace("\nreturn", "\n    return")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["openvino", "tflite"])
 def test_cpp_embeds(vectors: dict[str, Path], tmp_path: Path, target: str) -> None:
     out = ship([vectors[target]], "cpp", tmp_path / "app", name="net").path
@@ -142,6 +144,7 @@ fun main(args: Array<String>) {
 """
 
 
+@pytest.mark.slow
 def test_kotlin_embeds(tmp_path: Path) -> None:
     if not shutil.which("kotlinc") or not shutil.which("java"):
         pytest.skip("kotlinc is not installed (Debian's package kotlin has one that is new enough)")

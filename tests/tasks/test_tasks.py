@@ -59,6 +59,7 @@ def classifier(classes: int = 6) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "labels", "name"),
     [
@@ -107,6 +108,7 @@ def test_an_embedding_is_compiled_verified_and_evaluated_as_one(tmp_path: Path, 
     assert "top-1" not in out
 
 
+@pytest.mark.slow
 def test_the_task_is_said_aloud_and_told(tmp_path: Path, cli) -> None:
     code, out, _ = cli("compile", "-t", "tflite", "--out", tmp_path)
     assert code == 0

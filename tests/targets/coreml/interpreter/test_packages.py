@@ -39,6 +39,7 @@ def test_converted_net_agrees_with_torch(fp16_package, tmp_path):
     assert 1e-5 < error < 5e-3  # fp16 it is, and no worse than that
 
 
+@pytest.mark.slow
 def test_signature(fp16_package):
     program = load(fp16_package)
     (x,), (y,) = program.inputs, program.outputs
