@@ -302,7 +302,7 @@ def compare_bundles(
 
     Args:
         bundles: Two or more bundle folders.
-        data: As for `evaluate`; None takes the 64 bundled photos.
+        data: As for `evaluate`; None takes bundled ones.
         limit, threads, progress: As for `evaluate`.
     """
     from repedge.judge import side_by_side

@@ -45,9 +45,13 @@ def compile(
         typer.Option("--input", help="uint8: the artifact takes RGB pixels; float32: the normalised input."),
     ] = "uint8",
     images: Annotated[
-        Path | None, typer.Option(help="Photos to verify on; default: 64 bundled ones.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Photos to verify on; default: what --calib left over, else bundled ones.",
+            show_default=False,
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(help="How many photos to verify on.")] = 4,
+    count: Annotated[int, typer.Option(help="How many photos to verify on.")] = 16,
     min_sqnr: Annotated[
         float | None, typer.Option(help="Replace the precision's SQNR threshold, dB.")
     ] = None,

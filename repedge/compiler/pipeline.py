@@ -19,7 +19,7 @@ from repedge.bundle.manifest import REFERENCE, Manifest, Origin, Tensor, Verific
 from repedge.compiler.budget import Search, SearchResult
 from repedge.compiler.clock import Clock, Report, silent
 from repedge.compiler.quantization import Calibrated, quantize
-from repedge.compiler.reference import Evidence, gather
+from repedge.compiler.reference import Evidence, choose_samples, gather
 from repedge.compiler.request import BuildRequest, Built, bundle_path, integer_scheme
 from repedge.compiler.toolchain import toolchain
 from repedge.errors import RepedgeError, UnsupportedModel
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from repedge.calib.plan import QuantPlan
     from repedge.models.source import Source
     from repedge.scheme import QuantScheme
-
-GOLDEN = 4  # golden images per bundle
 
 
 def compile_source(source: Source, request: BuildRequest, report: Report = silent) -> list[Built]:
@@ -112,7 +110,8 @@ def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Cloc
     task = tasks.of_graph(graph, source.labels, request.task)
     task.check_labels()
     with clock.stage("reference"):
-        evidence = gather(source, graph, reference, request.verify.images, request.verify.count)
+        photos = choose_samples(request, source.preprocess, task)
+        evidence = gather(source, graph, reference, photos)
     source.module = None
     with clock.stage("fuse"):
         certificate = passes.clean(graph, evidence.real, evidence.random)
@@ -179,9 +178,11 @@ class _Bundling:
             artifact = target.compile(graph, job, self.draft.path)
         with self._stage("verify"):
             actual = self._run(artifact, job)
-            found = verification.compare(work.task, actual, work.evidence.real.outputs)
+            n = work.evidence.judged
+            exact = work.evidence.real.outputs
+            found = verification.compare(work.task, [y[:n] for y in actual], [y[:n] for y in exact])
             result = verification.summarize(
-                target, self.precision, found, source=work.evidence.source,
+                target, self.precision, found, source=work.evidence.samples.source,
                 min_sqnr=work.request.verify.min_sqnr,
             )  # fmt: skip
         with self._stage("bundle"):
@@ -302,12 +303,13 @@ def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Se
     """A few image files with the pixels they become and the outputs they give, here and in the reference."""
     golden = folder / "golden"
     golden.mkdir()
-    for i, (_, image) in enumerate(evidence.samples[:GOLDEN]):
+    few = evidence.samples.golden
+    for i, (_, image) in enumerate(evidence.samples.images[few]):
         image.save(golden / f"{i}.png", optimize=False)
-    arrays = {"pixels": evidence.pixels[:GOLDEN]}
+    arrays = {"pixels": evidence.pixels[few]}
     for name, mine, reference in zip(outputs, actual, evidence.real.outputs, strict=True):
-        arrays[f"output:{name}"] = mine[:GOLDEN]
-        arrays[f"reference:{name}"] = reference[:GOLDEN]
+        arrays[f"output:{name}"] = mine[few]
+        arrays[f"reference:{name}"] = reference[few]
     np.savez(golden / "golden.npz", **arrays)  # type: ignore[arg-type]
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from repedge.errors import CheckFailed
-from repedge.judge import verification
+from repedge.judge import samples
+from repedge.judge.samples import Samples
 from repedge.photos import images
+from repedge.photos.photos import open_photos
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from repedge.compiler.request import BuildRequest
+    from repedge.config import Preprocess
     from repedge.models.source import Source
+    from repedge.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,48 @@ class Evidence:
     """What artifacts and the fused graph are held against.
 
     Attributes:
-        samples: Real images as (name, image).
-        source: A phrase for where they came from.
+        samples: Real images; of n of them, some may be there for golden vectors only.
         pixels: The same as uint8 [n, H, W, C].
         real, random: The unfused graph on them, and on normal noise.
     """
 
-    samples: list[tuple[str, Image.Image]]
-    source: str
+    samples: Samples
     pixels: np.ndarray
     real: Outcome
     random: Outcome
 
+    @property
+    def judged(self) -> int:
+        """How many of the images artifacts are judged on; the first ones."""
+        return self.samples.judged
 
-def gather(source: Source, graph: ir.Model, reference: Path, photos: Any, count: int) -> Evidence:
+
+def choose_samples(request: BuildRequest, pre: Preprocess, task: Task) -> Samples:
+    """The photos that a run's artifacts are judged on.
+
+    The user's own; else those of the calibration's set that were left over; else bundled ones.
+
+    Raises:
+        UserError: The user's can't be read.
+    """
+    check, calibration = request.verify, request.calibration
+    if check.images is not None:
+        return samples.from_photos(open_photos(check.images, pre, option="--images"), task, pre, check.count)
+    if calibration is not None and request.needs_photos:
+        used = set(calibration.images(pre).record.files.values())
+        given = samples.Calibrated(calibration.open(pre), used, calibration.seed)
+        found = samples.from_calibration(given, task, pre, check.count)
+        if found is not None:
+            return found
+    return samples.from_bundled(task, pre, check.count)
+
+
+def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) -> Evidence:
     """Save the unfused graph, run it on real images, and hold it against the torch module.
 
     Args:
         reference: The file to save it to.
-        photos, count: See `repedge.judge.verification.verification_samples`.
+        photos: The images.
 
     Raises:
         UserError: The model does not run.
@@ -61,8 +88,7 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Any, count:
     from repedge.graph.run import Session, as_brought
 
     save_onnx(graph, reference)
-    samples, phrase = verification.verification_samples(source.preprocess, photos, count)
-    pixels = np.stack([images.pixels(image, source.preprocess) for _, image in samples])
+    pixels = photos.pixels(source.preprocess)
     inputs = images.normalise(pixels, source.preprocess)
     with as_brought(source.name):
         session = Session(reference)
@@ -75,7 +101,7 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Any, count:
     if source.module is not None:
         _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
     noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
-    return Evidence(samples, phrase, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
+    return Evidence(photos, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
 
 
 def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]) -> None:

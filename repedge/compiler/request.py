@@ -15,6 +15,7 @@ from repedge.compiler.budget import Budget, SearchResult
 from repedge.compiler.quantization import Calibration
 from repedge.config import InputKind
 from repedge.errors import UserError
+from repedge.judge.samples import COUNT
 from repedge.judge.verification import check_count
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
@@ -27,13 +28,14 @@ class Check:
     """How artifacts are verified.
 
     Attributes:
-        images: Photos to verify on: a folder, .zip or .npz; None for the bundled ones.
+        images: Photos to verify on: a folder, .zip or .npz; None for those that calibration left over, or
+            bundled ones where there are none.
         count: How many of them.
         min_sqnr: Replaces the precision's SQNR threshold, dB.
     """
 
     images: Any = None
-    count: int = 4
+    count: int = COUNT
     min_sqnr: float | None = None
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from repedge.errors import UserError
 from repedge.judge import verification
 from repedge.judge.evaluation import BATCH
 from repedge.photos import images
-from repedge.photos.photos import Photos, batches, demo_photos, open_photos, spread
+from repedge.photos.photos import Photos, batches, bundled_photos, open_photos, spread
 from repedge.tasks.base import Scorer, Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
@@ -203,7 +203,8 @@ def _task(bundles: Sequence[Bundle]) -> Task:
 def _photos(given: Any, pres: set[Preprocess]) -> tuple[Photos, str]:
     """The photos and where they came from; network inputs only where they are the input of every member."""
     if given is None:
-        photos = demo_photos()
+        largest = max(pres, key=lambda pre: max(pre.size))
+        photos = bundled_photos(largest)
         return photos, f"{photos.total} {photos.name}"
     photos = open_photos(given, next(iter(pres)) if len(pres) == 1 else None, option="eval")
     return photos, photos.name

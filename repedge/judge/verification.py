@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from repedge.bundle.folder import Bundle
 from repedge.bundle.manifest import Verification, task_of
-from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.judge import samples
 from repedge.photos import images
-from repedge.photos.photos import demo_photos, open_photos, pixels_of, spread, with_skipped
+from repedge.photos.photos import bundled_photos, open_photos
 from repedge.precision import Precision, Threshold
 from repedge.tasks.base import Task
 from repedge.tasks.comparison import Agreement
@@ -124,10 +123,10 @@ def open_bundle(bundle: Bundle, threads: int | None = None) -> tuple[Target, Run
     return target, target.open(bundle.artifact, job_of(bundle), names, threads)
 
 
-def verify_bundle(path: Path | str, folder: Any = None, count: int = 16) -> Verification:
+def verify_bundle(path: Path | str, folder: Any = None, count: int = samples.COUNT) -> Verification:
     """Repeat a bundle's verification from the bundle alone (or on images of your own).
 
-    ``folder`` is what `repedge.photos.photos.open_photos` takes; without it the bundled photos are used.
+    ``folder`` is what `repedge.photos.photos.open_photos` takes; without it bundled photos are used.
 
     Raises:
         UserError: The bundle is damaged or has no float reference.
@@ -139,13 +138,16 @@ def verify_bundle(path: Path | str, folder: Any = None, count: int = 16) -> Veri
     m = bundle.manifest
     if bundle.reference is None:
         raise UserError(f"{path} was made with --no-reference: there is nothing to compare it with")
-    samples, source = verification_samples(m.preprocess, folder, count)
-    pixels = np.stack([images.pixels(image, m.preprocess) for _, image in samples])
-    inputs = images.normalise(pixels, m.preprocess)
+    task, pre = task_of(m), m.preprocess
+    photos = bundled_photos(pre) if folder is None else open_photos(folder, pre, option="--images")
+    found = samples.from_photos(photos, task, pre, count)
+    pixels = found.pixels(pre)
+    inputs = images.normalise(pixels, pre)
     reference = Session(bundle.reference).run(inputs)
     target, runner = open_bundle(bundle)
-    found = compare(task_of(m), runner.run(pixels if m.input_kind == "uint8" else inputs), reference)
-    return summarize(target, m.precision, found, source=source, min_sqnr=m.options.get("min_sqnr"))
+    agreement = compare(task, runner.run(pixels if m.input_kind == "uint8" else inputs), reference)
+    floor = m.options.get("min_sqnr")
+    return summarize(target, m.precision, agreement, source=found.source, min_sqnr=floor)
 
 
 def check_count(count: int) -> None:
@@ -158,37 +160,3 @@ def check_count(count: int) -> None:
         raise UserError(f"a count is a whole number of images, not {count!r}")
     if count < 1:
         raise UserError("verification needs at least one image; pass a count of 1 or more")
-
-
-def verification_samples(
-    pre: Preprocess, folder: Any, count: int
-) -> tuple[list[tuple[str, Image.Image]], str]:
-    """``count`` real images as (name, image), and a phrase for where they came from.
-
-    What can't be read is left out, and the phrase says how many. Photos much larger than the network's
-    input are halved until they are not: they become golden inputs in the bundle, which must stay small.
-
-    Args:
-        folder: What `repedge.photos.photos.open_photos` takes; None for the bundled photos. Network inputs
-            become photos of their size.
-
-    Raises:
-        UserError: No photos, or none that can be read.
-    """
-    photos = demo_photos() if folder is None else open_photos(folder, pre, option="--images")
-    limit = 2 * max(*pre.size, pre.resize or 0)
-    loaded, skipped = [], {}
-    for _, item in photos.read(spread(photos.total, count)):
-        if item.content is None:
-            skipped[item.name] = item.why
-            continue
-        image = item.content
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(pixels_of(item, pre).squeeze(-1 if pre.channels == 1 else ()))
-        while min(image.size) > limit:
-            image = image.reduce(2)
-        loaded.append((item.name, image))
-    if not loaded:
-        first = next((f": {name!r}, {why}" for name, why in skipped.items()), "")
-        raise UserError(f"none of the {len(skipped)} photos of {photos.where} can be read{first}")
-    return loaded, with_skipped(photos.name, skipped)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -174,6 +174,36 @@ def look(given: Any, pre: Preprocess, seed: int = 0) -> Photos:
     if source.total is not None and source.total < FEWEST:
         raise UserError(_too_few(source, source.total, {}))
     return source
+
+
+def left_over(photos: Photos, used: Set[str], seed: int, count: int) -> Iterator[Item] | None:
+    """Items that `load` did not choose, in the order of its seed; what can't be read is among them.
+
+    Args:
+        photos: Opened by `look` or `open_photos`.
+        used: sha256 of each that was chosen.
+        seed: Of the choice.
+        count: At most this many readable ones.
+
+    Returns:
+        None where there are none, or nobody can tell: of a stream, and of noise.
+    """
+    if photos.total is None or photos.total <= len(used):
+        return None
+    order = np.random.default_rng(seed).permutation(photos.total)[: count + 2 * len(used)]
+    wanted = sorted(int(i) for i in order) if photos.ordered else [int(i) for i in order]
+
+    def items() -> Iterator[Item]:
+        given = 0
+        for _, item in photos.read(wanted, upright=True):
+            if item.content is not None and item.sha256 in used:
+                continue
+            yield item
+            given += item.content is not None
+            if given == count:
+                return
+
+    return items()
 
 
 class _Spool:

@@ -118,9 +118,28 @@ def _open_path(path: Path, pre: Preprocess | None, option: str, seed: int) -> Ph
     return sources.zipped(path, archive)
 
 
+SMALL = 64
+"""Pixels of a side up to which a network's input is a thumbnail rather than a photo."""
+
+
+def bundled_photos(pre: Preprocess) -> Photos:
+    """Photos for use when the user gives none: 16 of 256x256, or thumbnails for inputs of up to `SMALL`."""
+    return demo_photos() if max(pre.size) <= SMALL else _bundled_files()
+
+
+@cache
+def _bundled_files() -> Photos:
+    folder = Path(__file__).parent / "bundled"  # LICENSES.md there says whose they are
+    names = sorted(p.name for p in folder.glob("*.jpg"))
+    return sources.Files(
+        sources.DEMO, "bundled photos", sources.DEMO, names, lambda name: (folder / name).read_bytes(),
+        lambda name: None,
+    )  # fmt: skip
+
+
 @cache
 def demo_photos() -> Photos:
-    """The 64 bundled CIFAR-10 test photos (32x32), with their classes, for use when the user gives none."""
+    """The 64 bundled CIFAR-10 test photos (32x32), with their classes."""
     folder = Path(__file__).parents[1] / "models" / "weights"
     sheet = Image.open(folder / "demo_images.png").convert("RGB")
     entries = json.loads((folder / "demo_images.json").read_text())

@@ -81,12 +81,12 @@ class Subject:
 
     def _pixels(self, pre: Preprocess) -> list[np.ndarray]:
         from repedge.photos import images
-        from repedge.photos.photos import demo_photos, stacked
+        from repedge.photos.photos import bundled_photos, stacked
 
         golden = sorted((self.bundle.path / "golden").glob("*.png")) if self.bundle else []
         if golden:
             return [images.pixels(images.decode(p), pre) for p in golden[:SAMPLES]]
-        return list(stacked(demo_photos(), pre, SAMPLES))
+        return list(stacked(bundled_photos(pre), pre, SAMPLES))
 
 
 def find(what: str | Path, **source_options: Any) -> Subject:
