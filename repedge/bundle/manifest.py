@@ -68,7 +68,8 @@ class Verification(_Model):
         n: Images compared.
         max_abs_err, max_rel_err, sqnr_db: Of the worst output.
         figures: The task's own, by key, such as the share of images that keep their best class. In JSON
-            they stand flat among the other keys; as attributes, too.
+            they stand flat among the other keys; as attributes, too. ``intervals`` beside them in JSON are
+            the 95 % confidence intervals of those that are shares of the images.
         executor: What ran the artifact.
         images: Where the images came from.
         failures: A sentence for each threshold that was missed.
@@ -87,7 +88,9 @@ class Verification(_Model):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, data: Any) -> Any:
-        """JSON has the figures flat; what is no number is left for the other checks to refuse."""
+        """JSON has the figures flat, and what follows from them; what is no number is left to be refused."""
+        if isinstance(data, dict):
+            data = {key: value for key, value in data.items() if key != "intervals"}
         if not isinstance(data, dict) or "figures" in data:
             return data
         flat = {
@@ -102,10 +105,11 @@ class Verification(_Model):
     @model_serializer(mode="plain")
     def _flat(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
+        intervals = tasks.intervals_json(fields["figures"], fields["n"])
         figures = tasks.figures_json(fields.pop("figures"))
         before = ("passed", "n", "max_abs_err", "max_rel_err", "sqnr_db")
         head = {name: fields.pop(name) for name in before}
-        return {**head, **figures, **fields}
+        return {**head, **figures, "intervals": intervals, **fields}
 
     def __getattr__(self, name: str) -> Any:
         figures = self.__dict__.get("figures") or {}

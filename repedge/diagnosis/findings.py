@@ -32,8 +32,9 @@ def whole(d: Diagnosis) -> list[str]:
     if d.stock is None or d.planned is None:
         return []
     return [
-        f"The whole network in simulated integers: {_whole(d.stock)} as stock tools calibrate; "
-        f"{_whole(d.planned)} with the recipe {d.planned.recipe!r} (on the {d.images} calibration images)."
+        f"The whole network in simulated integers: {_whole(d.stock, d.images)} as stock tools calibrate; "
+        f"{_whole(d.planned, d.images)} with the recipe {d.planned.recipe!r} "
+        f"(on the {d.images} calibration images)."
     ]
 
 
@@ -113,6 +114,6 @@ def _cost(d: Diagnosis) -> Iterator[str]:
         yield f"With the recipe the costliest layers alone are {names}: {share:.0%} of the sum over all."
 
 
-def _whole(w: Whole) -> str:
+def _whole(w: Whole, n: int) -> str:
     known = [(tasks.figure(key), value) for key, value in w.figures.items() if value is not None]
-    return ", ".join([f"{w.sqnr_db:.1f} dB", *(f"{f.title} {f.text(value)}" for f, value in known)])
+    return ", ".join([f"{w.sqnr_db:.1f} dB", *(f"{f.title} {f.text(value, n)}" for f, value in known)])

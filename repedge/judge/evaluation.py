@@ -33,6 +33,7 @@ class Accuracy(WithFigures):
         metrics: The task's figures against the truth, by key; None where nobody knows it.
         figures: The task's figures against the float reference, by key; None without one.
         sqnr_db: Of the worst output against the float reference; None without one.
+        labelled: Images of which the truth is known.
     """
 
     n: int
@@ -40,6 +41,13 @@ class Accuracy(WithFigures):
     metrics: dict[str, float | None]
     figures: dict[str, float | None]
     sqnr_db: float | None
+    labelled: int = 0
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % confidence intervals of the metrics and figures that are shares of images, by key."""
+        metrics = tasks.intervals_json(self.metrics, self.labelled)
+        return {**metrics, **tasks.intervals_json(self.figures, self.n)}
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``repedge eval --json`` prints: the figures flat among the other keys."""
@@ -49,6 +57,8 @@ class Accuracy(WithFigures):
             **tasks.metrics_json(self.metrics),
             **tasks.figures_json(self.figures),
             "sqnr_db": self.sqnr_db,
+            "labelled": self.labelled,
+            "intervals": self.intervals,
         }
 
 
@@ -80,7 +90,7 @@ def evaluate(
     indices = spread(photos.total, limit)
     truth_of = task.truths(photos)
     agreement = Agreement(task)
-    done = skipped = 0
+    done = skipped = labelled = 0
     for batch in batches(photos, indices, (pre,), BATCH):
         done += batch.tried
         skipped += len(batch.skipped)
@@ -95,6 +105,7 @@ def evaluate(
         if scorer is not None:
             truths = batch.truths(truth_of)
             known = [i for i, t in enumerate(truths) if t is not None]
+            labelled += len(known)
             scorer.update([y[known] for y in outputs], [truths[i] for i in known])
     n = done - skipped
     if n == 0:
@@ -106,4 +117,5 @@ def evaluate(
         metrics={f.key: scores.get(f.key) for f in task.metrics},
         figures=agreement.figures(),
         sqnr_db=None if reference is None else agreement.sqnr_db,
+        labelled=labelled,
     )

@@ -37,6 +37,7 @@ class Member(WithFigures):
         target, precision: Of the bundle; ``reference`` and ``fp32`` for a float reference.
         reference: Index of the member that is its float reference; None if there is none.
         metrics: The task's figures against the truth, by key; None where nobody knows it.
+        labelled: Photos of which it is known.
     """
 
     name: str
@@ -45,11 +46,13 @@ class Member(WithFigures):
     precision: str
     reference: int | None
     metrics: dict[str, float | None]
+    labelled: int
 
     def as_json(self) -> dict[str, Any]:
         """One element of ``members``."""
         rest = {key: value for key, value in vars(self).items() if key != "metrics"}
-        return {**rest, **tasks.metrics_json(self.metrics)}
+        intervals = tasks.intervals_json(self.metrics, self.labelled)
+        return {**rest, **tasks.metrics_json(self.metrics), "intervals": intervals}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Pair(WithFigures):
         figures: The task's figures of how near they are, by key.
         sqnr_db: Signal-to-quantization-noise ratio of the worst output, from -999 to 200 dB.
         max_abs_err: Largest difference of two outputs.
+        n: Photos.
     """
 
     a: int
@@ -68,11 +72,13 @@ class Pair(WithFigures):
     figures: dict[str, float | None]
     sqnr_db: float
     max_abs_err: float
+    n: int
 
     def as_json(self) -> dict[str, Any]:
         """One element of ``pairs``."""
         rest = {key: value for key, value in vars(self).items() if key != "figures"}
-        return {**rest, **tasks.figures_json(self.figures)}
+        intervals = tasks.intervals_json(self.figures, self.n)
+        return {**rest, **tasks.figures_json(self.figures), "intervals": intervals}
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class _Player:
     reference: int | None = None
     is_float: bool = False
     scorer: Scorer | None = None
+    labelled: int = 0
 
     @property
     def pre(self) -> Preprocess:
@@ -275,6 +282,7 @@ def _score(
     for player, answers in zip(players, outputs, strict=True):
         if known and player.scorer is not None:
             player.scorer.update([y[known] for y in answers], [truths[i] for i in known])
+            player.labelled += len(known)
 
 
 def _member(p: _Player, task: Task) -> Member:
@@ -287,10 +295,11 @@ def _member(p: _Player, task: Task) -> Member:
         precision="fp32" if p.is_float else m.precision,
         reference=p.reference,
         metrics={f.key: scores.get(f.key) for f in task.metrics},
+        labelled=p.labelled,
     )
 
 
 def _pair(a: int, b: int, c: Agreement) -> Pair:
     figures = {key: v if v is None or np.isfinite(v) else None for key, v in c.figures().items()}
     worst = c.max_abs_err if np.isfinite(c.max_abs_err) else np.finfo(np.float32).max
-    return Pair(a, b, figures, c.sqnr_db, float(worst))
+    return Pair(a, b, figures, c.sqnr_db, float(worst), c.n)

@@ -145,3 +145,9 @@ def figures_json(figures: Mapping[str, float | None]) -> dict[str, float | None]
 def metrics_json(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """Figures against the truth as JSON has them."""
     return {**dict.fromkeys(EARLIER["metrics"]), **metrics}
+
+
+def intervals_json(figures: Mapping[str, float | None], n: int) -> dict[str, list[float]]:
+    """Figure -> 95 % confidence interval, of those that are shares of ``n`` images."""
+    found = {key: figure(key).interval(value, n) for key, value in figures.items()}
+    return {key: list(interval) for key, interval in found.items() if interval is not None}

@@ -31,12 +31,14 @@ class Classify(Task):
     name: ClassVar[str] = "classify"
     title: ClassVar[str] = "scores of classes"
     figures: ClassVar[tuple[Figure, ...]] = (
-        Figure("agree_top1", "top-1 kept", phrase="agreement with float", absent="no reference"),
+        Figure(
+            "agree_top1", "top-1 kept", phrase="agreement with float", absent="no reference", counted=True
+        ),
         Figure("kl", "KL nats", "nats", "less", phrase="KL divergence"),
     )
     metrics: ClassVar[tuple[Figure, ...]] = (
-        Figure("top1", "top-1", absent="no labels"),
-        Figure("top5", "top-5", absent="no labels"),
+        Figure("top1", "top-1", absent="no labels", counted=True),
+        Figure("top5", "top-5", absent="no labels", counted=True),
     )
     drop: ClassVar[Limit | None] = Limit("top1_drop", "top-1 drop", "points", "top1")
     disagreement: ClassVar[Limit | None] = Limit(

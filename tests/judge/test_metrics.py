@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from repedge.bundle.manifest import Verification
 from repedge.judge.verification import judge, summarize
 from repedge.precision import THRESHOLDS
 from repedge.targets.base import TensorSpec
+from repedge.tasks.base import wilson
 from repedge.tasks.comparison import Agreement
 
 
@@ -81,3 +83,31 @@ def test_every_precision_word_has_a_threshold_with_a_reason() -> None:
     offered = {(t, p) for t in targets.installed() for p in t.precisions}
     assert {p for _, p in offered} == set(THRESHOLDS)
     assert all(t.threshold(p).why for t, p in offered)
+
+
+def test_intervals_of_shares_are_wilsons() -> None:
+    """Against the roots of |p - x/n| = z sqrt(p (1 - p) / n), which define them."""
+    for hits, n in ((401, 418), (16, 16), (0, 5), (8, 16)):
+        low, high = wilson(hits / n, n)
+        roots = np.roots([1 + 1.959964**2 / n, -2 * hits / n - 1.959964**2 / n, (hits / n) ** 2])
+        assert (low, high) == pytest.approx(sorted(roots.real), abs=1e-9)
+
+
+def test_shares_say_how_many_images_are_behind_them() -> None:
+    top1 = tasks.figure("agree_top1")
+    assert top1.text(0.959, 418) == "95.90% of 418 (93.5% to 97.4%)"
+    assert top1.text(0.5, 4) == "2 of 4"
+    assert top1.text(0.5) == "50.00%"
+    assert tasks.figure("kl").text(0.5, 4) == "5.00e-01 nats"
+    assert tasks.figure("cosine").interval(0.5, 100) is None
+
+
+def test_verification_keeps_its_intervals_in_json_and_follows_them_from_its_figures() -> None:
+    ref = np.eye(20)
+    act = ref.copy()
+    act[3] = ref[4]
+    found = summarize(targets.get("gpu"), "fp16", compared((ref, act)), source="y")
+    written = json.loads(found.model_dump_json())
+    assert written["agree_top1"] == 0.95
+    assert written["intervals"] == {"agree_top1": pytest.approx([0.7639, 0.9911], abs=1e-4)}
+    assert Verification.model_validate(written) == found

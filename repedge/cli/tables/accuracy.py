@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from repedge.cli.tables.console import columns, out, say
+from repedge.cli.tables.console import cell, columns, out, say
+from repedge.tasks.base import FEW, Figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from repedge.compiler.budget import SearchResult
     from repedge.compiler.fastest import Choice
     from repedge.judge.side_by_side import Pair, Parity
-    from repedge.tasks.base import Figure
 
 
 def parity(result: Parity) -> None:
@@ -25,7 +25,7 @@ def parity(result: Parity) -> None:
     rows, task = [], result.task
     for i, m in enumerate(result.members):
         pair = None if m.reference is None else result.pair(m.reference, i)
-        numbers = [f.text(m.metrics[f.key]) if m.metrics[f.key] is not None else "-" for f in task.metrics]
+        numbers = [cell(f, m.metrics[f.key], m.labelled) for f in task.metrics]
         numbers += [f"{pair.sqnr_db:.1f}" if pair else "", *(_figure(f, pair) for f in task.figures)]
         rows.append([f"[bold]{i + 1}[/]", escape(m.name), *numbers])
     figures = [*(f.title for f in task.metrics), "SQNR dB", *(f.title for f in task.figures)]
@@ -45,12 +45,12 @@ def parity(result: Parity) -> None:
 def _figure(figure: Figure, pair: Pair | None) -> str:
     if pair is None:
         return ""
-    value = pair.figures[figure.key]
-    return "-" if value is None else figure.text(value).removesuffix(f" {figure.unit}")
+    return cell(figure, pair.figures[figure.key], pair.n).removesuffix(f" {figure.unit}")
 
 
 def _cell(pair: Pair, figures: Sequence[Figure]) -> str:
-    shares = [f.text(pair.figures[f.key]) for f in figures[:1] if pair.figures[f.key] is not None]
+    few = [f for f in figures[:1] if pair.figures[f.key] is not None]
+    shares = [f.text(pair.figures[f.key], pair.n if pair.n < FEW else 0) for f in few]
     return "  ".join([*shares, f"{pair.sqnr_db:5.1f}"])
 
 

@@ -20,9 +20,10 @@ def verified(path: Path, v: Verification) -> None:
     """One bundle's comparison with its reference."""
     state = "[green]is the model it came from[/]" if v.passed else "[red]differs from its reference[/]"
     say(f"{escape(str(path))} {state}")
+    known = shown(v.figures)
     say(
         f"  {v.n} images ({escape(v.images)}) in {v.executor}: SQNR {v.sqnr_db:.1f} dB, "
-        f"max error {v.max_abs_err:.1e}{''.join(f', {f.title} {f.text(x)}' for f, x in shown(v.figures))}"
+        + ", ".join([f"max error {v.max_abs_err:.1e}", *(f"{f.title} {f.text(x, v.n)}" for f, x in known)])
     )
     for failure in v.failures:
         say(f"  [red]{escape(failure)}[/]", err)
@@ -35,12 +36,12 @@ def evaluated(what: str, a: Accuracy) -> None:
     table.add_row("images", f"{a.n}{skipped}")
     for key, value in a.metrics.items():
         figure = tasks.figure(key)
-        table.add_row(figure.title, figure.text(value))
+        table.add_row(figure.title, figure.text(value, a.labelled))
     if a.sqnr_db is not None:
         table.add_row("SQNR", f"{a.sqnr_db:.1f} dB")
     for key, value in a.figures.items():
         figure = tasks.figure(key)
         if value is not None or figure.unit == "share":
-            table.add_row(figure.phrase or figure.title, figure.text(value))
+            table.add_row(figure.phrase or figure.title, figure.text(value, a.n))
     say(f"[bold]{escape(what)}[/]")
     out.print(table)

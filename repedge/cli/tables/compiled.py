@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from repedge import tasks
-from repedge.cli.tables.console import columns, err, say, titled
+from repedge.cli.tables.console import cell, columns, err, say, titled
 
 if TYPE_CHECKING:
     from repedge.api import CompileReport
@@ -22,6 +22,9 @@ def compiled(result: CompileReport) -> None:
         say(f"[dim]outputs: {escape(result.task.describe())} (--task {result.task.name})[/]")
     rows = []
     named = [tasks.figure(key) for key in (result.bundles[0].verify.figures if result.bundles else ())][:1]
+    if result.bundles:
+        v = result.bundles[0].verify
+        say(f"[dim]judged on {v.n} images: {escape(v.images)}[/]")
     for b in result.bundles:
         v = b.verify
         verdict = "[green]verified[/]" if v.passed else "[red]REJECTED[/]"
@@ -29,7 +32,7 @@ def compiled(result: CompileReport) -> None:
             f"{b.size_bytes / 1e6:.2f}",
             f"{v.sqnr_db:.1f}",
             f"{v.max_abs_err:.1e}",
-            *(f.text(v.figures[f.key]) if v.figures[f.key] is not None else "-" for f in named),
+            *(cell(f, v.figures[f.key], v.n) for f in named),
         )
         rows.append([b.target, b.precision, *numbers, f"{sum(b.seconds.values()):.1f}", verdict])
     figures = ["MB", "SQNR dB", "max error", *(f.title for f in named), "s"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,9 +13,6 @@ from rich.text import Text
 
 from repedge import tasks
 from repedge.tasks.base import Figure
-
-if TYPE_CHECKING:
-    pass
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -81,3 +77,11 @@ def shown(figures: Mapping[str, float | None]) -> list[tuple[Figure, float]]:
     """The first of a task's figures, the one for a line of text, if it is known."""
     first = [(tasks.figure(key), value) for key, value in figures.items()][:1]
     return [(figure, value) for figure, value in first if value is not None]
+
+
+def cell(figure: Figure, value: float | None, n: int) -> str:
+    """A figure of ``n`` images in a table."""
+    if value is None:
+        return "-"
+    bounds = figure.bounds(value, n)
+    return f"{value:.1%} ({bounds})" if bounds else figure.text(value, n)
