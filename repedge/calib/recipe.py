@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from repedge import tasks
 from repedge.calib.distance import Distance
 from repedge.calib.plan import QuantPlan
+from repedge.calib.simulation.batching import images_at_once
 from repedge.calib.simulation.observe import input_shape
 from repedge.calib.steps import STEPS, CalibrationState
 from repedge.calib.structure import own_parameters, place
@@ -186,6 +187,7 @@ def calibrate(
     feed = batches if isinstance(batches, Feed) else Feed(batches, input_shape(model))
     reference = model.clone()
     own_parameters(reference)
+    feed.at_once = images_at_once(reference)
     if not place(reference, scheme, float_nodes or {}).layers:
         raise UserError(f"the graph {model.graph.name!r} has no layer that {scheme.name} could quantize")
     plan = QuantPlan(

@@ -222,7 +222,10 @@ def diagnose_graph(
     own_parameters(model)
     found = _Network(scheme, task or tasks.of_graph(model))
     if feed is not None:
+        from repedge.calib.simulation.batching import images_at_once
+
         progress("observe activations")
+        feed.at_once = images_at_once(model)
         found.stats = observe(model, feed.batches())
         found.simulate(model, feed, recipe, float_nodes or {}, progress)
     rows = tuple(found.layer(i, la, (branches or {}).get(la.name, ())) for i, la in enumerate(layers(model)))

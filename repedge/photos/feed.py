@@ -21,6 +21,9 @@ class Feed:
         batches: Arrays float32 [N, C, H, W] of any N; read once, to the end.
         shape: The network's input [C, H, W].
 
+    Attributes:
+        at_once: Images in a batch that is given out.
+
     Raises:
         UserError: A batch of another shape, values that are not finite, or no image at all.
     """
@@ -28,6 +31,7 @@ class Feed:
     def __init__(self, batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
         self.shape = tuple(shape)
         self.count = 0
+        self.at_once = BATCH
         self._bytes = 4 * int(np.prod(self.shape))
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the feed
         constant = True
@@ -58,14 +62,14 @@ class Feed:
         count = min(count, self.count)
         return [i * self.count // count for i in range(count)]
 
-    def batches(self, count: int | None = None, size: int = BATCH) -> Iterator[np.ndarray]:
-        """Batches of ``size`` images (the last may be smaller): of all, or of ``count`` spread evenly."""
-        yield from self.chosen(self.spread(self.count if count is None else count), size)
+    def batches(self, count: int | None = None) -> Iterator[np.ndarray]:
+        """Batches of `at_once` images (the last may be smaller): of all, or of ``count`` spread evenly."""
+        yield from self.chosen(self.spread(self.count if count is None else count))
 
-    def chosen(self, indices: Sequence[int], size: int = BATCH) -> Iterator[np.ndarray]:
+    def chosen(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Batches of the images with these indices, in this order."""
-        for i in range(0, len(indices), size):
-            yield np.stack([self._image(k) for k in indices[i : i + size]])
+        for i in range(0, len(indices), self.at_once):
+            yield np.stack([self._image(k) for k in indices[i : i + self.at_once]])
 
     def _image(self, index: int) -> np.ndarray:
         self._file.seek(index * self._bytes)

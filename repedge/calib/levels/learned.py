@@ -100,8 +100,10 @@ def learn_levels(
     for step in range(steps):
         chosen = [int(order[(position + i) % len(order)]) for i in range(count)]
         position += count
-        for i, x in zip(range(0, count, 4), images([train[k] for k in chosen]), strict=True):
-            rows = np.searchsorted(used, chosen[i : i + len(x)])
+        done = 0
+        for x in images([train[k] for k in chosen]):
+            rows = np.searchsorted(used, chosen[done : done + len(x)])
+            done += len(x)
             error = distance.error(student(torch.from_numpy(x)), [w[rows] for w in wanted])
             if not error.requires_grad:  # an operator without one lies between all levels and the output
                 return model, {}, plan, {}
@@ -248,7 +250,7 @@ class _Student:
                 values[name] = y if rounding is None else _Round.apply(y, self._of.get(name), rounding, relu)
             for name in step.dead:
                 values.pop(name, None)
-        return [values[name] for name in simulator.outputs]
+        return simulator.returned(values)
 
     def result(self, plan: QuantPlan) -> tuple[dict[str, np.ndarray], QuantPlan]:
         """Factors per channel, float64 [C] by tensor, and the plan with the other factors in its ranges."""

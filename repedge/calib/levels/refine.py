@@ -121,7 +121,7 @@ class _Student:
                 values[name] = y if rounding is None else self._round(name, y, rounding)
             for name in step.dead:
                 values.pop(name, None)
-        return [values[name] for name in self.simulator.outputs]
+        return self.simulator.returned(values)
 
     def _read(self, step: Step, i: int, name: str, values: dict[str, torch.Tensor]) -> torch.Tensor | None:
         if not name or name in values:

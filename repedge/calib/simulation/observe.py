@@ -183,14 +183,14 @@ def _attach(taps: dict[str, Any], sums: Mapping[str, _MomentSum], left: int, bat
         name = str(m.layer.x.name)
         limit = batch if m.single else left
         if limit > 0:
-            taps[name] = _both(taps.get(name), m.add, limit)
+            taps[name] = _both(taps.get(name), m.add, limit, whole=limit >= batch)
 
 
-def _both(first: Any, second: Any, limit: int) -> Any:
+def _both(first: Any, second: Any, limit: int, whole: bool) -> Any:
     def tap(x: torch.Tensor) -> None:
         if first is not None:
             first(x)
-        second(x[:limit])
+        second(x if whole else x[:limit])
 
     return tap
 
@@ -242,19 +242,22 @@ class _Watch:
         name, shape = str(value.name), shape_of(value)
         stats = self.result.tensors.setdefault(name, TensorStats())
         # Whole and at once: rows added one by one would leave holes all over the heap.
-        size = (RESERVOIR, shape[1] if len(shape) in (2, 4) else 1)
+        channels = shape[1] if len(shape) in (2, 4) else 1
+        cells = int(np.prod(shape[2:] if len(shape) in (2, 4) else shape))
+        size = (RESERVOIR, channels)
         rows = self._kept[name] = np.empty(size, np.float32), np.empty(size, np.float32)
 
         def see(x: torch.Tensor) -> None:
-            flat = x.flatten(2) if x.ndim == 4 else x[:, :, None] if x.ndim == 2 else x.reshape(len(x), 1, -1)
-            lows, highs = flat.amin(2).numpy(), flat.amax(2).numpy()
+            flat = x.reshape(-1, channels, cells)  # rows of an image that lie on the first axis are joined
+            lows = flat.amin(2).reshape(self._count, -1, channels).amin(1).numpy()
+            highs = flat.amax(2).reshape(self._count, -1, channels).amax(1).numpy()
             low, high = float(lows.min()), float(highs.max())
             self._check(name, low, high)
             stats.low, stats.high = min(stats.low, low), max(stats.high, high)
             for kept, new in zip(rows, (lows, highs), strict=True):
                 kept[self._slots] = new[self._taken]
             if self._histograms:
-                _count(stats, x)
+                _count(stats, x.reshape(self._count, -1))
 
         return see
 
@@ -268,11 +271,10 @@ class _Watch:
         )
 
 
-def _count(stats: TensorStats, x: torch.Tensor) -> None:
-    """Add a sample of the elements to the histogram, whose width doubles until they fit."""
+def _count(stats: TensorStats, per_image: torch.Tensor) -> None:
+    """Add a sample of the elements [N, ...] to the histogram, whose width doubles until they fit."""
     import torch
 
-    per_image = x.reshape(len(x), -1)
     step = max(1, per_image.shape[1] // SAMPLE)
     sample = per_image[:, ::step].reshape(-1)
     top = float(sample.abs().max())

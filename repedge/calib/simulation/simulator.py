@@ -20,13 +20,13 @@ from repedge.calib.plan import QuantPlan, TensorQuant
 from repedge.calib.simulation.heap import give_back, stacked
 from repedge.calib.simulation.torch_ops import VIEWS, Function, function_of
 from repedge.calib.structure import Layer, layers, place
-from repedge.graph.values import const
+from repedge.graph.values import const, shape_of
 from repedge.scheme import LIMITS, QuantScheme
 
 Tap = Callable[[torch.Tensor], None]
 Values = dict[str, torch.Tensor]
 Outputs = list[np.ndarray]
-"""Every output of a network, in the graph's order, float32 [N, ...] each."""
+"""Every output of a network, in the graph's order, float32 [N, ...] each (see `Simulator.returned`)."""
 
 HOLES = 32 * 2**20
 """Bytes that a walk keeps of a layer before it gives back the holes that computing them has left."""
@@ -115,6 +115,7 @@ class Simulator:
     ) -> None:
         self.input = str(model.graph.inputs[0].name)
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
+        self._own_axis = {str(v.name) for v in model.graph.outputs if shape_of(v)[:1] == (1,)}
         self.constants = _constants(model)
         self.steps: list[Step] = []
         self._input_rounding: Rounding | None = None
@@ -187,7 +188,7 @@ class Simulator:
         return {self.input: self._input_rounding(tensor) if self._input_rounding else tensor}
 
     def run(self, x: np.ndarray | torch.Tensor, taps: Mapping[str, Tap] | None = None) -> list[torch.Tensor]:
-        """Run a batch of any size.
+        """Run a batch of any size that the graph keeps apart (`repedge.calib.simulation.batching`).
 
         Args:
             x: float32 [N, C, H, W].
@@ -203,7 +204,11 @@ class Simulator:
                 taps[self.input](values[self.input])
             for step in self.steps:
                 self.advance(step, values, taps)
-        return [values[n] for n in self.outputs]
+        return self.returned(values)
+
+    def returned(self, values: Values) -> list[torch.Tensor]:
+        """The graph's outputs, [N, ...] each; one that has no axis for images first gets it in front."""
+        return [values[n] if n in self._own_axis else values[n][None] for n in self.outputs]
 
     def advance(
         self,
@@ -272,7 +277,8 @@ class Simulator:
 
     def results(self, states: Sequence[Values]) -> Outputs:
         """Every output of all batches, whose states have been run to the end."""
-        return [np.concatenate([s[name].numpy() for s in states]) for name in self.outputs]
+        columns = zip(*(self.returned(values) for values in states), strict=True)
+        return [np.concatenate([y.numpy() for y in column]) for column in columns]
 
 
 def _constants(model: ir.Model) -> Values:

@@ -214,7 +214,10 @@ VIEWS = frozenset({"Reshape", "Flatten", "Transpose", "Slice", "Split", "Identit
 
 
 def in_onnxruntime(node: ir.Node) -> Function:
-    """The node as a function by ONNX Runtime, image by image; without gradients."""
+    """The node as a function by ONNX Runtime, image by image; without gradients.
+
+    One image may be several rows of the first axis, where the graph has folded others into it.
+    """
     import onnx
     import onnxruntime as ort
 
@@ -231,18 +234,26 @@ def in_onnxruntime(node: ir.Node) -> Function:
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     live = [(i.name, names.index(i.name)) for i in session.get_inputs()]
+    rows_of = {str(v.name): shape_of(v)[0] for v in fed if shape_of(v)}
 
     def run(*xs: Tensor | None) -> Any:
-        fed = {name: xs[k] for name, k in live}
-        batch = max(len(x) for x in fed.values() if x is not None)
-        rows = [
-            session.run(None, {n: x[i : i + 1].detach().numpy() for n, x in fed.items() if x is not None})
-            for i in range(batch)
+        fed = {name: x.detach().numpy() for name, k in live if (x := xs[k]) is not None}
+        batch = max([1, *(len(fed[n]) // rows_of[n] for n in rows_of if n in fed)])
+        rows = [session.run(None, _image(fed, rows_of, i)) for i in range(batch)]
+        done = [
+            torch.from_numpy(np.asarray(parts[0]) if batch == 1 else np.concatenate(parts))
+            for parts in zip(*rows, strict=True)
         ]
-        done = [torch.from_numpy(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
         return done[0] if len(done) == 1 else tuple(done)
 
     return run
+
+
+def _image(fed: dict[str, np.ndarray], rows: dict[str, int], i: int) -> dict[str, np.ndarray]:
+    """The i-th image's part of each input; what has no axes, or is there for one image, is all images'."""
+    return {
+        n: x[i * rows[n] : (i + 1) * rows[n]] if n in rows and len(x) > rows[n] else x for n, x in fed.items()
+    }
 
 
 def _declared(value: ir.Value, shape: list[int] | None) -> Any:

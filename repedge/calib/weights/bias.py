@@ -16,7 +16,7 @@ from repedge.calib.plan import BiasChange, QuantPlan
 from repedge.calib.simulation.heap import give_back, stacked
 from repedge.calib.simulation.observe import Statistics
 from repedge.calib.structure import Layer, channels, layers, set_array
-from repedge.graph.values import const
+from repedge.graph.values import const, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,8 @@ def _means(model: ir.Model, wanted: Mapping[str, Layer], batches: Batches) -> di
 
     def tap(name: str) -> Callable[[torch.Tensor], None]:
         def see(y: torch.Tensor) -> None:
-            found[name][start : start + len(y)] = _per_image(y, wanted[name])
+            rows = _per_image(y, wanted[name])
+            found[name][start : start + len(rows)] = rows
 
         return see
 
@@ -118,7 +119,8 @@ def _per_image(y: torch.Tensor, layer: Layer) -> np.ndarray:
     for one in y:  # a whole batch in float64 would be the largest tensor of all
         t = one.double()
         rows.append((t.mean((1, 2)) if conv else t.reshape(-1, t.shape[-1]).mean(0)).numpy())
-    return np.stack(rows)
+    of_one = shape_of(layer.out)[0]  # an image may be several rows, where other axes are folded there
+    return np.stack(rows).reshape(len(rows) // of_one, of_one, -1).mean(1)
 
 
 def _along(layer: Layer, change: np.ndarray) -> torch.Tensor:

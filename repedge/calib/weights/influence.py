@@ -74,7 +74,7 @@ def _outputs(simulator: Simulator, x: np.ndarray) -> list[torch.Tensor]:
     values = simulator.start(x)
     for step in simulator.steps:
         simulator.advance(step, values)
-    return [values[name] for name in simulator.outputs]
+    return simulator.returned(values)
 
 
 def _signs(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
