@@ -19,8 +19,9 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
-from repedge.targets import qdq
+from repedge.targets import qdq, resampling
 from repedge.targets.base import Unsupported
+from repedge.targets.coreml import ops_resize as resizing
 from repedge.targets.coreml import ops_shape as shapes
 from repedge.targets.coreml import ops_window as spatial
 from repedge.targets.coreml.nodes import Refuse, axis_of, ints, is_constant, needs_constant, real
@@ -306,7 +307,7 @@ LOWERINGS: dict[str, Lowering] = {
     "DepthToSpace": Lowering(shapes.depth_to_space),
     "SpaceToDepth": Lowering(shapes.space_to_depth),
     "Pad": Lowering(shapes.pad, shapes.refuse_pad),
-    "Resize": Lowering(spatial.resize, spatial.refuse_resize),
+    "Resize": Lowering(resizing.resize, resampling.refuse),
     # quantization
     "QuantizeLinear": Lowering(quantize, qdq.refuse_quantize),
     "DequantizeLinear": Lowering(dequantize, qdq.refuse_dequantize),

@@ -1,19 +1,13 @@
-"""Lowerings of the ops that look at neighbouring pixels: convolutions, pools, resizing.
-
-A resize is accepted when MIL has a sampling mode whose grid equals ONNX's for the sizes at hand; the
-two grids are computed and compared rather than matched by their names.
-"""
+"""Lowerings of the ops that look at neighbouring pixels: convolutions and pools."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
 from repedge.graph.attrs import Window, attr, conv_attrs, pool_attrs
-from repedge.graph.values import const, shape_of
+from repedge.graph.values import shape_of
 from repedge.targets.coreml.nodes import is_constant
 
 if TYPE_CHECKING:
@@ -136,113 +130,4 @@ def refuse_pool(n: ir.Node) -> str | None:
     overhangs = window.pads[2] > a.pads[2] or window.pads[3] > a.pads[3]
     if n.op_type == "AveragePool" and a.count_include_pad and overhangs:
         return "its last windows reach beyond the padding (ceil_mode with count_include_pad)"
-    return None
-
-
-# ---- resize --------------------------------------------------------------------------------------
-
-Grid = Callable[[int, int, float], np.ndarray]
-"""(input size, output size, scale) -> source coordinate of every output pixel"""
-
-
-def _half_pixel(size: int, out: int, scale: float) -> np.ndarray:
-    return (np.arange(out) + 0.5) / scale - 0.5
-
-
-def _corners(size: int, out: int, scale: float) -> np.ndarray:
-    return np.arange(out) * ((size - 1) / (out - 1)) if out > 1 else np.zeros(1)
-
-
-def _symmetric(size: int, out: int, scale: float) -> np.ndarray:
-    return _half_pixel(size, out, scale) + size / 2 * (1 - out / (scale * size))
-
-
-ONNX_GRIDS: dict[str, Grid] = {
-    "half_pixel": _half_pixel,
-    "half_pixel_symmetric": _symmetric,
-    "pytorch_half_pixel": lambda size, out, s: _half_pixel(size, out, s) if out > 1 else np.zeros(1),
-    "align_corners": _corners,
-    "asymmetric": lambda size, out, s: np.arange(out) / s,
-}
-
-ONNX_ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
-
-MIL_GRIDS: dict[str, Grid] = {  # sampling modes of resize_bilinear; the scale is always out / size
-    "UNALIGN_CORNERS": lambda size, out, s: _half_pixel(size, out, out / size),
-    "STRICT_ALIGN_CORNERS": _corners,
-    "DEFAULT": lambda size, out, s: np.arange(out) * (size / out),
-}
-
-
-def resize_scales(n: ir.Node) -> tuple[float, ...]:
-    """Scale of every axis as ONNX uses it: the one given, else output size over input size."""
-    shape, out = shape_of(n.inputs[0]), shape_of(n.outputs[0])
-    scales = [o / i for o, i in zip(out, shape, strict=True)]
-    given = const(n.inputs[2]) if len(n.inputs) > 2 else None
-    if given is not None and given.size:
-        for a, s in zip(attr(n, "axes") or range(len(shape)), given, strict=True):
-            scales[a] = float(s)
-    return tuple(scales)
-
-
-def sampling(n: ir.Node) -> str | None:
-    """The MIL sampling that equals this Resize node: a mode of `MIL_GRIDS`, ``NEAREST``, or None."""
-    grid = ONNX_GRIDS.get(attr(n, "coordinate_transformation_mode", "half_pixel"))
-    if grid is None:
-        return None
-    scales = resize_scales(n)[2:]
-    axes = list(zip(shape_of(n.inputs[0])[2:], shape_of(n.outputs[0])[2:], scales, strict=True))
-    if attr(n, "mode", "nearest") == "nearest":
-        rounding = ONNX_ROUNDINGS[attr(n, "nearest_mode", "round_prefer_floor")]
-        repeats = all(_repeats(rounding(grid(size, out, s)), size, out) for size, out, s in axes)
-        return "NEAREST" if repeats else None
-    for mode, mil in MIL_GRIDS.items():
-        if all(_same(grid(size, out, s), mil(size, out, s), size) for size, out, s in axes):
-            return mode
-    return None
-
-
-def _repeats(index: np.ndarray, size: int, out: int) -> bool:
-    """Whether every source pixel is repeated a whole number of times, which is all MIL promises."""
-    return out % size == 0 and np.array_equal(np.clip(index, 0, size - 1), np.arange(out) // (out // size))
-
-
-def _same(a: np.ndarray, b: np.ndarray, size: int) -> bool:
-    """Whether two grids sample the same points once clamped to the image, as both sides do."""
-    return np.allclose(np.clip(a, 0, size - 1), np.clip(b, 0, size - 1), rtol=0, atol=1e-6 * size)
-
-
-def resize(c: Lowerer, n: ir.Node) -> Any:
-    (h, w), (out_h, out_w) = shape_of(n.inputs[0])[2:], shape_of(n.outputs[0])[2:]
-    x, name, mode = c.var(n, 0), c.name(n), sampling(n)
-    whole = out_h % h == 0 and out_w % w == 0
-    factors = {"scale_factor_height": out_h // h, "scale_factor_width": out_w // w}
-    if mode == "NEAREST":
-        return c.mb.upsample_nearest_neighbor(x=x, name=name, **factors)
-    if whole and mode in ("UNALIGN_CORNERS", "STRICT_ALIGN_CORNERS"):
-        align = mode == "STRICT_ALIGN_CORNERS"
-        return c.mb.upsample_bilinear(x=x, align_corners=align, name=name, **factors)
-    return c.mb.resize_bilinear(
-        x=x, target_size_height=out_h, target_size_width=out_w, sampling_mode=mode, name=name
-    )
-
-
-def refuse_resize(n: ir.Node) -> str | None:
-    shape, out = shape_of(n.inputs[0]), shape_of(n.outputs[0])
-    mode = attr(n, "mode", "nearest")
-    transform = attr(n, "coordinate_transformation_mode", "half_pixel")
-    if len(shape) != 4 or shape[:2] != out[:2]:
-        return f"it resizes {shape} to {out}; only height and width of a 4-D tensor can be"
-    if mode not in ("nearest", "linear"):
-        return f"its mode is {mode!r}; Core ML has nearest and linear"
-    if attr(n, "antialias", 0) and (out[2] < shape[2] or out[3] < shape[3]):
-        return "it shrinks with antialiasing"
-    if sampling(n) is None:
-        detail = f", {attr(n, 'nearest_mode', 'round_prefer_floor')}" if mode == "nearest" else ""
-        return f"{mode} {shape[2:]} to {out[2:]} with {transform}{detail} has no equal in Core ML"
     return None

@@ -23,13 +23,14 @@ from repedge.graph.values import const, shape_of
 from repedge.operators import ACTIVATIONS
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
-from repedge.targets import qdq
+from repedge.targets import qdq, resampling
 from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.gpu import triton
 from repedge.targets.gpu.file import external_files, save
+from repedge.targets.gpu.resizes import scale_resizes, weigh_resizes
 from repedge.targets.gpu.runner import ONNXRuntimeRunner
 from repedge.targets.gpu.scheme import TENSORRT_W8A8
-from repedge.targets.gpu.types import enter, scale_resizes, to_float16
+from repedge.targets.gpu.types import enter, to_float16
 from repedge.targets.options import whole
 from repedge.templates import Templates
 from repedge.version import __version__
@@ -60,32 +61,6 @@ def pooling(node: ir.Node) -> str | None:
     if any(d != 1 for d in attr(node, "dilations", ())):
         return "TensorRT has no dilated pooling"
     return "TensorRT has no pooling with indices" if len(node.outputs) > 1 else None
-
-
-RESIZE = {
-    "mode": ("nearest", "linear"),
-    "coordinate_transformation_mode": (
-        "half_pixel",
-        "pytorch_half_pixel",
-        "tf_half_pixel_for_nn",
-        "asymmetric",
-        "align_corners",
-    ),
-    "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
-    "keep_aspect_ratio_policy": ("stretch",),
-    "antialias": (0,),
-    "exclude_outside": (0,),
-}
-"""Attribute values that TensorRT's Resize takes, the ONNX default among them."""
-
-
-def resize(node: ir.Node) -> str | None:
-    """Refuses attributes that are not in `RESIZE`."""
-    for name, values in RESIZE.items():
-        value = attr(node, name, values[0])
-        if value not in values:
-            return f"TensorRT has no Resize with {name} {value!r}"
-    return constant(1, 2, 3)(node)
 
 
 def symmetric(refuse: Refusal) -> Refusal:
@@ -147,7 +122,7 @@ TABLE: dict[str, Refusal] = {
     "Flatten": anything,
     "Transpose": anything,
     "Pad": constant(1, 2, 3),
-    "Resize": resize,
+    "Resize": resampling.refuse,
     "DepthToSpace": anything,
     "SpaceToDepth": anything,
     # quantization
@@ -228,7 +203,7 @@ class GPU(Target):
             job.options.get("max_batch_size", 32),
             job.precision != "fp32",
         )
-        model = dynamic_batch(model)
+        model = dynamic_batch(weigh_resizes(model))
         scale_resizes(model.graph)
         notes = to_float16(model.graph) if served.half else ()
         enter(model.graph, pixels=job.input_kind == "uint8", half=served.half)

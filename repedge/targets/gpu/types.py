@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UserError
-from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
 from repedge.targets import qdq
 
@@ -82,29 +81,6 @@ def enter(graph: ir.Graph, pixels: bool, half: bool) -> None:
         for use in readers:
             use.node.replace_input_with(use.idx, made[-1].outputs[0])
         graph.insert_before(graph[0], made)
-
-
-def scale_resizes(graph: ir.Graph) -> None:
-    """Give every Resize scales for all axes: sizes hold the batch's, and TensorRT wants all axes."""
-    for node in graph:
-        if node.op_type == "Resize":
-            shapes = [tuple(v.shape)[2:] for v in (node.inputs[0], node.outputs[0]) if v and v.shape]
-            scales = np.array(
-                [1, 1, *(_scale(int(i), int(o)) for i, o in zip(*shapes, strict=True))], np.float32
-            )
-            given = const(node.inputs[2]) if len(node.inputs) > 2 else None
-            if given is not None and given.size:  # the coordinates depend on the very scales
-                scales[list(attr(node, "axes", range(4)))] = given
-            node.resize_inputs(3)
-            node.replace_input_with(2, add_initializer(graph, f"{node.name}/scales", scales))
-            node.attributes.pop("axes", None)
-            node.attributes.pop("keep_aspect_ratio_policy", None)
-
-
-def _scale(size: int, wanted: int) -> np.float32:
-    """The float32 scale for which ``floor(size * scale)`` is the wanted size, however it is computed."""
-    scale = np.float32(wanted / size)
-    return scale if size * float(scale) >= wanted else np.nextafter(scale, np.float32(np.inf))
 
 
 def _halve(graph: ir.Graph, value: ir.Value) -> str | None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, only_reader, shape_of
-from repedge.targets import qdq
+from repedge.targets import qdq, resampling
 from repedge.targets.openvino.build import Builder, Lowering, Row, arg, first, given, needed, require_const
 from repedge.targets.openvino.ops_shape import (
     axes_op,
@@ -23,7 +23,6 @@ from repedge.targets.openvino.ops_shape import (
     flatten,
     known_pad_mode,
     pad,
-    plain_resize,
     reshape,
     resize,
     slice_,
@@ -319,7 +318,7 @@ TABLE: dict[str, Row] = {
     "Squeeze": Row(axes_op("squeeze"), first(with_axes, require_const(1))),
     "Unsqueeze": Row(axes_op("unsqueeze"), require_const(1)),
     "Pad": Row(pad, first(known_pad_mode, require_const(1, 2, 3))),
-    "Resize": Row(resize, first(plain_resize, require_const(1, 2, 3))),
+    "Resize": Row(resize, resampling.refuse),
     "DepthToSpace": Row(block("depth_to_space")),
     "SpaceToDepth": Row(block("space_to_depth")),
     # quantization

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import shape_of
+from repedge.targets import resampling
 from repedge.targets.openvino.build import Builder, Lowering, arg, given, needed
 
 
@@ -89,7 +90,19 @@ RESIZE_COORDINATES = (
 )
 
 
+PLAIN = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}
+"""Attributes of a Resize that Interpolate has for these values only."""
+
+
 def resize(b: Builder, node: ir.Node) -> Any:
+    """Resize -> Interpolate; what that has no attributes for, as a matrix on either side of the map."""
+    transform = attr(node, "coordinate_transformation_mode", "half_pixel")
+    plain = all(attr(node, name, value) == value for name, value in PLAIN.items())
+    if not plain or transform not in RESIZE_COORDINATES:
+        weighed = b.ops.matmul(
+            b.const(resampling.matrix(node, 2).astype(np.float32)), b.x(node, 0), False, False
+        )
+        return b.ops.matmul(weighed, b.const(resampling.matrix(node, 3).astype(np.float32)), False, True)
     sizes, rank = arg(node, 3), len(shape_of(node.inputs[0]))
     by_size = sizes is not None and sizes.size > 0
     numbers = needed(node, 3 if by_size else 2)
@@ -101,23 +114,11 @@ def resize(b: Builder, node: ir.Node) -> Any:
         b.const(wanted),
         RESIZE_MODES[attr(node, "mode", "nearest")],
         "sizes" if by_size else "scales",
-        coordinate_transformation_mode=attr(node, "coordinate_transformation_mode", "half_pixel"),
+        coordinate_transformation_mode=transform,
         nearest_mode=attr(node, "nearest_mode", "round_prefer_floor"),
         cube_coeff=attr(node, "cubic_coeff_a", -0.75),
         axes=b.const(axes[keep].astype(np.int64)),
     )
-
-
-def plain_resize(node: ir.Node) -> str | None:
-    mode = attr(node, "coordinate_transformation_mode", "half_pixel")
-    if mode not in RESIZE_COORDINATES:
-        return f"coordinate_transformation_mode {mode!r} is not supported"
-    for name, plain in (("antialias", 0), ("exclude_outside", 0), ("keep_aspect_ratio_policy", "stretch")):
-        if attr(node, name, plain) != plain:
-            return f"{name} is not supported"
-    if shape_of(node.inputs[0])[:2] != shape_of(node.outputs[0])[:2]:
-        return "it changes the batch or channel axis"
-    return None
 
 
 def block(name: str) -> Lowering:

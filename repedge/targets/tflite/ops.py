@@ -12,10 +12,12 @@ import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.values import shape_of
+from repedge.targets import resampling
 from repedge.targets.base import Unsupported
 from repedge.targets.tflite import ops_math as m
 from repedge.targets.tflite import ops_shape as s
 from repedge.targets.tflite import ops_window as w
+from repedge.targets.tflite.composed import resize as r
 from repedge.targets.tflite.emit import Emitter
 from repedge.targets.tflite.integers import ops as i
 from repedge.targets.tflite.integers.columns import integer_conv
@@ -100,7 +102,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Slice": Lowering(s.slice_, s.refuse_slice),
     "DepthToSpace": Lowering(s.depth_to_space),
     "SpaceToDepth": Lowering(s.space_to_depth),
-    "Resize": Lowering(s.resize, s.refuse_resize),
+    "Resize": Lowering(r.resize, resampling.refuse),
     # between integers and floats
     "QuantizeLinear": Lowering(i.quantize),
     "DequantizeLinear": Lowering(i.dequantize),

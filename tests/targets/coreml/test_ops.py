@@ -162,20 +162,10 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"weights": {"w": (4, 3, 3, 3)}},
         "exceeds its end padding (0, 0)",
     ),
-    "resize_cubic": (
-        'y = Resize<mode="cubic">(x, , , size)',
-        {"constants": "int64[4] size = {1, 4, 12, 16}"},
-        "mode is 'cubic'",
-    ),
-    "resize_nearest_fraction": (
-        "y = Resize(x, , , size)",
-        {"constants": "int64[4] size = {1, 4, 9, 12}"},
-        "nearest (6, 8) to (9, 12) with half_pixel, round_prefer_floor has no equal",
-    ),
-    "resize_antialias": (
-        'y = Resize<mode="linear", antialias=1>(x, , , size)',
-        {"constants": "int64[4] size = {1, 4, 3, 4}"},
-        "antialiasing",
+    "resize_crop": (
+        'y = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">(x, roi, , size)',
+        {"constants": "int64[4] size = {1, 4, 9, 12}, float[8] roi = {0, 0, 0, 0, 1, 1, 1, 1}"},
+        "'tf_crop_and_resize' is not supported",
     ),
     "no_lowering": ("y = Sin(x)", {}, "no lowering for it yet"),
 }
@@ -187,14 +177,6 @@ def test_refusal_says_why(case):
     (found,) = CoreML().unsupported(ir.from_proto(graph(body, **arguments)))
     assert found.node == "node0"
     assert reason in found.why
-
-
-def test_resize_scale_that_is_not_the_ratio_of_sizes_is_refused():
-    body = 'y = Resize<mode="linear">(x, , scales)'
-    model = graph(body, constants="float[4] scales = {1, 1, 1.6, 1.6}")
-    assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [1, 4, 9, 12]
-    (found,) = CoreML().unsupported(ir.from_proto(model))
-    assert "has no equal in Core ML" in found.why
 
 
 def random_window(rng: np.random.Generator) -> tuple[str, dict]:

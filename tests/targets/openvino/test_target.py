@@ -209,7 +209,7 @@ def test_all_unsupported_nodes_are_named_at_once(tmp_path):
     model = clean(
         graph(
             "e = Erf(x)\nd = AveragePool<kernel_shape=[2,2], dilations=[2,2]>(e)\n"
-            'y = Resize<mode="linear", antialias=1>(d, , scales2)'
+            'y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(d, scales2, scales2)'
         )
     )
     found = TARGET.unsupported(model)
@@ -223,7 +223,7 @@ def test_all_unsupported_nodes_are_named_at_once(tmp_path):
     assert str(error.value) == (
         "openvino can't take this model: Erf 'Erf_0': no lowering for this operator; "
         "AveragePool 'AveragePool_1': a dilated average pool is not supported; "
-        "Resize 'Resize_2': antialias is not supported"
+        "Resize 'Resize_2': its coordinate_transformation_mode 'tf_crop_and_resize' is not supported"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -77,9 +77,9 @@ REFUSALS = {
         window("Slice", "1,6,5,7", "1,6,5,7", "x, s, e, a, t"),
         {k: np.array([v]) for k, v in {"s": -1, "e": -99, "a": 3, "t": -1}.items()},
     ),
-    "no cubic resize": (
-        window('Resize<mode="cubic">', "1,6,5,7", "1,6,10,14", "x, , , s"),
-        {"s": np.array([1, 6, 10, 14])},
+    "only height and width of a map": (
+        window('Resize<mode="cubic">', "1,6,5,7", "1,3,10,14", "x, , , s"),
+        {"s": np.array([1, 3, 10, 14])},
     ),
     "its alpha is 0.7; ELU has 1": (window("Elu<alpha=0.7>", "1,6,5,7", "1,6,5,7"), {}),
     "broadcast against each other": (

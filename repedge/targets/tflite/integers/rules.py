@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr, pool_attrs
 from repedge.graph.values import const, shape_of
+from repedge.targets.tflite.composed.resize import moves_or_blends
 from repedge.targets.tflite.model import Quant
 from repedge.targets.tflite.ops_window import averages_whole_windows
 
@@ -90,7 +91,7 @@ RULES: dict[str, Rule] = {
     "MaxPool": Rule("tied"),
     "GlobalMaxPool": Rule("tied"),
     "Concat": Rule("tied"),
-    "Resize": Rule("tied", INT8),  # 16-bit bilinear: hundreds of units off, measured
+    "Resize": Rule("tied", INT8, able=moves_or_blends),  # 16-bit bilinear: hundreds of units off, measured
     "Pad": Rule("tied", able=_constant_mode),
     "DepthToSpace": Rule("move", INT8),
     "SpaceToDepth": Rule("move", INT8),

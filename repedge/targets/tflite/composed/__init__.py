@@ -1,0 +1,1 @@
+"""Operators put together from those that TensorFlow Lite has."""
