@@ -62,9 +62,14 @@ class Distance:
         return square if near is None else square + near.sum()
 
     def nearness(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Sum over images, differentiable: the nearness alone; `squares` where the task has none."""
+        """Sum over images, differentiable: the nearness; `squares` where the task has none.
+
+        With several outputs the squares count beside it, as in `cost`: it may know only one of them.
+        """
         near = self.task.nearness(got, want)
-        return squares(got, want).sum() if near is None else near.sum()
+        if near is None:
+            return squares(got, want).sum()
+        return near.sum() if len(got) == 1 else near.sum() + SQUARE * squares(got, want).sum()
 
     def projections(
         self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
