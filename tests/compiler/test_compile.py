@@ -146,7 +146,7 @@ def test_integer_activations_from_a_few_photos(photos: Path, tmp_path: Path) -> 
     )
     for built_one in report.bundles:
         assert built_one.verify.passed
-        assert built_one.verify.sqnr_db > 15
+        assert built_one.verify.sqnr_db > 10  # on photos that were not calibrated on
         manifest = Bundle.open(built_one.path).manifest
         assert manifest.quantization is not None
         assert manifest.quantization["images"] == 16
