@@ -7,93 +7,106 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import typer
 
-from repedge.version import __version__
+from repedge import interrupts
 
 from repedge.cli import compile, diagnose, check, profile, ship, about  # isort: skip - the order in --help
 from repedge.cli.app import app
 from repedge.cli.streams import answer, tidy
 from repedge.errors import RepedgeError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-TERMINATED = 143  # 128 + SIGTERM
-
-_terminated = False
-
 __all__ = ["about", "app", "check", "compile", "diagnose", "main", "profile", "ship"]
 
-
-@contextlib.contextmanager
-def _one_line(arguments: list[str]) -> Iterator[None]:
-    """Every failure ends in one line on stderr (and in JSON, if asked for) and its exit code."""
-    try:
-        yield
-    except RepedgeError as e:
-        _fail(arguments, str(e), e.exit_code, e)
-    except (KeyboardInterrupt, typer.Abort):
-        code = TERMINATED if _terminated else INTERRUPTED
-        message = "interrupted; nothing half-written is left"
-        if "--json" in arguments:
-            with contextlib.suppress(RepedgeError):
-                answer(json.dumps({"repedge": __version__, "error": message, "exit_code": code}))
-        print(message, file=sys.stderr)
-        sys.exit(code)
-    except Exception as e:
-        if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
-            _fail(arguments, e.format_message(), 2, e)
-        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
-            _fail(arguments, "the disk is full; free some space", 2, e)
-        text = f"internal error: {type(e).__name__}: {e}; run again with --debug and report it"
-        _fail(arguments, text, 1, e)
+CTRL_C = 130
+"""What typer makes of a KeyboardInterrupt, whichever signal it came from."""
 
 
-def _fail(arguments: list[str], message: str, code: int, error: BaseException) -> None:
-    if "--debug" in arguments:
-        import traceback
+@dataclass(frozen=True)
+class _End:
+    """How a run ended.
 
-        traceback.print_exception(error)
-    if "--json" in arguments:
-        with contextlib.suppress(RepedgeError):
-            details = getattr(error, "details", {})
-            answer(json.dumps({"repedge": __version__, "error": message, "exit_code": code, **details}))
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    Attributes:
+        code: The exit code.
+        message: What went wrong; empty where nothing did, or where the table has said it.
+        details: What the error knows beside its sentence, for JSON.
+        error: For the traceback.
+    """
 
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM (``docker stop``, a CI's time limit) cleans up as Ctrl-C does."""
-    global _terminated
-    _terminated = False
-
-    def stop(number: int, frame: Any) -> None:
-        global _terminated
-        _terminated = True
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # only the main thread may
-        before = None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    code: int = 0
+    message: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    error: BaseException | None = None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the ``repedge`` program."""
+    """Entry point of the ``repedge`` program.
+
+    Every failure ends in one line on stderr and its exit code; with ``--json`` there is exactly one object on
+    stdout, whatever happens.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    with tidy("--json" in arguments, "--debug" in arguments), _one_line(arguments), _terminable():
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    with interrupts.handled(), tidy(as_json, debug):
+        try:
+            end = _run(arguments)
+            interrupts.caught()  # what is left is to say how it ended
+        except KeyboardInterrupt as e:
+            end = _interrupted(e)
+        code = _say(end, as_json, debug)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> _End:
+    try:
         code = app(arguments, standalone_mode=False, prog_name="repedge")
-        if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+        if code == CTRL_C:
             raise KeyboardInterrupt
-        sys.exit(code if isinstance(code, int) else 0)
+        return _End(code if isinstance(code, int) else 0)
+    except BaseException as e:
+        # What fails after a signal came fails because of it: native code makes other errors of it.
+        if interrupts.received() or isinstance(e, (KeyboardInterrupt, typer.Abort)):
+            return _interrupted(e)
+        if not isinstance(e, Exception):
+            raise
+        return _failed(e)
+
+
+def _interrupted(e: BaseException) -> _End:
+    interrupts.caught()
+    return _End(interrupts.exit_code(), interrupts.MESSAGE, error=e)
+
+
+def _failed(e: Exception) -> _End:
+    if isinstance(e, RepedgeError):
+        return _End(e.exit_code, str(e), getattr(e, "details", {}), e)
+    if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
+        return _End(2, e.format_message(), error=e)
+    if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+        return _End(2, "the disk is full; free some space", error=e)
+    text = f"internal error: {type(e).__name__}: {e}; run again with --debug and report it"
+    return _End(1, text, error=e)
+
+
+def _say(end: _End, as_json: bool, debug: bool) -> int:
+    """Give the one JSON object, and the line of an error; the exit code."""
+    if debug and end.error is not None:
+        import traceback
+
+        traceback.print_exception(end.error)
+    code, line = end.code, " ".join(end.message.split())
+    if as_json:
+        try:
+            answer(code, end.message, end.details)
+        except RepedgeError as e:
+            code, line = (code, line) if code else (e.exit_code, str(e))
+    if line:
+        print(line if line == interrupts.MESSAGE else f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return code

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
-from repedge.cli.streams import answer
+from repedge.cli.streams import keep
 from repedge.errors import UserError
 from repedge.precision import SYNONYMS
 
@@ -57,9 +56,13 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def show(as_json: bool, data: dict[str, Any], table: Callable[[], None]) -> None:
-    """Give the answer as JSON, or as a table for people."""
+def show(as_json: bool, data: dict[str, Any], table: Callable[[], None], error: str = "") -> None:
+    """Give the answer: a table for people, or an object that `repedge.cli.main` prints in the end.
+
+    Args:
+        error: What failed, where the verb returns an exit code for it and the table says it.
+    """
     if as_json:
-        answer(json.dumps(data, allow_nan=False))
+        keep({**data, "error": error or None})
     else:
         table()

@@ -28,7 +28,9 @@ def verify(
     with console.stages(quiet=as_json) as on_stage:
         on_stage("verify")
         result = api.verify(bundle, images=images, count=count)
-    show(as_json, {"repedge": __version__, **result.model_dump()}, lambda: checked.verified(bundle, result))
+    failed = "" if result.passed else f"{bundle} differs from its reference: {'; '.join(result.failures)}"
+    answer = {"repedge": __version__, **result.model_dump()}
+    show(as_json, answer, lambda: checked.verified(bundle, result), failed)
     return 0 if result.passed else 3
 
 

@@ -114,8 +114,14 @@ def compile(
         raise
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    show(as_json, result.as_json(), lambda: _table(result))
+    show(as_json, result.as_json(), lambda: _table(result), _rejected(result))
     return 0 if result.passed else 3
+
+
+def _rejected(result: CompileReport) -> str:
+    """A sentence of the bundles that failed their checks; empty where none did."""
+    bad = [b for b in result.bundles if not b.verify.passed]
+    return "; ".join(f"{b.target} {b.precision} was rejected: {', '.join(b.verify.failures)}" for b in bad)
 
 
 def _table(result: CompileReport) -> None:

@@ -117,9 +117,12 @@ def profile(
         return _predict(what, predict, options, as_json)
     from repedge.profile import gate
 
-    requirements = [gate.parse(r) for r in require or []]
-    limit, stored = gate.parse_limit(max_regression), gate.read_baseline(baseline) if baseline else None
-    if stored is not None and len(what) * len(device or [1]) > 1:
+    gates = gate.Gates(
+        tuple(gate.parse(r) for r in require or []),
+        gate.read_baseline(baseline) if baseline else None,
+        gate.parse_limit(max_regression),
+    )
+    if gates.baseline is not None and len(what) * len(device or [1]) > 1:
         raise UserError("--baseline compares one artifact on one device with an earlier measurement of it")
     _check_new(trace, html, force, save_as_device, what, device or ["local"])
     asked = {
@@ -128,30 +131,24 @@ def profile(
         "infer_precision": words("infer-precision", [infer_precision], ["f32", "bf16", "f16", "auto"])[0],
     }  # fmt: skip
     given = _device_options(device_option, accept_host_key, on)
-    rows, data = _measure(what, device or ["local"], given, asked, options, quiet=as_json)
-    verdict = None
-    if stored is not None:
-        rows, verdict = _regression(rows, stored, limit, what, device, given, asked, options, as_json)
-        data = {**rows[0].model_dump(mode="json"), **_verdict_json(verdict)}
+    rows, data, held = gate.measured(
+        lambda: _measure(what, device or ["local"], given, asked, options, quiet=as_json), gates
+    )
+    if held.verdict is not None:
+        data = {**data, **_verdict_json(held.verdict)}
     _write(rows, trace, html, force)
     saved = _save(save_as_device, rows, what, options, force)
     from repedge.cli.tables import profile as tables
 
     def table() -> None:
         tables.profiles(rows)
-        if verdict is not None:
-            tables.regression(verdict)
+        if held.verdict is not None:
+            tables.regression(held.verdict)
         _hint(rows, saved, html, trace)
 
     show(as_json, data, table)
-    for row in rows:
-        gate.check(row, requirements)
-    if verdict is not None and verdict.failed:
-        r = verdict.ratio
-        raise CheckFailed(
-            f"{rows[0].name} takes {r.value:.3f} times as long as its baseline "
-            f"({r.low:.3f}..{r.high:.3f}), in each of 3 measurements; {1 + limit:.3f} is allowed"
-        )
+    if held.failures:
+        raise CheckFailed("; ".join(held.failures))
     return 0
 
 
@@ -181,23 +178,6 @@ def _measure(
             what, devices_=on, device_options=given, on_stage=on_stage, source_options=options, **asked
         )
         return list(several.profiles), several.as_json()
-
-
-def _regression(
-    rows: list[Profile], stored: Profile, limit: float, what: list[str], on: list[str] | None,
-    given: dict[str, str], asked: dict[str, Any], options: dict[str, Any], quiet: bool,
-) -> tuple[list[Profile], Any]:  # fmt: skip
-    """A regression must show in three fresh processes before it is believed."""
-    from repedge.profile import gate
-
-    gate.comparable(rows[0], stored)
-    verdict = gate.regression(rows[0], stored, limit)
-    for _ in range(2):
-        if not verdict.failed:
-            break
-        rows, _ = _measure(what, on or ["local"], given, asked, options, quiet)
-        verdict = gate.regression(rows[0], stored, limit)
-    return rows, verdict
 
 
 def _verdict_json(verdict: Any) -> dict[str, Any]:

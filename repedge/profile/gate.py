@@ -7,13 +7,14 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from repedge import targets
-from repedge.errors import CheckFailed, UserError
+from repedge.errors import UserError
 from repedge.profile import stats
 from repedge.profile.result import Profile
 
@@ -27,6 +28,12 @@ NUMBERS: dict[str, str] = {
     "first_ms": "first run", "load_ms": "load time", "peak_rss_mb": "peak memory in MB",
 }  # fmt: skip
 """What ``--require`` can ask for, beside the share on a unit (`units`)."""
+
+SETTLED = ("partitions", "outside")
+"""Of these, what another measurement would not change; so are the shares on units."""
+
+ATTEMPTS = 3
+"""Fresh measurements in each of which a gate must fail before it is believed."""
 
 
 def units() -> tuple[str, ...]:
@@ -66,15 +73,9 @@ def parse(text: str) -> Requirement:
     return Requirement(match[1], match[2], limit)
 
 
-def check(profile: Profile, requirements: Sequence[Requirement]) -> None:
-    """Hold a profile against requirements.
-
-    Raises:
-        CheckFailed: One or more are missed, or can't be told because the runtime does not say.
-    """
-    missed = [sentence for r in requirements if (sentence := _missed(profile, r))]
-    if missed:
-        raise CheckFailed(f"{profile.name} on {profile.device}: {'; '.join(missed)}")
+def _noisy(profile: Profile, r: Requirement) -> bool:
+    """Whether another measurement might give another number."""
+    return r.name in NUMBERS and r.name not in SETTLED and _value(profile, r.name) is not None
 
 
 def _missed(profile: Profile, r: Requirement) -> str:
@@ -102,6 +103,10 @@ def _value(profile: Profile, name: str) -> float | None:
     return profile.residency.get(name, 0.0)
 
 
+BESIDE = ("max_regression", "regression", "error", "exit_code")
+"""What the JSON has beside a profile: how the run and its gates ended."""
+
+
 def read_baseline(file: Path) -> Profile:
     """A stored ``repedge profile --json``.
 
@@ -112,7 +117,8 @@ def read_baseline(file: Path) -> Profile:
         data = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(data, dict) and "profiles" in data:
             raise UserError(f"{file} holds a comparison; the baseline must be the JSON of one artifact")
-        return Profile.model_validate(data)
+        known = {k: v for k, v in data.items() if k not in BESIDE} if isinstance(data, dict) else data
+        return Profile.model_validate(known)
     except OSError as e:
         raise UserError(f"the baseline {file} can't be read: {e.strerror}") from e
     except (ValueError, ValidationError) as e:
@@ -158,6 +164,82 @@ def regression(now: Profile, then: Profile, limit: float) -> Regression:
     """
     ratio = stats.unpaired_ratio(then.samples_ms, now.samples_ms)
     return Regression(ratio, limit, ratio.value > 1 + limit and ratio.low > 1)
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a measurement stands against its gates.
+
+    Attributes:
+        failures: A sentence for each gate that failed.
+        verdict: Against the baseline; None without one.
+        again: Whether another measurement might pass: what failed are times or memory.
+    """
+
+    failures: tuple[str, ...]
+    verdict: Regression | None
+    again: bool
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a measurement must reach.
+
+    Attributes:
+        requirements: Of every profile.
+        baseline: What a single profile is held against; None: nothing.
+        limit: Share by which its median may be above the baseline's.
+    """
+
+    requirements: tuple[Requirement, ...] = ()
+    baseline: Profile | None = None
+    limit: float = 0.05
+
+    def hold(self, rows: Sequence[Profile]) -> Held:
+        """Hold profiles against the gates.
+
+        Raises:
+            UserError: The baseline was taken otherwise.
+        """
+        missed = [(row, r, _missed(row, r)) for row in rows for r in self.requirements]
+        missed = [(row, r, why) for row, r, why in missed if why]
+        noisy = [_noisy(row, r) for row, r, _ in missed]
+        failures = [
+            f"{row.name} on {row.device}: {'; '.join(mine)}"
+            for row in rows
+            if (mine := [why for other, _, why in missed if other is row])
+        ]
+        verdict = None
+        if self.baseline is not None:
+            comparable(rows[0], self.baseline)
+            verdict = regression(rows[0], self.baseline, self.limit)
+            if verdict.failed:
+                r = verdict.ratio
+                noisy.append(True)
+                failures.append(
+                    f"{rows[0].name} takes {r.value:.3f} times as long as its baseline "
+                    f"({r.low:.3f}..{r.high:.3f}); {1 + self.limit:.3f} is allowed"
+                )
+        return Held(tuple(failures), verdict, bool(failures) and all(noisy))
+
+
+def measured(
+    measure: Callable[[], tuple[list[Profile], dict[str, Any]]], gates: Gates
+) -> tuple[list[Profile], dict[str, Any], Held]:
+    """Measure, and again in fresh processes where a gate fails that noise could have failed.
+
+    Args:
+        measure: Gives the profiles and their JSON.
+    """
+    for attempt in range(ATTEMPTS):
+        rows, data = measure()
+        held = gates.hold(rows)
+        if not held.again:
+            break
+        if attempt == ATTEMPTS - 1:
+            failures = tuple(f"{f}, in each of {ATTEMPTS} measurements" for f in held.failures)
+            held = replace(held, failures=failures)
+    return rows, data, held
 
 
 def parse_limit(text: str) -> float:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from repedge import cli
+from repedge.errors import UserError
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -83,6 +85,51 @@ def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["exit_code"] == 2
     assert "is not a bundle" in answer["error"]
     assert answer["repedge"]
+
+
+def test_json_is_one_object_of_one_shape(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the run passes, a check fails, or the user's input is wrong."""
+    from profile_helpers import profile
+
+    from repedge.bundle.manifest import Verification
+
+    fair: dict[str, Any] = {
+        "n": 1,
+        "max_abs_err": 0.0,
+        "max_rel_err": 0.0,
+        "sqnr_db": 9.0,
+        "executor": "x",
+        "images": "y",
+    }
+    monkeypatch.setattr("repedge.profile.measure.measure", lambda *a, **k: profile())
+    runs: list[tuple[list[str], Any, int]] = [
+        (["verify", "b"], Verification(passed=True, **fair), 0),
+        (["verify", "b"], Verification(passed=False, failures=("SQNR is low",), **fair), 3),
+        (["verify", "b"], UserError("there is no bundle"), 2),
+        (["profile", "b"], None, 0),
+        (["profile", "b", "--require", "partitions<=1"], None, 3),
+        (["profile", "b", "--require", "nonsense"], None, 2),
+        (["compile", "--bogus"], None, 2),
+    ]
+    for arguments, result, expected in runs:
+
+        def verify(*a: Any, result: Any = result, **k: Any) -> Any:
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        monkeypatch.setattr("repedge.api.verify", verify)
+        code, out, _ = call(capsys, *arguments, "--json")
+        found = json.loads(out)  # exactly one
+        assert code == found["exit_code"] == expected
+        assert (found["error"] is None) == (code == 0)
+        assert found["repedge"]
+        if code != 2:
+            assert found["sqnr_db" if arguments[0] == "verify" else "p50_ms"]
+        if arguments[0] == "verify" and code == 3:
+            assert "SQNR is low" in found["error"]
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

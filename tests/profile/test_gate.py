@@ -5,8 +5,13 @@ import json
 import pytest
 from profile_helpers import profile
 
-from repedge.errors import CheckFailed, UserError
+from repedge.errors import UserError
 from repedge.profile import gate
+
+
+def missed(row, *texts):
+    """What the gates say of a profile."""
+    return "; ".join(gate.Gates(tuple(gate.parse(t) for t in texts)).hold([row]).failures)
 
 
 @pytest.mark.parametrize("text", ["partitions<=1", " partitions <= 1 ", "ane>=0.95", "ane>=95%", "p50_ms<5"])
@@ -31,22 +36,44 @@ def test_unknown_requirement_names_the_known_ones():
 
 def test_a_met_requirement_passes():
     p = profile(partitions=1, residency={"ane": 0.97, "cpu": 0.03})
-    gate.check(p, [gate.parse(t) for t in ("partitions<=1", "outside==0", "ane>=0.95", "gpu<=0", "p99_ms<2")])
+    assert missed(p, "partitions<=1", "outside==0", "ane>=0.95", "gpu<=0", "p99_ms<2") == ""
 
 
 def test_a_missed_requirement_names_the_operators():
     p = profile(partitions=3, outside=("GELU a", "GELU b"), residency={"ane": 0.9})
-    with pytest.raises(CheckFailed, match=r"partitions<=1 is missed: it is 3 \(outside: GELU a, GELU b\)"):
-        gate.check(p, [gate.parse("partitions<=1")])
-    with pytest.raises(CheckFailed, match=r"ane>=0.95 is missed: it is 0.9"):
-        gate.check(p, [gate.parse("ane>=0.95")])
+    assert "partitions<=1 is missed: it is 3 (outside: GELU a, GELU b)" in missed(p, "partitions<=1")
+    assert "ane>=0.95 is missed: it is 0.9" in missed(p, "ane>=0.95")
 
 
 def test_what_a_runtime_does_not_report_is_no_pass():
-    with pytest.raises(CheckFailed, match="partitions<=1 can't be told, tflite does not report it"):
-        gate.check(profile(), [gate.parse("partitions<=1")])
-    with pytest.raises(CheckFailed, match="ane>=0.95 can't be told"):
-        gate.check(profile(), [gate.parse("ane>=0.95")])
+    assert "partitions<=1 can't be told, tflite does not report it" in missed(profile(), "partitions<=1")
+    assert "ane>=0.95 can't be told" in missed(profile(), "ane>=0.95")
+
+
+@pytest.mark.parametrize(
+    ("required", "passes_at", "measurements", "failed"),
+    [
+        ("p50_ms<5", 1, 1, False),
+        ("p50_ms<5", 3, 3, False),  # two slow ones are noise
+        ("p50_ms<5", 9, 3, True),
+        ("partitions<=1", 9, 1, True),  # a fact of the artifact: no second look changes it
+    ],
+)
+def test_a_missed_time_is_measured_again_before_it_is_believed(required, passes_at, measurements, failed):
+    taken: list[None] = []
+
+    def measure():
+        taken.append(None)
+        good = len(taken) >= passes_at
+        row = profile([4.0 if good else 6.0] * 30, partitions=1 if good else 2)
+        return [row], {"p50_ms": row.p50_ms}
+
+    _, data, held = gate.measured(measure, gate.Gates((gate.parse(required),)))
+    assert len(taken) == measurements
+    assert bool(held.failures) is failed
+    assert (data["p50_ms"] == 4.0) is not failed
+    if measurements == 3 and failed:
+        assert "in each of 3 measurements" in held.failures[0]
 
 
 def test_regression_needs_both_size_and_certainty():
@@ -62,7 +89,8 @@ def test_regression_needs_both_size_and_certainty():
 def test_a_baseline_is_read_back(tmp_path):
     file = tmp_path / "base.json"
     p = profile()
-    file.write_text(json.dumps(p.model_dump(mode="json")))
+    ended = {"max_regression": 0.05, "regression": True, "error": "slow", "exit_code": 3}
+    file.write_text(json.dumps({**p.model_dump(mode="json"), **ended}))
     assert gate.read_baseline(file) == p
 
 
