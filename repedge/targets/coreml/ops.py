@@ -19,9 +19,9 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
+from repedge.passes.rank import fit_rank
 from repedge.targets import qdq, resampling
 from repedge.targets.base import Unsupported
-from repedge.targets.coreml import ops_resize as resizing
 from repedge.targets.coreml import ops_shape as shapes
 from repedge.targets.coreml import ops_window as spatial
 from repedge.targets.coreml.nodes import Refuse, axis_of, ints, is_constant, needs_constant, real
@@ -307,7 +307,7 @@ LOWERINGS: dict[str, Lowering] = {
     "DepthToSpace": Lowering(shapes.depth_to_space),
     "SpaceToDepth": Lowering(shapes.space_to_depth),
     "Pad": Lowering(shapes.pad, shapes.refuse_pad),
-    "Resize": Lowering(resizing.resize, resampling.refuse),
+    "Resize": Lowering(spatial.resize, resampling.refuse),
     # quantization
     "QuantizeLinear": Lowering(quantize, qdq.refuse_quantize),
     "DequantizeLinear": Lowering(dequantize, qdq.refuse_dequantize),
@@ -330,10 +330,15 @@ def refusal(n: ir.Node) -> str | None:
     return LOWERINGS[n.op_type].refuse(n)
 
 
+def prepare(model: ir.Model) -> ir.Model:
+    """What is lowered: quantized constants as weights only, few axes; a copy if that changes it."""
+    return fit_rank(qdq.prepare(model), MAX_RANK)
+
+
 def refusals(model: ir.Model) -> list[Unsupported]:
     """Every node without a lowering, with the reason."""
     found = []
-    for n in qdq.prepare(model).graph:
+    for n in prepare(model).graph:
         try:
             why = refusal(n)
         except UserError as error:

@@ -104,6 +104,7 @@ class CoreML(Target):
                 graph is not quantized as the precision wants it.
             UnsupportedModel: Some nodes have no lowering; all of them are named.
         """
+        from repedge.targets.coreml.ops import prepare
         from repedge.targets.coreml.package import import_coremltools, run_passes, save
 
         self.check(job)
@@ -113,7 +114,7 @@ class CoreML(Target):
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)
-        model = qdq.prepare(model)
+        model = prepare(model)
         problems = self.unsupported(model)
         if problems:
             listed = "; ".join(f"{p.op} {p.node!r}: {p.why}" for p in problems)

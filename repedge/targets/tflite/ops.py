@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.values import shape_of
+from repedge.passes.rank import fit_rank
 from repedge.targets import resampling
 from repedge.targets.base import Unsupported
 from repedge.targets.tflite import ops_math as m
@@ -139,6 +140,7 @@ def unsupported(model: ir.Model) -> Sequence[Unsupported]:
     Raises:
         UserError: A QDQ graph has scales that TensorFlow Lite lacks (see `integer_graph`).
     """
+    model = fit_rank(model, MAX_RANK)
     graph = integer_graph(model) if is_quantized(model) else IntegerGraph(model)
     return unsupported_nodes(graph)
 

@@ -146,13 +146,16 @@ class TFLite(Target):
 def _prepared(model: ir.Model, job: Job) -> IntegerGraph:
     """The graph that is lowered: normalisation folded in, integers found."""
     from repedge.passes.preprocess import IMAGE, fold_preprocess
+    from repedge.passes.rank import fit_rank
     from repedge.targets.tflite.integers.graph import IntegerGraph, integer_graph, is_quantized
     from repedge.targets.tflite.integers.weights import check_integers, round_weights
+    from repedge.targets.tflite.ops import MAX_RANK
 
     quantized = is_quantized(model)
     folded = quantized and [v.name for v in model.graph.inputs] == [IMAGE]
     if job.input_kind == "uint8" and not folded:
         model = fold_preprocess(model, job.preprocess)
+    model = fit_rank(model, MAX_RANK)
     if quantized:
         graph = integer_graph(model)
     else:

@@ -235,11 +235,33 @@ SHAPES = {
         (1, 8, 3, 4),
         s=[0, 2, 2, 2, 3, 4],
         t=[0, 2, 6, 8],
-        refused={"coreml": "6 axes; Core ML allows 5"},
     ),
     "space_to_depth": case("y = SpaceToDepth<blocksize=2>(x)", (1, 3, 6, 8)),
     "space_to_depth_padded": case(
         "p = Pad(x, s) y = SpaceToDepth<blocksize=2>(p)", (1, 4, 7, 9), s=[0, 0, 1, 1, 0, 0, 0, 0]
+    ),
+    "pixel_unshuffle": case(
+        "a = Reshape(x, s) b = Transpose<perm=[0,1,3,5,2,4]>(a) y = Reshape(b, t)",
+        (1, 3, 6, 8),
+        s=[0, 3, 3, 2, 4, 2],
+        t=[0, 12, 3, 4],
+    ),
+    "window_attention": case(  # [N, H, W, C] by windows, attention in each, and back
+        "t = Transpose<perm=[0,2,3,1]>(x) a = Reshape(t, s) b = Transpose<perm=[0,1,3,2,4,5]>(a) "
+        "w = Reshape(b, v) k = Transpose<perm=[0,1,3,2]>(w) l = MatMul(w, k) p = Softmax<axis=3>(l) "
+        "o = MatMul(p, w) c = Reshape(o, u) d = Transpose<perm=[0,1,3,2,4,5]>(c) e = Reshape(d, r) "
+        "y = Transpose<perm=[0,3,1,2]>(e)",
+        (1, 8, 6, 4),
+        s=[0, 3, 2, 2, 2, 8],
+        v=[0, 6, 4, 8],
+        u=[0, 3, 2, 2, 2, 8],
+        r=[0, 6, 4, 8],
+    ),
+    "six_axes_apart": case(
+        "a = Reshape(x, s) b = Transpose<perm=[0,5,3,1,4,2]>(a) c = Relu(b) y = Reshape(c, t)",
+        (1, 8, 6, 4),
+        s=[0, 2, 4, 3, 2, 4],
+        t=[0, 8, 6, 4],
     ),
     "channel_shuffle": case(
         "a = Reshape(x, s) b = Transpose<perm=[0,2,1,3,4]>(a) y = Reshape(b, t)",
