@@ -118,6 +118,25 @@ def has_se(index: int, depth: int) -> bool:
     return index % 2 == 0 and (index != depth - 1 or depth == 1)
 
 
+def body(
+    widths: tuple[int, int, int, int],
+    depths: tuple[int, int, int, int],
+    in_channels: int = 3,
+    *,
+    deploy: bool = False,
+) -> nn.ModuleList:
+    """The stem and the blocks, one after the other; see `RepViT` for the arguments."""
+    inp = widths[0]
+    stem = conv_bn(in_channels, inp // 2, 3, 2, deploy=deploy)
+    layers: list[nn.Module] = [nn.Sequential(stem, nn.GELU(), conv_bn(inp // 2, inp, 3, 2, deploy=deploy))]
+    for stage, (out, depth) in enumerate(zip(widths, depths, strict=True)):
+        if stage > 0:
+            layers.append(RepViTBlock(inp, out, 2, use_se=False, deploy=deploy))
+            inp = out
+        layers.extend(RepViTBlock(inp, out, 1, has_se(i, depth), deploy=deploy) for i in range(depth))
+    return nn.ModuleList(layers)
+
+
 class RepViT(nn.Module):
     """RepViT classifier.
 
@@ -141,24 +160,46 @@ class RepViT(nn.Module):
         deploy: bool = False,
     ) -> None:
         super().__init__()
-        inp = widths[0]
-        stem = conv_bn(in_channels, inp // 2, 3, 2, deploy=deploy)
-        layers: list[nn.Module] = [
-            nn.Sequential(stem, nn.GELU(), conv_bn(inp // 2, inp, 3, 2, deploy=deploy))
-        ]
-        for stage, (out, depth) in enumerate(zip(widths, depths, strict=True)):
-            if stage > 0:
-                layers.append(RepViTBlock(inp, out, 2, use_se=False, deploy=deploy))
-                inp = out
-            for i in range(depth):
-                use_se = has_se(i, depth)
-                layers.append(RepViTBlock(inp, out, 1, use_se, deploy=deploy))
-        self.features = nn.ModuleList(layers)
+        self.features = body(widths, depths, in_channels, deploy=deploy)
         self.classifier = (
-            nn.Linear(inp, num_classes) if deploy else Classifier(inp, num_classes, distillation)
+            nn.Linear(widths[-1], num_classes)
+            if deploy
+            else Classifier(widths[-1], num_classes, distillation)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         for layer in self.features:
             x = layer(x)
         return self.classifier(x.mean((2, 3)))
+
+
+class RepViTFeatures(nn.Module):
+    """RepViT without its classifier, for networks with other heads; arguments as of `RepViT`.
+
+    Returns:
+        The last maps [n, ``widths[i]``, H, W] at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int],
+        depths: tuple[int, int, int, int],
+        *,
+        in_channels: int = 3,
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features = body(widths, depths, in_channels, deploy=deploy)
+        ends = [0]
+        for stage, depth in enumerate(depths):
+            ends.append(ends[-1] + depth + (stage > 0))
+        self.ends = tuple(ends[1:])
+        self.channels = tuple(widths)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.ends:
+                maps.append(x)
+        return maps

@@ -1,0 +1,1 @@
+"""Networks with heads: detectors, segmenters and few-shot networks, in training form."""
