@@ -49,7 +49,9 @@ EPS, MOMENTUM = 1e-3, 0.03  # of every BatchNorm, the backbone's too: their init
 class Conv(nn.Module):
     """Bias-free convolution ``conv``, batch normalization ``bn`` and SiLU."""
 
-    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1, padding: int | None = None) -> None:
+    def __init__(
+        self, inp: int, out: int, kernel: int = 1, stride: int = 1, padding: int | None = None
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             inp, out, kernel, stride, kernel // 2 if padding is None else padding, bias=False
@@ -123,9 +125,9 @@ class Detect(nn.Module):
         strides: Of each map, pixels.
 
     Returns:
-        In eval mode [n, boxes, 5 + classes]: centre x and y, width and height in pixels of the input, objectness
-        and class scores in 0..1; boxes in the order map, anchor, row, column. In training mode the maps,
-        [n, anchors * (5 + classes), H, W].
+        In eval mode [n, boxes, 5 + classes]: centre x and y, width and height in pixels of the input,
+        objectness and class scores in 0..1; boxes in the order map, anchor, row, column. In training mode
+        the maps, [n, anchors * (5 + classes), H, W].
     """
 
     anchors: torch.Tensor

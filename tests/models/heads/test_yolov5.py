@@ -9,7 +9,8 @@ from repedge.models.heads import yolov5
 from repedge.models.registry import spec
 
 BODIES = {
-    name: (spec(name).config["widths"], spec(name).config["depths"]) for name in ("repvit_m0_6", "repvit_m0_9")
+    name: (spec(name).config["widths"], spec(name).config["depths"])
+    for name in ("repvit_m0_6", "repvit_m0_9")
 }
 
 # The authors' yolov5{n,s}.yaml, v6.0.
@@ -82,7 +83,7 @@ def test_batch_norm_of_the_backbone_is_yolov5s_too(network):
 
 
 def test_boxes_are_where_the_maps_say(network):
-    """Decoded once more in float64, box by box, from the formulas of the authors' page on the architecture."""
+    """Decoded once more in float64, box by box, from the formulas of the authors' page."""
     image = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         found = network(image)[0].double().numpy()
