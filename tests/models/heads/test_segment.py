@@ -43,9 +43,11 @@ def test_dilation_sees_nearly_as_much_as_the_poolings_did():
     x = image
     for name, pooled in network.plan:  # one channel of positive weights: what is seen has a gradient
         layer = network.get_submodule(name)
+        assert isinstance(layer, torch.nn.Conv2d)
+        padding, dilation = int(layer.padding[0]), layer.dilation[0]
         weight = torch.full((1, 1, *layer.kernel_size), 0.1)
         x = torch.nn.functional.avg_pool2d(x, 2) if pooled else x
-        x = torch.nn.functional.conv2d(x, weight, None, 1, layer.padding, layer.dilation)
+        x = torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation)
     x[0, 0, 30, 30].backward()
     columns = image.grad[0, 0].abs().sum(0).nonzero()
     assert int(columns.max() - columns.min()) + 1 == 380
