@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from repedge.models.source import Source
     from repedge.tasks.base import Task
 
+ROUNDING = 1e-4
+"""What two float32 evaluations of one network may differ by, relative to an output's largest value."""
+
+HALF_ROUNDING = 5e-2
+"""The same where one of them is in float16: 1e-3 per operator, grown over a hundred layers."""
+
 
 @dataclass(frozen=True)
 class Outcome:  # a repedge.passes.fusion.certificate.Outcome
@@ -74,7 +80,9 @@ def choose_samples(request: BuildRequest, pre: Preprocess, task: Task) -> Sample
 
 
 def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) -> Evidence:
-    """Save the unfused graph, run it on real images, and hold it against the torch module.
+    """Save the unfused graph, run it on real images, and hold it against the model it was made from.
+
+    That is the torch module, or the ``.onnx`` file as it is, in whatever opset it is written.
 
     Args:
         reference: The file to save it to.
@@ -82,7 +90,7 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
 
     Raises:
         UserError: The model does not run.
-        CheckFailed: The model gives NaN or infinite outputs, or the graph differs from the module.
+        CheckFailed: The model gives NaN or infinite outputs, or the graph differs from the model.
     """
     from repedge.graph.load import save_onnx
     from repedge.graph.run import Session, as_brought
@@ -100,6 +108,8 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
         )
     if source.module is not None:
         _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
+    if source.onnx is not None:
+        outputs = _check_conversion(source, inputs, outputs)
     noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
     return Evidence(photos, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
 
@@ -113,11 +123,47 @@ def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]
     singles = torch.from_numpy(inputs).split(1)  # one by one, as it was exported
     with single_thread(), torch.inference_mode():
         rows = [torch.utils._pytree.tree_leaves(module.eval()(image)) for image in singles]
-    for ours, *theirs in zip(outputs, *rows, strict=True):
-        expected = torch.cat(theirs).float().numpy()
-        worst = float(np.abs(ours - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
-        if not worst < 1e-4:
-            raise CheckFailed(
-                f"the exported graph differs from the torch model by {worst:.1e} of its largest output; "
-                "does its forward draw random numbers or keep a state?"
-            )
+    worst = _difference(outputs, [torch.cat(parts).float().numpy() for parts in zip(*rows, strict=True)])
+    if not worst < ROUNDING:
+        raise CheckFailed(
+            f"the exported graph differs from the torch model by {worst:.1e} of its largest output; "
+            "does its forward draw random numbers or keep a state?"
+        )
+
+
+def _check_conversion(source: Source, inputs: np.ndarray, outputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The graph against the untouched file, so that no later check rests on the opset's conversion.
+
+    Returns:
+        What artifacts are held against: the file's own outputs; the graph's for a file that computes in
+        float16, which is the less exact of the two.
+    """
+    from repedge.graph.load import computes_in_half
+    from repedge.graph.run import Session, as_brought
+
+    assert source.onnx is not None, "asked of files only"
+    with as_brought(source.name):
+        session = Session(source.onnx)
+        rows = [session.run(image) for image in np.split(inputs, len(inputs))]  # a file may be for one image
+    found = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    half = computes_in_half(source.onnx)
+    worst = _difference(outputs, found)
+    if not worst < (HALF_ROUNDING if half else ROUNDING):
+        raise CheckFailed(
+            f"the graph that repedge made of {source.onnx} differs from the file as ONNX Runtime runs it, "
+            f"by {worst:.1e} of its largest output; export it with opset 20"
+        )
+    return outputs if half else found
+
+
+def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """The largest difference over the largest value of the same output; inf where shapes or NaN differ."""
+    worst = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.shape != other.shape:
+            return float("inf")
+        apart = np.abs(mine.astype(np.float64) - other).max(initial=0.0)
+        worst = max(worst, float(apart) / max(float(np.abs(other).max(initial=0.0)), 1e-30))
+        if not np.isfinite(apart):
+            return float("inf")
+    return worst

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
-from repedge.graph.serde import BIG, drop_initializers, from_proto, read_onnx, save_onnx, skeleton, to_proto
+from repedge.graph import opsets
+from repedge.graph.opsets import DEFAULT_DOMAINS
+from repedge.graph.serde import (
+    BIG,
+    first_line,
+    from_proto,
+    read_onnx,
+    save_onnx,
+    to_proto,
+    with_small_proto,
+)
 from repedge.graph.values import check_weights
 
 __all__ = ["from_proto", "load_onnx", "normalize", "save_onnx", "to_proto"]
 
-OPSET = 20
-DEFAULT_DOMAINS = ("", "ai.onnx")
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-_T = TypeVar("_T")
 
 
 def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None) -> ir.Model:
@@ -47,7 +54,7 @@ def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None
         _read_small(model)
         return normalize(model, input_size, path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as an ONNX model: {_first_line(error)}") from error
+        raise UserError(f"{path} can't be read as an ONNX model: {first_line(error)}") from error
 
 
 def normalize(
@@ -59,15 +66,19 @@ def normalize(
     common.InlinePass()(model)  # the model's own functions
     common.RemoveUnusedFunctionsPass()(model)
     _reject_foreign(model, path)
+    opsets.spell_out(model, ("GroupNormalization",))  # ONNX's checker refuses its first version
     _check(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
     _fix_input(model, input_size, path)
-    model = _convert_opset(model, path)
+    _half_to_float(model)
+    if opsets.needs_shapes(model):
+        _infer_shapes(model, path)
+    opsets.spell_out(model)
+    model = opsets.convert(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
     check_weights(model)
-    _half_to_float(model)
     _infer_shapes(model, path)
     common.NameFixPass()(model)
     for i, node in enumerate(model.graph):
@@ -88,7 +99,7 @@ def _read(path: Path) -> ir.Model:
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     except Exception as error:  # what deserializing garbage raises is not documented
-        raise UserError(f"{path} is not an ONNX file, or is cut short: {_first_line(error)}") from error
+        raise UserError(f"{path} is not an ONNX file, or is cut short: {first_line(error)}") from error
     finally:
         log.setLevel(level)
     if not len(model.graph) or not model.opset_imports:
@@ -153,9 +164,9 @@ def _check(model: ir.Model, path: Any) -> None:
     import onnx
 
     try:
-        _with_small_proto(model, onnx.checker.check_model)
+        with_small_proto(model, onnx.checker.check_model)
     except Exception as error:
-        raise UserError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _fix_input(model: ir.Model, input_size: tuple[int, int] | None, path: Any) -> None:
@@ -197,56 +208,6 @@ def _extent(own: Any, axis: int, input_size: tuple[int, int] | None, name: Any, 
     return input_size[axis]
 
 
-def _convert_opset(model: ir.Model, path: Any) -> ir.Model:
-    """The same graph in opset 20, by ONNX's own converter."""
-    import onnx.version_converter
-
-    own = next((v for d, v in model.opset_imports.items() if d in DEFAULT_DOMAINS), 1)
-    for domain in [d for d in model.opset_imports if d != ""]:
-        del model.opset_imports[domain]
-    model.opset_imports[""] = own
-    if own == OPSET:
-        return model
-    try:
-        converted = _with_small_proto(model, lambda p: onnx.version_converter.convert_version(p, OPSET))
-    except Exception as error:
-        raise UnsupportedModel(
-            f"{path} is opset {own} and can't be converted to opset {OPSET} ({_first_line(error)}); "
-            f"export it with opset {OPSET}"
-        ) from error
-    return _with_weights_of(model, converted)
-
-
-def _with_weights_of(model: ir.Model, proto: Any) -> ir.Model:
-    """The graph of ``proto``, with the weights that `_with_small_proto` left out put back."""
-    tensors = {name: v.const_value for name, v in model.graph.initializers.items()}
-    count = len(model.graph.inputs)
-    result = from_proto(proto)
-    for value in list(result.graph.inputs)[count:]:
-        tensor = tensors.get(str(value.name))
-        if value.name not in result.graph.initializers and tensor is not None:
-            value.const_value = tensor
-            result.graph.register_initializer(value)
-    while len(result.graph.inputs) > count:
-        result.graph.inputs.pop()  # onnx_ir's `del inputs[count:]` would leave them marked as inputs
-    return result
-
-
-def _with_small_proto(model: ir.Model, function: Callable[[Any], _T]) -> _T:
-    """Call an API of ONNX on the model without its big weights, which become its last inputs.
-
-    Weights never change the answer of the checker, the converter or shape inference; only small
-    initializers (shapes, axes, scales) do.
-    """
-    proto, arrays = skeleton(model)
-    drop_initializers(proto, arrays)
-    inputs = {i.name for i in proto.graph.input}
-    for name in arrays:
-        if name not in inputs:
-            proto.graph.input.append(ir.serde.serialize_value(model.graph.initializers[name]))
-    return function(proto)
-
-
 def _half_to_float(model: ir.Model) -> None:
     """float16 tensors, casts and declared types become float32."""
     half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -267,6 +228,15 @@ def _half_to_float(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrInt64(name, int(single))
 
 
+def computes_in_half(path: str | os.PathLike) -> bool:
+    """Whether the file has float16 weights or casts to float16."""
+    graph = _read(Path(path)).graph
+    half = ir.DataType.FLOAT16
+    values = (*graph.inputs, *graph.initializers.values())
+    casts = (n.attributes.get_int("to", 0) for n in graph.all_nodes() if n.op_type == "Cast")
+    return any(v.dtype == half for v in values) or int(half) in casts
+
+
 def _infer_shapes(model: ir.Model, path: Any) -> None:
     """Shapes and types of every value, from the now static input; symbols of the file are dropped."""
     import onnx.shape_inference
@@ -275,11 +245,11 @@ def _infer_shapes(model: ir.Model, path: Any) -> None:
         for value in node.outputs:
             value.shape = None
     try:
-        inferred = _with_small_proto(
+        inferred = with_small_proto(
             model, lambda p: onnx.shape_inference.infer_shapes(p, strict_mode=True, data_prop=True)
         )
     except Exception as error:
-        raise UserError(f"the shapes of {path} do not fit together: {_first_line(error)}") from error
+        raise UserError(f"the shapes of {path} do not fit together: {first_line(error)}") from error
     known = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in model.graph:
         for value in node.outputs:
@@ -288,13 +258,3 @@ def _infer_shapes(model: ir.Model, path: Any) -> None:
                 continue
             value.dtype = ir.DataType(info.type.tensor_type.elem_type)
             value.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
-
-
-def _first_line(error: BaseException) -> str:
-    while isinstance(error.__cause__, ValueError):  # onnx_ir says where, its cause says what
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    if not lines:
-        return type(error).__name__
-    whole = " ".join(lines) if lines[0].endswith(":") else lines[0]  # onnx puts the node on lines of its own
-    return whole[:300].rstrip(".")

@@ -110,7 +110,8 @@ class Session:
         step = shape[0] if fits and isinstance(shape[0], int) else max(1, len(x))
         if not fits or len(x) == 0 or len(x) % step:
             raise UserError(f"the graph's input {self._input.name!r} is {list(shape)}, not {list(x.shape)}")
-        x = np.ascontiguousarray(x, dtype=np.float32)
+        half = self._input.type == "tensor(float16)"
+        x = np.ascontiguousarray(x, dtype=np.float16 if half else np.float32)
         parts = [self._call(x[i : i + step]) for i in range(0, len(x), step)]
         if len(parts) == 1:
             return parts[0]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from repedge.graph import wire
 if TYPE_CHECKING:
     import onnx
 
+_T = TypeVar("_T")
 IR_VERSION = 10
 PRODUCER = "repedge"
 BIG = 1024
@@ -74,6 +75,32 @@ def drop_initializers(proto: onnx.ModelProto, names: Container[str]) -> None:
     for i in reversed(range(len(proto.graph.initializer))):
         if proto.graph.initializer[i].name in names:
             del proto.graph.initializer[i]
+
+
+def with_small_proto(model: ir.Model, function: Callable[[Any], _T]) -> _T:
+    """Call an API of ONNX on the model without its big weights, which become its last inputs.
+
+    Weights never change the answer of the checker, the converter or shape inference; only small
+    initializers (shapes, axes, scales) do.
+    """
+    proto, arrays = skeleton(model)
+    drop_initializers(proto, arrays)
+    inputs = {i.name for i in proto.graph.input}
+    for name in arrays:
+        if name not in inputs:
+            proto.graph.input.append(ir.serde.serialize_value(model.graph.initializers[name]))
+    return function(proto)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of onnx or onnx_ir says, on one line without a full stop."""
+    while isinstance(error.__cause__, ValueError):  # onnx_ir says where, its cause says what
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    whole = " ".join(lines) if lines[0].endswith(":") else lines[0]  # onnx puts the node on lines of its own
+    return whole[:300].rstrip(".")
 
 
 def drop_known_types(graph: onnx.GraphProto) -> None:
