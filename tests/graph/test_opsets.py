@@ -61,7 +61,7 @@ def resizes() -> None:
     row(11, NEWEST, "Resize", "x", crop, s(2, 2), coordinate_transformation_mode="tf_crop_and_resize")
     row(11, 12, "Resize", "x", no_roi, s(2, 2), coordinate_transformation_mode="tf_half_pixel_for_nn")
     row(13, NEWEST, "Resize", "x", "", "", i(1, 4, 9, 11), mode="linear")
-    row(18, NEWEST, "Resize", "x", "", np.float32([2, 1.5]), mode="linear", axes=[2, 3])
+    row(18, NEWEST, "Resize", "x", "", np.array([2, 1.5], np.float32), mode="linear", axes=[2, 3])
     row(18, NEWEST, "Resize", "x", "", s(0.5, 0.5), mode="linear", antialias=1)
 
 
