@@ -51,12 +51,12 @@ class Matching(nn.Module):
         self.register_buffer("support", None)
         self.register_buffer("labels", None)
 
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
+    def embedding(self, x: torch.Tensor) -> torch.Tensor:
         """Embeddings of images [n, C, H, W]."""
         return normalize(self.backbone(x)[-1].mean((2, 3)), dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        query = self.embed(x)
+        query = self.embedding(x)
         if self.support is None or self.labels is None:
             return query
         return attention(query, self.support, self.labels)
@@ -78,6 +78,6 @@ class Matching(nn.Module):
             raise ValueError(
                 f"{len(images)} images have the labels {sorted(ways)}; two or more, from 0 up, are needed"
             )
-        self.support = self.embed(images)
+        self.support = self.embedding(images)
         self.labels = one_hot(numbers).to(self.support.dtype)
         return self
