@@ -10,8 +10,12 @@ what every target may rely on:
 - GELU is one Gelu node, hard-swish one HardSwish node, a mean over H and W one GlobalAveragePool,
   ``[1, C, 1, 1] -> [1, C]`` one Flatten;
 - a fully connected layer is Gemm(x, weight [out, in], bias [out]) with transB = 1 and alpha = beta = 1;
-- pads are numbers (no auto_pad, no output_shape), and zero padding ahead of a Conv is part of it;
-- axes are not negative; Split has its sizes, Slice its starts, ends, axes and steps inside the tensor;
+- pads are numbers (no auto_pad, output_shape or ceil_mode), and zero padding ahead of a Conv is part of it;
+- a Pad has one amount per end of every axis (no ``axes`` input), none negative, in mode constant, edge or
+  reflect: cropping is a Slice, wrapping a Concat;
+- axes are not negative; Split has its sizes, Slice its starts, ends, axes and steps inside the tensor, steps
+  positive: going backward is a Gather of the positions;
+- no value is without elements, unless it is an output;
 - Squeeze, Unsqueeze and the like are Reshape, with plain sizes but for the batch axis, which it keeps
   as 0 (so the batch can be made dynamic); what only moves axes of length 1 is a Reshape, too;
 - Clip has scalar bounds, Clip to [0, inf) is Relu; Sum, Max and Min by a constant are Add and Clip;

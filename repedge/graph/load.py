@@ -18,6 +18,7 @@ from repedge.graph.serde import (
     BIG,
     first_line,
     from_proto,
+    inferred,
     read_onnx,
     save_onnx,
     to_proto,
@@ -239,18 +240,14 @@ def computes_in_half(path: str | os.PathLike) -> bool:
 
 def _infer_shapes(model: ir.Model, path: Any) -> None:
     """Shapes and types of every value, from the now static input; symbols of the file are dropped."""
-    import onnx.shape_inference
-
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
     try:
-        inferred = with_small_proto(
-            model, lambda p: onnx.shape_inference.infer_shapes(p, strict_mode=True, data_prop=True)
-        )
+        found = with_small_proto(model, inferred)
     except Exception as error:
         raise UserError(f"the shapes of {path} do not fit together: {first_line(error)}") from error
-    known = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    known = {v.name: v for v in (*found.graph.value_info, *found.graph.output)}
     for node in model.graph:
         for value in node.outputs:
             info = known.get(value.name)

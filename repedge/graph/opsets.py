@@ -183,6 +183,21 @@ def _group_norm(write: Writer, node: ir.Node, opset: int) -> ir.Value | None:
     return write("Reshape", write("Add", scaled, write("Reshape", shift, column)), shape)
 
 
+def _dequantized(write: Writer, node: ir.Node, opset: int) -> ir.Value | None:
+    """Weights of opset 21 and later: in blocks, or of 4 bits, which opset 20 does not have."""
+    x, scale, *zero = (const(v) for v in node.inputs)
+    if opset <= OPSET or x is None or scale is None:
+        return None
+    offset = np.zeros_like(scale) if not zero or zero[0] is None else zero[0]
+    axis, block = attr(node, "axis", 1), attr(node, "block_size", 0)
+    if block:
+        scale, offset = (np.repeat(a, block, axis).take(range(x.shape[axis]), axis) for a in (scale, offset))
+    elif scale.ndim == 1:
+        shape = [-1 if a == axis % x.ndim else 1 for a in range(x.ndim)]
+        scale, offset = scale.reshape(shape), offset.reshape(shape)
+    return write.const((x.astype(np.float32) - offset.astype(np.float32)) * scale.astype(np.float32))
+
+
 def _rms_norm(write: Writer, node: ir.Node, opset: int) -> ir.Value | None:
     x, scale = node.inputs
     axis = attr(node, "axis", -1)
@@ -252,6 +267,7 @@ RULES: dict[str, Rule] = {
     "Hardmax": _hardmax,
     "BatchNormalization": _batch_norm,
     "GroupNormalization": _group_norm,
+    "DequantizeLinear": _dequantized,
     "RMSNormalization": _rms_norm,
     "Swish": _swish,
     "Attention": _attention,

@@ -21,6 +21,7 @@ from repedge.passes.cleanup import (
 )
 from repedge.passes.constants import (
     fold_constants,
+    fold_empty,
     fold_shapes,
     inline_functions,
     lift_constants,
@@ -29,9 +30,9 @@ from repedge.passes.constants import (
 from repedge.passes.dense import unify_dense
 from repedge.passes.fusion.certificate import Certificate, Outcome, certify
 from repedge.passes.fusion.fuse import fuse
-from repedge.passes.pads import explicit_pads, fold_pads
+from repedge.passes.pads import explicit_pads, fold_pads, unify_pads
 from repedge.passes.pooling import unify_global_pools
-from repedge.passes.reshapes import unify_gathers, unify_reshapes, unify_transposes
+from repedge.passes.reshapes import forward_slices, unify_gathers, unify_reshapes, unify_transposes
 from repedge.passes.simplifier import infer_shapes, run_onnxsim
 
 PREPARE: tuple[Pass, ...] = (
@@ -50,8 +51,11 @@ CANONICALIZE: tuple[Pass, ...] = (
     lift_constants,
     fold_shapes,
     fold_constants,
+    fold_empty,  # before drop_noops: a Concat of one part is none
     drop_noops,  # early: an Identity between two operators hides every pattern
     unify_gathers,  # before spell_out: it leaves slices behind
+    forward_slices,  # before spell_out, which writes forward bounds
+    unify_pads,  # before spell_out: it leaves slices behind
     spell_out,
     unify_clips,  # before fuse_activations, which reads Clip and knows no Min, Max
     fuse_activations,  # before fusing: else the 0.5 of a GELU is folded into the next convolution

@@ -89,7 +89,7 @@ def scalar(value: ir.Value | None) -> float | None:
     if value is None or (value.shape is not None and any(d != 1 for d in value.shape)):
         return None  # without reading a big weight
     array = const(value)
-    if array is None or array.size != 1 or array.dtype.kind not in "fiu":
+    if array is None or array.size != 1 or array.dtype.kind not in "fiub":
         return None
     return float(array.reshape(()))
 

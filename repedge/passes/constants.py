@@ -9,13 +9,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 
 from repedge.errors import UserError
-from repedge.graph.values import add_initializer, const
-from repedge.passes.base import bypass, nodes_of
+from repedge.graph.attrs import attr
+from repedge.graph.values import add_initializer, const, shape_of
+from repedge.passes.base import bypass, ints, nodes_of, rewrite
 
 NEVER_FOLDED = frozenset(
-    # Random, or the quantized form of a weight, which is there to stay quantized.
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-    | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 )
 
 MAX_GROWTH = 1 << 20
@@ -88,6 +87,44 @@ def fold_constants(model: ir.Model) -> int:
                     value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", result))
                     count += 1
     return count
+
+
+def fold_empty(model: ir.Model) -> int:
+    """What has no elements is a constant; Concat leaves it out, Split does not give it."""
+    count = 0
+    for node in nodes_of(model):
+        empty = [v for v in node.outputs if v.name and v.shape is not None and 0 in shape_of(v)]
+        if len(empty) == len(node.outputs) == 1:
+            array = np.zeros(shape_of(empty[0]), (empty[0].dtype or ir.DataType.FLOAT).numpy())
+            count += _become_constant(model.graph, node, array)
+        elif node.op_type == "Split" and empty:
+            count += _split_the_rest(model.graph, node)
+        elif node.op_type == "Concat" and any(v is not None and 0 in shape_of(v) for v in node.inputs):
+            parts = [v for v in node.inputs if v is not None and 0 not in shape_of(v)]
+            rewrite(node.outputs[0], "Concat", parts, {"axis": attr(node, "axis")})
+            count += 1
+    return count
+
+
+def _split_the_rest(graph: ir.Graph, node: ir.Node) -> int:
+    """Split without the outputs that have no elements, unless one is an output of the graph."""
+    axis = attr(node, "axis", 0)
+    kept = [v for v in node.outputs if 0 not in shape_of(v)]
+    gone = [v for v in node.outputs if 0 in shape_of(v)]
+    if any(v.is_graph_output() for v in node.outputs):
+        return 0
+    for value in gone:
+        array = np.zeros(shape_of(value), np.float32)
+        value.replace_all_uses_with(add_initializer(graph, f"{value.name}_empty", array))
+    sizes = ints(node, "sizes", [shape_of(v)[axis] for v in kept])
+    outputs = [ir.Value(name=f"{v.name}_part", shape=v.shape, type=v.type) for v in kept]
+    split = ir.node("Split", [node.inputs[0], sizes], {"axis": axis}, outputs=outputs, name=node.name)
+    split.metadata_props.update(node.metadata_props)
+    graph.insert_before(node, split)
+    for old, new in zip(kept, outputs, strict=True):
+        old.replace_all_uses_with(new)
+    graph.remove(node, safe=True)
+    return 1
 
 
 def _become_constant(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> int:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
-from repedge.passes.base import insert, ints, nodes_of, rewrite
+from repedge.passes.base import bypass, input_at, insert, ints, nodes_of, rewrite
 
 RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -90,6 +90,35 @@ def unify_gathers(model: ir.Model) -> int:
         else:
             kept = (*shape[:axis], 1, *shape[axis + 1 :])
             write_reshape(node, insert(node, "Slice", inputs, shape=kept))
+        count += 1
+    return count
+
+
+def forward_slices(model: ir.Model) -> int:
+    """Slice with negative steps -> a Gather of the positions, and a Slice of what goes forward."""
+    count = 0
+    for node in nodes_of(model, "Slice"):
+        x, given = node.inputs[0], [const(input_at(node, i)) for i in range(1, 5)]
+        starts, ends, axes, steps = given
+        if x is None or starts is None or ends is None or steps is None or (steps > 0).all():
+            continue
+        shape, out = shape_of(x), shape_of(node.outputs[0])
+        axes = np.arange(len(starts)) if axes is None else axes % len(shape)
+        value, left = x, []
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            if step > 0:
+                left.append((int(start), int(end), int(axis), int(step)))
+                continue
+            size = shape[axis]
+            first = min(max(int(start) + (size if start < 0 else 0), 0), size - 1)
+            positions = ints(node, "positions", [first + int(step) * i for i in range(out[axis])])
+            kept = tuple(out[axis] if a == axis else n for a, n in enumerate(shape_of(value)))
+            value = insert(node, "Gather", [value, positions], {"axis": int(axis)}, shape=kept)
+        if left:
+            bounds = zip(("starts", "ends", "axes", "steps"), zip(*left, strict=True), strict=True)
+            rewrite(node.outputs[0], "Slice", [value, *(ints(node, name, list(b)) for name, b in bounds)])
+        else:
+            bypass(node, value)
         count += 1
     return count
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from repedge.errors import UserError
+from repedge.graph.serde import inferred
 from repedge.passes.base import nodes_of
 
 if TYPE_CHECKING:
@@ -44,16 +45,14 @@ def infer_shapes(model: ir.Model) -> int:
     unknown = [v for node in model.graph for v in node.outputs if v.name and not _is_known(v)]
     if not unknown:
         return 0
-    import onnx  # 0.2 s that graphs of our own exporter never pay
-
     try:
-        inferred = onnx.shape_inference.infer_shapes(_light_proto(model), strict_mode=True, data_prop=True)
+        found = ir.serde.deserialize_model(inferred(_light_proto(model)))
     except Exception as err:
         raise UserError(f"the shapes in the graph {model.graph.name!r} contradict each other: {err}") from err
-    found = ir.convenience.create_value_mapping(ir.serde.deserialize_model(inferred).graph)
+    shapes = ir.convenience.create_value_mapping(found.graph)
     count = 0
     for value in unknown:
-        result = found.get(str(value.name))
+        result = shapes.get(str(value.name))
         before = (str(value.shape), value.dtype)
         if result is not None and result.shape is not None:
             value.shape = result.shape.copy()
