@@ -32,12 +32,17 @@ POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul"})
 """They join two maps."""
 
-ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"})
+ACTIVATIONS = frozenset(
+    {
+        *("Relu", "Clip", "LeakyRelu", "Gelu", "Sigmoid", "HardSwish", "Elu", "Tanh"),
+        *("Celu", "Mish", "Selu", "Softsign"),
+    }
+)
 """Functions of one number that stand behind a layer, and that kernels with integers take along."""
 
 UNARY = ACTIVATIONS | {
-    *("Abs", "Ceil", "Cast", "Celu", "Cos", "Erf", "Exp", "Floor", "HardSigmoid", "Identity", "Log", "Mish"),
-    *("Neg", "Reciprocal", "Round", "Selu", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "ThresholdedRelu"),
+    *("Abs", "Ceil", "Cast", "Cos", "Erf", "Exp", "Floor", "HardSigmoid", "Identity", "Log", "Neg"),
+    *("Reciprocal", "Round", "Sign", "Sin", "Softplus", "Sqrt", "ThresholdedRelu"),
     *("QuantizeLinear", "DequantizeLinear"),
 }
 """Functions of one number, and of constants."""

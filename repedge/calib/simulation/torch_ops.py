@@ -98,6 +98,11 @@ def hard_sigmoid(node: ir.Node) -> Function:
     return lambda x: torch.clamp(x * alpha + beta, 0.0, 1.0)
 
 
+def selu(node: ir.Node) -> Function:
+    alpha, gamma = attr(node, "alpha", 1.6732632), attr(node, "gamma", 1.050701)
+    return lambda x: gamma * F.elu(x, alpha)
+
+
 def softmax(node: ir.Node) -> Function:
     axis = attr(node, "axis", -1)
     return lambda x: torch.softmax(x, axis)
@@ -180,6 +185,12 @@ OPS: dict[str, Callable[[ir.Node], Function]] = {
     "LeakyRelu": lambda node: lambda x: F.leaky_relu(x, attr(node, "alpha", 0.01)),
     "PRelu": elementwise(lambda x, slope: torch.where(x < 0, x * slope, x)),
     "Elu": lambda node: lambda x: F.elu(x, attr(node, "alpha", 1.0)),
+    "Celu": lambda node: lambda x: F.celu(x, attr(node, "alpha", 1.0)),
+    "Selu": selu,
+    "Mish": elementwise(F.mish),
+    "Softsign": elementwise(F.softsign),
+    "ThresholdedRelu": lambda node: lambda x: F.threshold(x, attr(node, "alpha", 1.0), 0.0),
+    "LogSoftmax": lambda node: lambda x: torch.log_softmax(x, attr(node, "axis", -1)),
     "Gelu": gelu,
     "Sigmoid": elementwise(torch.sigmoid),
     "HardSigmoid": hard_sigmoid,

@@ -22,6 +22,7 @@ from repedge.graph.values import const, shape_of
 from repedge.passes.rank import fit_rank
 from repedge.targets import qdq, resampling
 from repedge.targets.base import Unsupported
+from repedge.targets.coreml import ops_curves as curves
 from repedge.targets.coreml import ops_shape as shapes
 from repedge.targets.coreml import ops_window as spatial
 from repedge.targets.coreml.nodes import Refuse, axis_of, ints, is_constant, needs_constant, real
@@ -67,23 +68,6 @@ def refuse_clip(n: ir.Node) -> str | None:
 
 def leaky_relu(c: Lowerer, n: ir.Node) -> Any:
     return c.mb.leaky_relu(x=c.var(n, 0), alpha=c.scalar(attr(n, "alpha", 0.01)), name=c.name(n))
-
-
-def prelu(c: Lowerer, n: ir.Node) -> Any:
-    channels = shape_of(n.inputs[0])[1]
-    slope = np.broadcast_to(np.asarray(const(n.inputs[1])).reshape(-1), (channels,))
-    return c.mb.prelu(x=c.var(n, 0), alpha=c.weight(slope, str(n.inputs[1].name)), name=c.name(n))  # type: ignore[union-attr]
-
-
-def refuse_prelu(n: ir.Node) -> str | None:
-    """MIL has one slope per channel of [N, C, ...]."""
-    shape, slope = shape_of(n.inputs[0]), const(n.inputs[1])
-    if slope is None:
-        return f"its slope {n.inputs[1].name!r} is computed, not a constant"  # type: ignore[union-attr]
-    per_channel = slope.shape in ((shape[1], *[1] * (len(shape) - 2)), (1, shape[1], *[1] * (len(shape) - 2)))
-    if len(shape) < 3 or not (per_channel or slope.size == 1):
-        return f"its slope of shape {slope.shape} is not one per channel of {shape}"
-    return None
 
 
 def elu(c: Lowerer, n: ir.Node) -> Any:
@@ -266,7 +250,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Relu": unary("relu"),
     "Clip": Lowering(clip, refuse_clip),
     "LeakyRelu": Lowering(leaky_relu),
-    "PRelu": Lowering(prelu, refuse_prelu),
+    "PRelu": Lowering(curves.prelu),
     "Gelu": Lowering(gelu),
     "Sigmoid": unary("sigmoid"),
     "HardSigmoid": Lowering(hard_sigmoid),
@@ -274,6 +258,13 @@ LOWERINGS: dict[str, Lowering] = {
     "Tanh": unary("tanh"),
     "Softplus": unary("softplus"),
     "Elu": Lowering(elu),
+    "Celu": Lowering(curves.celu),
+    "Selu": Lowering(curves.selu),
+    "Mish": Lowering(curves.mish),
+    "Softsign": unary("softsign"),
+    "ThresholdedRelu": Lowering(curves.thresholded_relu),
+    "LogSoftmax": Lowering(curves.log_softmax),
+    "LRN": Lowering(curves.lrn),
     "Erf": unary("erf"),
     "Softmax": Lowering(softmax),
     # arithmetic

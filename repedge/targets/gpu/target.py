@@ -96,6 +96,9 @@ TABLE: dict[str, Refusal] = {
     "PRelu": anything,
     "HardSigmoid": anything,
     "Softplus": anything,
+    "ThresholdedRelu": anything,
+    "LogSoftmax": anything,
+    "LRN": anything,
     "Softmax": anything,
     # arithmetic
     "Add": anything,

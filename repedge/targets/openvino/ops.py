@@ -147,17 +147,37 @@ def leaky_relu(b: Builder, node: ir.Node) -> Any:
 
 
 def prelu(b: Builder, node: ir.Node) -> Any:
-    return b.ops.prelu(b.x(node, 0), b.const(needed(node, 1).reshape(-1)))
+    """One slope, or one a channel; else relu(x) + slope * min(x, 0)."""
+    slope, shape = const(node.inputs[1]), shape_of(node.inputs[0])
+    if slope is not None and (
+        slope.size == 1 or (slope.shape[-3:] == (*shape[1:2], 1, 1) and len(shape) == 4)
+    ):
+        return b.ops.prelu(b.x(node, 0), b.const(slope.reshape(-1)))
+    below = b.ops.multiply(b.ops.minimum(b.x(node, 0), b.number(0.0)), b.x(node, 1))
+    return b.ops.add(b.ops.relu(b.x(node, 0)), below)
 
 
-def slope_per_channel(node: ir.Node) -> str | None:
-    slope = const(node.inputs[1])
-    if slope is None:
-        return "its slope is not a constant"
-    channels = shape_of(node.inputs[0])[1]
-    if slope.size != 1 and slope.shape[-3:] != (channels, 1, 1):
-        return f"its slope has shape {list(slope.shape)}; only one slope, or one per channel, is supported"
-    return None
+def celu(b: Builder, node: ir.Node) -> Any:
+    alpha = attr(node, "alpha", 1.0)
+    if alpha == 1.0:
+        return b.ops.elu(b.x(node, 0), 1.0)
+    curve = b.ops.elu(b.ops.multiply(b.x(node, 0), b.number(1 / alpha)), 1.0)
+    return b.ops.multiply(curve, b.number(alpha))
+
+
+def selu(b: Builder, node: ir.Node) -> Any:
+    alpha, gamma = attr(node, "alpha", 1.6732632), attr(node, "gamma", 1.050701)
+    return b.ops.selu(b.x(node, 0), b.number(alpha), b.number(gamma))
+
+
+def thresholded_relu(b: Builder, node: ir.Node) -> Any:
+    above = b.ops.greater(b.x(node, 0), b.number(attr(node, "alpha", 1.0)))
+    return b.ops.select(above, b.x(node, 0), b.number(0.0))
+
+
+def lrn(b: Builder, node: ir.Node) -> Any:
+    alpha, beta, bias = attr(node, "alpha", 1e-4), attr(node, "beta", 0.75), attr(node, "bias", 1.0)
+    return b.ops.lrn(b.x(node, 0), b.ints(1), alpha, beta, bias, attr(node, "size"))
 
 
 def hard_sigmoid(b: Builder, node: ir.Node) -> Any:
@@ -282,8 +302,15 @@ TABLE: dict[str, Row] = {
     "Relu": Row(unary("relu")),
     "Clip": Row(clip, require_const(1, 2)),
     "LeakyRelu": Row(leaky_relu),
-    "PRelu": Row(prelu, slope_per_channel),
+    "PRelu": Row(prelu),
     "Elu": Row(elu),
+    "Celu": Row(celu),
+    "Selu": Row(selu),
+    "Mish": Row(unary("mish")),
+    "Softsign": Row(unary("softsign")),
+    "ThresholdedRelu": Row(thresholded_relu),
+    "LogSoftmax": Row(lambda b, n: b.ops.log_softmax(b.x(n, 0), attr(n, "axis", -1))),
+    "LRN": Row(lrn),
     "Gelu": Row(gelu),
     "Sigmoid": Row(unary("sigmoid")),
     "HardSigmoid": Row(hard_sigmoid),

@@ -18,6 +18,7 @@ from repedge.targets.base import Unsupported
 from repedge.targets.tflite import ops_math as m
 from repedge.targets.tflite import ops_shape as s
 from repedge.targets.tflite import ops_window as w
+from repedge.targets.tflite.composed import activations as a
 from repedge.targets.tflite.composed import resize as r
 from repedge.targets.tflite.emit import Emitter
 from repedge.targets.tflite.integers import ops as i
@@ -74,9 +75,14 @@ LOWERINGS: dict[str, Lowering] = {
     "HardSigmoid": Lowering(m.hard_sigmoid),
     "HardSwish": Lowering(m.unary("HARD_SWISH")),
     "Tanh": Lowering(m.unary("TANH")),
-    "Elu": Lowering(m.unary("ELU"), m.refuse_elu),
-    "Softplus": Lowering(m.softplus),
-    "PRelu": Lowering(m.binary("PRELU", fuse=False), m.refuse_prelu),
+    "Elu": Lowering(a.elu),
+    "Celu": Lowering(a.celu),
+    "Selu": Lowering(a.selu),
+    "Mish": Lowering(a.mish),
+    "Softsign": Lowering(a.softsign),
+    "LRN": Lowering(a.lrn, a.refuse_lrn),
+    "Softplus": Lowering(a.softplus),
+    "PRelu": Lowering(a.prelu),
     "Softmax": Lowering(m.softmax("SOFTMAX", beta=1.0)),
     "LogSoftmax": Lowering(m.softmax("LOG_SOFTMAX")),
     # elementwise

@@ -87,7 +87,7 @@ def binary(op: str, fuse: bool = True) -> Callable[[Emitter, ir.Node], None]:
             if const(value) is None and len(shape_of(value)) == rank:
                 layout = c.layout(value)  # type: ignore[arg-type]
                 break
-        first, *others, last = (_operand(c, value, rank, layout) for value in node.inputs)
+        first, *others, last = (operand(c, value, rank, layout) for value in node.inputs)
         for i, other in enumerate(others):
             partial = c.scratch(f"{node.outputs[0].name}/{i}", stored(shape_of(node.outputs[0]), layout))
             c.op(op, [first, other], [partial])
@@ -120,34 +120,7 @@ def power(c: Emitter, node: ir.Node) -> None:
         binary("POW", fuse=False)(c, node)
 
 
-def softplus(c: Emitter, node: ir.Node) -> None:
-    """log(1 + exp(x)) -> RELU(x) + LOG(1 + EXP(-ABS(x))), which can't overflow."""
-    layout = c.layout(node.inputs[0])  # type: ignore[arg-type]
-    x, out = c.read(node.inputs[0]), node.outputs[0]
-    y = x
-    for op in ("ABS", "NEG", "EXP"):
-        after = c.scratch(f"{out.name}/{op.lower()}", c.writer.tensors[x].shape)
-        c.op(op, [y], [after])
-        y = after
-    parts = [c.scratch(f"{out.name}/{part}", c.writer.tensors[x].shape) for part in ("one", "log", "relu")]
-    c.op("ADD", [y, c.floats(f"{node.name}/one", np.array(1.0))], [parts[0]])
-    c.op("LOG", [parts[0]], [parts[1]])
-    c.op("RELU", [x], [parts[2]])
-    c.op("ADD", [parts[2], parts[1]], [c.write(out, layout)])
-
-
-def refuse_elu(node: ir.Node) -> str | None:
-    """Why an Elu can't be lowered."""
-    alpha = attr(node, "alpha", 1.0)
-    return None if alpha == 1.0 else f"its alpha is {alpha:g}; ELU has 1"
-
-
-def refuse_prelu(node: ir.Node) -> str | None:
-    """Why a PRelu can't be lowered."""
-    return None if const(node.inputs[1]) is not None else "its slope is computed, not constant"
-
-
-def _operand(c: Emitter, value: ir.Value | None, rank: int, layout: Layout) -> int:
+def operand(c: Emitter, value: ir.Value | None, rank: int, layout: Layout) -> int:
     """A value as an operand of a given rank: axes of length 1 in front, then the layout."""
     shape = shape_of(value)
     if len(shape) == rank:

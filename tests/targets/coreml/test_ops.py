@@ -151,11 +151,6 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "pad_wrap": ('y = Pad<mode="wrap">(x, p)', {"constants": "int64[8] p = {0,0,1,1,0,0,1,1}"}, "'wrap'"),
     "pad_crop": ("y = Pad(x, p)", {"constants": "int64[8] p = {0,0,-1,0,0,0,0,0}"}, "negative padding"),
-    "prelu_per_column": (
-        "y = PRelu(x, s)",
-        {"weights": {"s": (8,)}},
-        "slope of shape (8,) is not one per channel",
-    ),
     "max_of_one": ("y = Max(x)", {}, "a single input"),
     "output_padding": (
         "y = ConvTranspose<strides=[2,2], output_padding=[1,1]>(x, w)",

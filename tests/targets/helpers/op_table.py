@@ -7,6 +7,7 @@ has the words of its refusal; where it can't keep `operators.TOLERANCE`, the row
 from __future__ import annotations
 
 import numpy as np
+from op_rows_resize import RESIZES
 from operators import Case, case, lacking, weights
 
 MAX = np.iinfo(np.int64).max
@@ -146,7 +147,25 @@ ACTIVATIONS = {
     "prelu": case("y = PRelu(x, w)", w=(6, 1, 1)),
     "prelu_scalar": case("y = PRelu(x, w)", w=(1,)),
     "elu": case("y = Elu(x)"),
-    "elu_alpha": case("y = Elu<alpha=0.7>(x)", refused={"tflite": "its alpha is 0.7; ELU has 1"}),
+    "elu_alpha": case("y = Elu<alpha=0.7>(x)"),
+    "elu_steep": case("y = Elu<alpha=2.5>(x)"),
+    "celu": case("y = Celu<alpha=0.4>(x)"),
+    "celu_plain": case("y = Celu(x)"),
+    "selu": case("y = Selu(x)"),
+    "selu_other": case("y = Selu<alpha=1.2, gamma=0.8>(x)"),
+    "mish": case("y = Mish(x)"),
+    "mish_large": case("t = Mul(x, k) y = Mish(t)", k=60.0),
+    "softsign": case("y = Softsign(x)"),
+    "thresholded_relu": case("y = ThresholdedRelu<alpha=0.5>(x)", refused=lacking("tflite")),
+    "swish_beta": case("t = Mul(x, k) s = Sigmoid(t) y = Mul(x, s)", k=1.7),
+    "hard_sigmoid_steep": case("y = HardSigmoid<alpha=0.7, beta=-0.1>(x)"),
+    "prelu_column": case("y = PRelu(x, w)", w=(7,)),
+    "prelu_map": case("y = PRelu(x, w)", w=(6, 5, 7)),
+    "prelu_tokens": case("t = Reshape(x, s) y = PRelu(t, w)", s=[0, 6, 35], w=(35,)),
+    "prelu_computed": case("m = ReduceMean(x, a) y = PRelu(x, m)", a=[2, 3]),
+    "lrn": case("y = LRN<size=5, alpha=0.5>(x)"),
+    "lrn_other": case("y = LRN<size=3, alpha=0.3, beta=0.6, bias=2.0>(x)"),
+    "lrn_wide": case("y = LRN<size=9, alpha=0.9>(x)", (1, 4, 5, 7)),
     "gelu": case("y = Gelu(x)"),
     "gelu_tanh": case('y = Gelu<approximate="tanh">(x)'),
     "sigmoid": case("y = Sigmoid(x)"),
@@ -162,9 +181,8 @@ ACTIVATIONS = {
     "softmax_rows": case("f = Flatten(x) y = Softmax(f)", (1, 20, 1, 1)),
     "softmax_channels": case("y = Softmax<axis=1>(x)"),
     "softmax_width": case("y = Softmax<axis=-1>(x)"),
-    "log_softmax": case(
-        "f = Flatten(x) y = LogSoftmax(f)", (1, 20, 1, 1), refused=lacking("coreml", "openvino", "gpu")
-    ),
+    "log_softmax": case("f = Flatten(x) y = LogSoftmax(f)", (1, 20, 1, 1)),
+    "log_softmax_channels": case("y = LogSoftmax<axis=1>(x)"),
 }
 
 ARITHMETIC = {
@@ -334,60 +352,6 @@ SHAPES = {
         a=[2, 3],
         refused={"tflite": "no padding mode 'edge'"},
     ),
-}
-
-
-def resize(mode: str, transform: str, rounding: str, size: tuple[int, int], more: str = "") -> Case:
-    """6 planes of 5x7 to another size."""
-    attributes = (
-        f'mode="{mode}", coordinate_transformation_mode="{transform}", nearest_mode="{rounding}"{more}'
-    )
-    return case(f"y = Resize<{attributes}>(x, , , s)", s=[1, 6, *size])
-
-
-RESIZES = {
-    "nearest_2x": resize("nearest", "asymmetric", "floor", (10, 14)),
-    "nearest_2x_3x": resize("nearest", "asymmetric", "floor", (10, 21)),
-    "nearest_half_pixel": resize("nearest", "half_pixel", "round_prefer_floor", (15, 14)),
-    "nearest_odd": resize("nearest", "asymmetric", "floor", (7, 9)),
-    "nearest_ceil": resize("nearest", "asymmetric", "ceil", (8, 9)),
-    "nearest_corners": resize("nearest", "align_corners", "round_prefer_ceil", (8, 9)),
-    "nearest_exact": resize("nearest", "half_pixel", "round_prefer_ceil", (7, 9)),  # torch's nearest-exact
-    "nearest_down": resize("nearest", "asymmetric", "floor", (3, 4)),
-    "nearest_symmetric": resize("nearest", "half_pixel_symmetric", "round_prefer_floor", (9, 13)),
-    "nearest_scales": case(
-        'y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(x, , s)',
-        s=[1.0, 1.0, 2.0, 2.0],
-    ),
-    "bilinear_half": resize("linear", "half_pixel", "floor", (10, 14)),
-    "bilinear_torch_down": resize("linear", "pytorch_half_pixel", "floor", (3, 4)),
-    "bilinear_torch_up": resize("linear", "pytorch_half_pixel", "floor", (9, 13)),
-    "bilinear_corners": resize("linear", "align_corners", "floor", (11, 9)),
-    "bilinear_corners_3x": resize("linear", "align_corners", "floor", (15, 21)),
-    "bilinear_corners_down": resize("linear", "align_corners", "floor", (4, 5)),
-    "bilinear_corners_mixed": resize("linear", "align_corners", "floor", (13, 5)),
-    "bilinear_asymmetric": resize("linear", "asymmetric", "floor", (10, 21)),
-    "bilinear_asymmetric_odd": resize("linear", "asymmetric", "floor", (7, 9)),
-    "bilinear_torch_one": resize("linear", "pytorch_half_pixel", "floor", (1, 9)),
-    "bilinear_symmetric": resize("linear", "half_pixel_symmetric", "floor", (8, 9)),
-    "bilinear_antialiased": resize("linear", "half_pixel", "floor", (3, 4), ", antialias=1"),
-    "bilinear_antialiased_inside": resize(
-        "linear", "half_pixel", "floor", (2, 9), ", antialias=1, exclude_outside=1"
-    ),
-    "bilinear_odd_scales": case('y = Resize<mode="linear">(x, , s)', s=[1.0, 1.0, 1.3, 1.9]),
-    "bicubic": resize("cubic", "half_pixel", "floor", (10, 14)),
-    "bicubic_odd": resize("cubic", "half_pixel", "floor", (8, 9)),
-    "bicubic_down": resize("cubic", "half_pixel", "floor", (3, 4)),
-    "bicubic_corners": resize("cubic", "align_corners", "floor", (9, 13)),
-    "bicubic_asymmetric": resize("cubic", "asymmetric", "floor", (10, 9)),
-    "bicubic_rows": resize("cubic", "half_pixel", "floor", (10, 7)),
-    "bicubic_sharper": resize("cubic", "half_pixel", "floor", (8, 9), ", cubic_coeff_a=-0.5"),
-    "bicubic_inside": resize("cubic", "half_pixel", "floor", (8, 9), ", exclude_outside=1"),
-    "bicubic_antialiased": resize(
-        "cubic", "half_pixel", "floor", (3, 4), ", antialias=1, cubic_coeff_a=-0.5"
-    ),
-    "bilinear_scales": case('y = Resize<mode="linear">(x, , s)', s=[1.0, 1.0, 2.0, 2.0]),
-    "bilinear_axes": case('y = Resize<mode="linear", axes=[2,3]>(x, , , s)', (1, 4, 7, 9), s=[10, 13]),
 }
 
 CASES: dict[str, Case] = {**WINDOWS, **PRODUCTS, **ACTIVATIONS, **ARITHMETIC, **SHAPES, **RESIZES}

@@ -239,7 +239,6 @@ def test_all_unsupported_nodes_are_named_at_once(tmp_path):
         ),
         ('y = Pad<mode="wrap">(x, pads4)', "mode 'wrap' is not supported"),
         ("g = GlobalAveragePool(x)\ny = Squeeze(g)", "it has no axes"),
-        ("y = PRelu(x, row)", "only one slope, or one per channel, is supported"),
         ("m, i = MaxPool<kernel_shape=[2,2]>(x)\ny = Relu(m)", "the indices, is not supported"),
     ],
 )

@@ -81,7 +81,6 @@ REFUSALS = {
         window('Resize<mode="cubic">', "1,6,5,7", "1,3,10,14", "x, , , s"),
         {"s": np.array([1, 3, 10, 14])},
     ),
-    "its alpha is 0.7; ELU has 1": (window("Elu<alpha=0.7>", "1,6,5,7", "1,6,5,7"), {}),
     "broadcast against each other": (
         "g (float[1,6,1,7] x) => (float[1,6,5,7] y) { y = Max (x, v, w) }",
         {"v": weights(5, 1), "w": weights(1, 6, 5, 7)},

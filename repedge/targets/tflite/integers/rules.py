@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
     "Relu": Rule("clamp"),
     "Clip": Rule("clamp"),
     "LeakyRelu": Rule("free"),
-    "Elu": Rule("free", INT8),
+    "Elu": Rule("free", INT8, able=lambda n: attr(n, "alpha", 1.0) == 1.0),
     "Sigmoid": Rule("free", fixed=_fixed(1 / 256, -128, 1 / 32768)),
     "Tanh": Rule("free", INT8, fixed=_fixed(1 / 128, 0, 1 / 32768)),  # 16 bits: 3 units off, measured
     "GlobalAveragePool": Rule("free"),
