@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -259,6 +259,7 @@ def evaluate(
     task: str | None = None,
     limit: int | None = None,
     threads: int | None = None,
+    allow_unverified: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **source_options: Any,
 ) -> evaluation.Accuracy:
@@ -271,13 +272,14 @@ def evaluate(
         task: What a model's outputs mean, as for `compile`; a bundle says it itself.
         limit: Evaluate this many, spread evenly over them.
         threads: CPU threads of the artifact's runtime.
+        allow_unverified: Take a bundle that failed its verification, too.
         progress: Called with (done, total) images.
         source_options: As for `compile`, for models.
     """
     _positive(limit=limit, threads=threads)
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
         no_options("a bundle", {"task": task, **source_options})
-        return _evaluate_bundle(Bundle.open(what), data, limit, threads, progress)
+        return _evaluate_bundle(Bundle.open(what, allow_unverified), data, limit, threads, progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
@@ -296,6 +298,7 @@ def compare_bundles(
     *,
     limit: int | None = None,
     threads: int | None = None,
+    allow_unverified: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
     """Bundles on the same photos: top-1, and agreement, SQNR and KL between every two and with float.
@@ -303,12 +306,14 @@ def compare_bundles(
     Args:
         bundles: Two or more bundle folders.
         data: As for `evaluate`; None takes bundled ones.
-        limit, threads, progress: As for `evaluate`.
+        limit, threads, allow_unverified, progress: As for `evaluate`.
     """
     from repedge.judge import side_by_side
 
     _positive(limit=limit, threads=threads)
-    return side_by_side.compare(bundles, data, limit=limit, threads=threads, progress=progress)
+    return side_by_side.compare(
+        bundles, data, limit=limit, threads=threads, allow_unverified=allow_unverified, progress=progress
+    )
 
 
 def _positive(**numbers: int | None) -> None:
@@ -329,7 +334,7 @@ def _evaluate_bundle(
     def forward(pixels: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
         return runner.run(pixels if m.input_kind == "uint8" else inputs)
 
-    return evaluation.evaluate(
+    found = evaluation.evaluate(
         forward,
         task_of(m),
         m.preprocess,
@@ -338,3 +343,4 @@ def _evaluate_bundle(
         limit=limit,
         progress=progress,
     )
+    return replace(found, warnings=bundle.warnings)

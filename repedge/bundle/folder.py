@@ -28,12 +28,15 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path | str) -> Bundle:
+    def open(cls, path: Path | str, allow_unverified: bool = False) -> Bundle:
         """Read a bundle and check every file's hash.
 
+        Args:
+            allow_unverified: Take a bundle that failed its verification, too: `unverified` says so.
+
         Raises:
-            UserError: No bundle there, an unreadable manifest, a newer schema, or a missing, extra or
-                changed file.
+            UserError: No bundle there, an unreadable manifest, a newer schema, a missing, extra or
+                changed file, or a bundle that is not verified.
         """
         path = Path(path)
         manifest = _read_manifest(path)
@@ -45,7 +48,26 @@ class Bundle:
             raise UserError(f"bundle {path} holds {extra[0]!r}, which its manifest does not list; remove it")
         if manifest.artifact not in listed and not any(p.startswith(manifest.artifact + "/") for p in listed):
             raise UserError(f"bundle {path} has no artifact {manifest.artifact!r}; compile it again")
-        return cls(path, manifest)
+        bundle = cls(path, manifest)
+        if bundle.unverified and not allow_unverified:
+            raise UserError(
+                f"bundle {path} is not verified ({bundle.unverified}); compile it again, or pass "
+                "--allow-unverified to use it all the same"
+            )
+        return bundle
+
+    @property
+    def unverified(self) -> str:
+        """Why nothing shows that the artifact is the model it was made from; empty where it was verified."""
+        found = self.manifest.verification
+        if found is None:
+            return "it was never verified"
+        return "" if found.passed else "; ".join(found.failures) or "it failed its verification"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever uses the bundle has to know."""
+        return (f"bundle {self.path} is not verified: {self.unverified}",) if self.unverified else ()
 
     @property
     def artifact(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from repedge.cli.app import app, show
-from repedge.cli.options import INSPECTED_MODEL, MODEL, Debug, Json, takes
+from repedge.cli.options import INSPECTED_MODEL, MODEL, AllowUnverified, Debug, Json, takes
 from repedge.errors import UserError
 from repedge.version import __version__
 
@@ -63,6 +63,7 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Evaluate this many, spread over the folder.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the artifact's runtime.")] = None,
+    allow_unverified: AllowUnverified = False,
     source: dict[str, Any],
     as_json: Json = False,
     debug: Debug = False,
@@ -72,16 +73,16 @@ def evaluate(
     from repedge.cli.tables import checked, console
 
     names, folder = _what_and_data(what, data, compare)
+    common: dict[str, Any] = {"limit": limit, "threads": threads, "allow_unverified": allow_unverified}
     if compare:
-        return _compare(names, folder, limit, threads, source, as_json)
+        return _compare(names, folder, common, source, as_json)
     assert folder is not None
     with console.progress("evaluate", quiet=as_json) as progress:
         result = api.evaluate(
             None if names[0] == "demo" else names[0],
             folder,
-            limit=limit,
-            threads=threads,
             progress=progress,
+            **common,
             **source,
         )
     show(as_json, {"repedge": __version__, **result.as_json()}, lambda: checked.evaluated(names[0], result))
@@ -107,8 +108,7 @@ def _what_and_data(what: list[str], data: Path | None, compare: bool) -> tuple[l
 def _compare(
     names: list[str],
     folder: Path | None,
-    limit: int | None,
-    threads: int | None,
+    common: dict[str, Any],
     options: dict[str, Any],
     as_json: bool,
 ) -> int:
@@ -119,7 +119,7 @@ def _compare(
     if options:
         raise UserError(f"--compare is for bundles, which take no {', '.join(sorted(options))}")
     with console.progress("compare", quiet=as_json) as progress:
-        result = api.compare_bundles(names, folder, limit=limit, threads=threads, progress=progress)
+        result = api.compare_bundles(names, folder, progress=progress, **common)
     show(as_json, {"repedge": __version__, **result.as_json()}, lambda: tables.parity(result))
     return 0
 

@@ -45,6 +45,11 @@ InputSize = Annotated[
     str | None, typer.Option(help="Network input in pixels: 224 or HxW.", rich_help_panel=_MODEL)
 ]
 
+AllowUnverified = Annotated[
+    bool,
+    typer.Option("--allow-unverified", help="Take bundles that failed their verification, too, and say so."),
+]
+
 TASK: tuple[Any, Any] = (
     Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repedge.cli.app import app, pairs, show, words
-from repedge.cli.options import MEASURED_MODEL, Debug, Json, takes
+from repedge.cli.options import MEASURED_MODEL, AllowUnverified, Debug, Json, takes
 from repedge.errors import CheckFailed, UserError
 from repedge.version import __version__
 
@@ -104,6 +104,7 @@ def profile(
     force: Annotated[
         bool, typer.Option("--force", help="Replace files and a device that exist.", rich_help_panel=_OUT)
     ] = False,
+    allow_unverified: AllowUnverified = False,
     options: dict[str, Any],
     as_json: Json = False,
     debug: Debug = False,
@@ -114,7 +115,7 @@ def profile(
             "say what to profile: a bundle, an artifact file or a model; `repedge profile --help`"
         )
     if predict is not None:
-        return _predict(what, predict, options, as_json)
+        return _predict(what, predict, {**options, "allow_unverified": allow_unverified}, as_json)
     from repedge.profile import gate
 
     gates = gate.Gates(
@@ -126,6 +127,7 @@ def profile(
         raise UserError("--baseline compares one artifact on one device with an earlier measurement of it")
     _check_new(trace, html, force, save_as_device, what, device or ["local"])
     asked = {
+        "allow_unverified": allow_unverified,
         "runs": runs, "warmup": warmup, "threads": threads, "per_op": per_op, "unit": unit,
         "timeout_s": timeout, "hint": words("hint", [hint], ["latency", "throughput"])[0],
         "infer_precision": words("infer-precision", [infer_precision], ["f32", "bf16", "f16", "auto"])[0],
@@ -137,7 +139,7 @@ def profile(
     if held.verdict is not None:
         data = {**data, **_verdict_json(held.verdict)}
     _write(rows, trace, html, force)
-    saved = _save(save_as_device, rows, what, options, force)
+    saved = _save(save_as_device, rows, what, {**options, "allow_unverified": allow_unverified}, force)
     from repedge.cli.tables import profile as tables
 
     def table() -> None:

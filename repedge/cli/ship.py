@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from repedge.cli.app import app, show, words
-from repedge.cli.options import Debug, Json
+from repedge.cli.options import AllowUnverified, Debug, Json
 from repedge.version import __version__
 
 
@@ -26,6 +27,7 @@ def ship(
         typer.Option(help="Of the type or module in the package; default: the model's.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier package.")] = False,
+    allow_unverified: AllowUnverified = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -33,7 +35,8 @@ def ship(
     from repedge.ship import PLATFORMS
     from repedge.ship import ship as make
 
-    made = make(bundle, words("to", [to], list(PLATFORMS))[0], out, name=name, force=force)
+    platform = words("to", [to], list(PLATFORMS))[0]
+    made = make(bundle, platform, out, name=name, force=force, allow_unverified=allow_unverified)
     show(as_json, {"repedge": __version__, **made.as_json()}, lambda: _table(made))
     return 0
 
@@ -47,4 +50,6 @@ def _table(made: object) -> None:
         f"[bold]{made.path}[/]: {PLATFORMS[made.platform].title} {made.name} ({', '.join(made.variants)}), "
         f"{made.files} files, {made.size_bytes / 1e6:.2f} MB"
     )
+    for variant, why in made.unverified.items():
+        console.say(f"[yellow]warning: {variant} is not verified: {escape(why)}[/]", console.err)
     console.out.print(f"[dim]next: {made.next_step}[/]", soft_wrap=True)

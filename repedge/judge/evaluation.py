@@ -34,6 +34,7 @@ class Accuracy(WithFigures):
         figures: The task's figures against the float reference, by key; None without one.
         sqnr_db: Of the worst output against the float reference; None without one.
         labelled: Images of which the truth is known.
+        warnings: Why the artifact is not to be trusted.
     """
 
     n: int
@@ -42,6 +43,7 @@ class Accuracy(WithFigures):
     figures: dict[str, float | None]
     sqnr_db: float | None
     labelled: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def intervals(self) -> dict[str, list[float]]:
@@ -59,6 +61,7 @@ class Accuracy(WithFigures):
             "sqnr_db": self.sqnr_db,
             "labelled": self.labelled,
             "intervals": self.intervals,
+            "warnings": list(self.warnings),
         }
 
 

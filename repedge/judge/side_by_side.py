@@ -92,6 +92,7 @@ class Parity:
         members: Float references first, then the bundles in the order given.
         pairs: Every two of them.
         task: What the outputs mean.
+        warnings: Why some of them are not to be trusted.
     """
 
     n: int
@@ -100,6 +101,7 @@ class Parity:
     members: tuple[Member, ...]
     pairs: tuple[Pair, ...]
     task: Task
+    warnings: tuple[str, ...] = ()
 
     def pair(self, a: int, b: int) -> Pair:
         """The comparison of two members."""
@@ -113,6 +115,7 @@ class Parity:
             "images": self.images,
             "members": [m.as_json() for m in self.members],
             "pairs": [p.as_json() for p in self.pairs],
+            "warnings": list(self.warnings),
         }
 
 
@@ -140,6 +143,7 @@ def compare(
     *,
     limit: int | None = None,
     threads: int | None = None,
+    allow_unverified: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
     """Run bundles side by side on the same photos, in constant memory.
@@ -151,6 +155,7 @@ def compare(
         folder: Photos, labelled or not, as for `repedge.judge.evaluation.evaluate`; None: the bundled ones.
         limit: Take this many, spread evenly over the folder.
         threads: CPU threads of each runtime.
+        allow_unverified: Take bundles that failed their verification, too.
         progress: Called with (done, total) photos.
 
     Raises:
@@ -162,7 +167,7 @@ def compare(
     twice = [str(p) for p in paths if [q.resolve() for q in paths].count(p.resolve()) > 1]
     if twice:
         raise UserError(f"{twice[0]} is named twice")
-    opened = [Bundle.open(p) for p in paths]
+    opened = [Bundle.open(p, allow_unverified) for p in paths]
     task = _task(opened)
     photos, source = _photos(folder, {b.manifest.preprocess for b in opened})
     indices = spread(photos.total, limit)
@@ -186,7 +191,8 @@ def compare(
             raise UserError(f"none of the {done} files in {source} could be decoded")
         members = tuple(_member(p, task) for p in players)
         pairs = tuple(_pair(a, b, c) for (a, b), c in duels.items())
-    return Parity(n, done - n, source, members, pairs, task)
+    warnings = tuple(w for b in opened for w in b.warnings)
+    return Parity(n, done - n, source, members, pairs, task, warnings)
 
 
 def _task(bundles: Sequence[Bundle]) -> Task:

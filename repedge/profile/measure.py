@@ -43,6 +43,7 @@ def measure(
     device_options: Mapping[str, str] | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     source_options: Mapping[str, Any] | None = None,
+    allow_unverified: bool = False,
     **request: Any,
 ) -> Profile:
     """Latency of one artifact on one device.
@@ -53,6 +54,7 @@ def measure(
         device_options: Options of the device's kind.
         on_stage: Called with the name of each stage as it begins.
         source_options: For models: weights, random_weights, input_size as for `repedge.compile`.
+        allow_unverified: Take a bundle that failed its verification, too.
         request: runs, warmup, threads, per_op, hint, infer_precision, unit, timeout_s: see
             `repedge.devices.protocol.ProfileRequest`.
 
@@ -61,7 +63,7 @@ def measure(
         DeviceError: The device or the runtime failed.
     """
     where = devices.get(device, device_options)
-    subject = find(what, **dict(source_options or {}))
+    subject = find(what, allow_unverified, **dict(source_options or {}))
     with scratch() as folder:
         asked = request_for(subject, folder / "samples", request)
         on_stage(f"{subject.name} on {device}")
@@ -77,6 +79,7 @@ def compare(
     rounds: int = ROUNDS,
     on_stage: Callable[[str], None] = lambda stage: None,
     source_options: Mapping[str, Any] | None = None,
+    allow_unverified: bool = False,
     **request: Any,
 ) -> Timings:
     """Latency of several artifacts (or devices), interleaved run by run, with ratios to the first.
@@ -90,14 +93,14 @@ def compare(
         whats: Bundles, artifact files or models; the first is the reference.
         devices_: Every artifact is measured on every one of them.
         rounds: Fresh starts over which the timed runs are spread.
-        device_options, on_stage, source_options, request: As for `measure`.
+        device_options, on_stage, source_options, allow_unverified, request: As for `measure`.
 
     Raises:
         UserError: Wrong input, fewer than two things to compare.
         DeviceError: A device or runtime failed.
     """
     places = devices.get_all(devices_, device_options)
-    subjects = [find(w, **dict(source_options or {})) for w in whats]
+    subjects = [find(w, allow_unverified, **dict(source_options or {})) for w in whats]
     pairs = [(s, d) for d in places for s in subjects]
     if len(pairs) < 2:
         raise UserError("a comparison needs at least two artifacts or two devices")

@@ -137,7 +137,7 @@ class Estimate:
         return {"kind": "estimate", **asdict(self)}
 
 
-def predict(what: str | Path, device: str, **source_options: Any) -> Estimate:
+def predict(what: str | Path, device: str, allow_unverified: bool = False, **source_options: Any) -> Estimate:
     """Estimate the latency of a bundle or a named model on a device that is not there.
 
     Raises:
@@ -149,7 +149,7 @@ def predict(what: str | Path, device: str, **source_options: Any) -> Estimate:
         close = [d for d in known if d.startswith(device.lower()[:6])]
         hint = f"did you mean {close[0]}?" if close else "repedge profile --save-as-device makes one"
         raise UserError(f"there is no fit for {device!r} (there are: {', '.join(known)}); {hint}")
-    network = describe(what, **source_options)
+    network = describe(what, allow_unverified=allow_unverified, **source_options)
     refusals = [refusal(network, f) for f in fits]
     for fit, reason in zip(fits, refusals, strict=True):
         if reason is None:
@@ -178,7 +178,7 @@ def refusal(network: Network, fit: Fit) -> str | None:
     return None
 
 
-def describe(what: str | Path, **source_options: Any) -> Network:
+def describe(what: str | Path, allow_unverified: bool = False, **source_options: Any) -> Network:
     """Family, input size and MACs of a bundle or a named model.
 
     Raises:
@@ -192,7 +192,7 @@ def describe(what: str | Path, **source_options: Any) -> Network:
     if (Path(what) / MANIFEST).is_file():
         from repedge.graph.load import load_onnx
 
-        bundle = Bundle.open(what)
+        bundle = Bundle.open(what, allow_unverified)
         m = bundle.manifest
         if bundle.reference is None:
             raise UserError(f"{what} was made with --no-reference: there is no graph to count in")

@@ -100,5 +100,5 @@ def summarize(subject: Subject, device: str, hint: str, raw: RawProfile) -> Prof
         p99_ms=s.p99,
         mean_ms=s.mean,
         std_ms=s.std,
-        warnings=tuple(stats.warnings(raw)),
+        warnings=(*(subject.bundle.warnings if subject.bundle else ()), *stats.warnings(raw)),
     )

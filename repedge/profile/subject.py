@@ -89,16 +89,21 @@ class Subject:
         return list(stacked(bundled_photos(pre), pre, SAMPLES))
 
 
-def find(what: str | Path, **source_options: Any) -> Subject:
+def find(what: str | Path, allow_unverified: bool = False, **source_options: Any) -> Subject:
     """The subject that a command line word names.
 
+    Args:
+        what: A bundle, an artifact file or a model.
+        allow_unverified: Take a bundle that failed its verification, too.
+        source_options: For models.
+
     Raises:
-        UserError: There is no such thing, or the bundle's hashes are wrong.
+        UserError: There is no such thing, or the bundle is damaged or not verified.
     """
     path = Path(what)
     target = targets.of_file(path)
     if path.is_dir() and target is None:
-        return _bundle(path)
+        return _bundle(path, allow_unverified)
     if target is not None:
         if not path.exists():
             raise UserError(f"there is no artifact at {path}")
@@ -117,12 +122,12 @@ def _engine(target: Target, path: Path) -> Engine:
     return target.engine
 
 
-def _bundle(path: Path) -> Subject:
+def _bundle(path: Path, allow_unverified: bool) -> Subject:
     if not (path / MANIFEST).is_file():
         raise UserError(
             f"{path} is a folder without a {MANIFEST}, not a bundle; `repedge compile` makes bundles"
         )
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, allow_unverified)
     m = bundle.manifest
     target = targets.get(m.target)
     return Subject(

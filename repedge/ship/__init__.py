@@ -30,9 +30,10 @@ class _Verb(ModuleType):
         *,
         name: str | None = None,
         force: bool = False,
+        allow_unverified: bool = False,
     ) -> Shipped:
         """See `repedge.ship.package.ship`."""
-        return ship(bundles, to, out, name=name, force=force)
+        return ship(bundles, to, out, name=name, force=force, allow_unverified=allow_unverified)
 
 
 sys.modules[__name__].__class__ = _Verb

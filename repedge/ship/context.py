@@ -72,6 +72,7 @@ def _variant(b: Bundle, g: Golden) -> dict[str, Any]:
         "digest": sha256(b.path / MANIFEST),
         "tolerances": list(g.tolerances),
         "verification": m.verification,
+        "unverified": b.unverified,
         "golden": len(g.images),
         "manifest": m,
     }

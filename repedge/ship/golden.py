@@ -65,10 +65,11 @@ def tolerance(bundle: Bundle, reference: np.ndarray) -> float:
 
     As far as the verified output was from the float model (the manifest's ``max_abs_err``), plus what
     the precision's arithmetic rounds differently elsewhere (`repedge.precision.Threshold.elsewhere`), to
-    three digits.
+    three digits. How far an unverified artifact is from the float model says nothing of what is near
+    enough: there it is the rounding alone.
     """
     m = bundle.manifest
-    error = m.verification.max_abs_err if m.verification else 0.0
+    error = 0.0 if bundle.unverified or m.verification is None else m.verification.max_abs_err
     share = targets.get(m.target).threshold(m.precision).elsewhere
     return float(f"{error + share * float(np.abs(reference).max(initial=0)):.3g}")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Shipped:
         variants: Precision words, the default one first.
         files: Number of files.
         size_bytes: Of all files; ``artifact_bytes`` of the artifacts alone.
+        unverified: Variants that are not shown to be the model that they were made from, and why not.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Shipped:
     files: int
     size_bytes: int
     artifact_bytes: int
+    unverified: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def next_step(self) -> str:
@@ -60,11 +62,22 @@ class Shipped:
 
     def as_json(self) -> dict[str, Any]:
         """The JSON of ``repedge ship``, without the version."""
-        return {**vars(self), "path": str(self.path), "variants": list(self.variants)}
+        return {
+            **vars(self),
+            "path": str(self.path),
+            "variants": list(self.variants),
+            "unverified": dict(self.unverified),
+        }
 
 
 def ship(
-    bundles: Sequence[Path | str], to: str, out: Path | str, *, name: str | None = None, force: bool = False
+    bundles: Sequence[Path | str],
+    to: str,
+    out: Path | str,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    allow_unverified: bool = False,
 ) -> Shipped:
     """Write a package for app developers.
 
@@ -74,14 +87,15 @@ def ship(
         out: The package's folder, which must not exist.
         name: Of the type or module in the package; None makes one of the model's name.
         force: Replace an earlier package.
+        allow_unverified: Take bundles that failed their verification, too; the package's README says so.
 
     Raises:
-        UserError: A damaged bundle, one that does not fit the platform, two that do not fit each
-            other, a name that is no identifier, something that the task refuses, or an ``out`` that
-            exists. Nothing is written then.
+        UserError: A damaged bundle, one that is not verified, one that does not fit the platform, two that
+            do not fit each other, a name that is no identifier, something that the task refuses, or an
+            ``out`` that exists. Nothing is written then.
     """
     platform, out = platform_of(to), Path(out)
-    opened = [Bundle.open(path) for path in bundles]
+    opened = [Bundle.open(path, allow_unverified) for path in bundles]
     check(opened, platform)
     m = opened[0].manifest
     layers = Layers.of(platform, targets.get(m.target), task_of(m))
@@ -101,6 +115,7 @@ def ship(
             len(files),
             sum(p.stat().st_size for p in files),
             sum(b.size_bytes for b in opened),
+            {b.manifest.precision: b.unverified for b in opened if b.unverified},
         )
         draft.publish()
     return shipped
@@ -158,10 +173,10 @@ def _check_outputs(b: Bundle) -> None:
 
 
 def _check_pair(a: Bundle, b: Bundle) -> None:
-    for field in (name for name in Manifest.model_fields if name not in MAY_DIFFER):
-        if getattr(a.manifest, field) != getattr(b.manifest, field):
+    for entry in (name for name in Manifest.model_fields if name not in MAY_DIFFER):
+        if getattr(a.manifest, entry) != getattr(b.manifest, entry):
             raise UserError(
-                f"{a.path} and {b.path} differ in {field}; ship takes two precisions of one model"
+                f"{a.path} and {b.path} differ in {entry}; ship takes two precisions of one model"
             )
     if a.manifest.precision == b.manifest.precision:
         raise UserError(
@@ -236,7 +251,13 @@ def _marker(values: dict[str, Any], platform: Platform) -> dict[str, Any]:
         "name": values["name"],
         "target": values["target"],
         "variants": [
-            {"precision": word, "artifact_bytes": v["bytes"], "tolerances": v["tolerances"]}
+            {
+                "precision": word,
+                "artifact_bytes": v["bytes"],
+                "tolerances": v["tolerances"],
+                "verified": not v["unverified"],
+                **({"why_not": v["unverified"]} if v["unverified"] else {}),
+            }
             for word, v in values["variants"].items()
         ],
     }

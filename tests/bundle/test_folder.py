@@ -177,3 +177,41 @@ def test_rejected_is_kept_aside(tmp_path: Path) -> None:
     assert aside.name == "net.rejected"
     assert not (tmp_path / "net").exists()
     assert (aside / "net.tflite").read_bytes() == b"bad"
+
+
+@pytest.mark.parametrize(
+    "verification",
+    [
+        None,
+        {"passed": False, "n": 4, "max_abs_err": 3.0, "max_rel_err": 1.0, "sqnr_db": 3.5, "executor": "x",
+         "images": "y", "failures": ["output 'logits': SQNR 3.5 dB is under 8 dB"]},
+    ],
+)  # fmt: skip
+def test_every_reader_refuses_what_is_not_verified(
+    tmp_path: Path, verification: dict | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import repedge
+    from repedge.cli import main
+
+    make(tmp_path / "net")
+    other = make(tmp_path / "other").path
+    change_manifest(tmp_path / "net", {"verification": verification})
+    bundle, photos = str(tmp_path / "net"), str(tmp_path)
+    why = "3.5 dB is under 8 dB" if verification else "never verified"
+    for arguments in (
+        ["profile", bundle],
+        ["profile", str(other), bundle],
+        ["profile", bundle, "--predict", "iphone12"],
+        ["eval", bundle, photos],
+        ["eval", "--compare", str(other), bundle],
+        ["ship", bundle, "--to", "android", "--out", str(tmp_path / "app")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        message = capsys.readouterr().err
+        assert (stop.value.code, why in message) == (2, True), (arguments, message)
+        assert "pass --allow-unverified" in message
+    with pytest.raises(UserError, match="not verified"):
+        repedge.Bundle.open(bundle)
+    assert why in Bundle.open(bundle, allow_unverified=True).unverified
+    assert why in repedge.inspect(bundle).found  # which is for a look

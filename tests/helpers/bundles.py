@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repedge import __version__
 from repedge.bundle.folder import Bundle, writing
-from repedge.bundle.manifest import Manifest, Origin, digest_of
+from repedge.bundle.manifest import Manifest, Origin, Verification, digest_of
 from repedge.config import Preprocess
 
 
@@ -23,6 +23,9 @@ def manifest() -> Manifest:
         outputs=(),
         preprocess=Preprocess(),
         origin=Origin(model="onnx", description="a test"),
+        verification=Verification(
+            passed=True, n=1, max_abs_err=0, max_rel_err=0, sqnr_db=99, executor="a test", images="none"
+        ),
     )
 
 

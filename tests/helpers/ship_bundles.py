@@ -83,10 +83,12 @@ def fake(
     folder: Path, target: str = "tflite", *, labels: Sequence[str] = LABELS,
     outputs: Sequence[Tensor] | None = None, precision: Any = "fp32", name: str = "net",
     pre: Preprocess | None = None, input_kind: Any = "uint8", license: str = "Apache-2.0", task: str = "",
+    failures: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """A bundle whose artifact nothing can load, which is all that rendering needs.
 
-    ``task`` is what the manifest says where the shapes of the outputs don't.
+    ``task`` is what the manifest says where the shapes of the outputs don't; ``failures`` are of its
+    verification.
     """
     pre = pre or Preprocess(size=(24, 40), resize=30)
     outputs = outputs or (Tensor(name="logits", dtype="float32", shape=(1, len(labels) or 3), layout="NC"),)
@@ -109,7 +111,8 @@ def fake(
                 task=task,
                 requires={"iOS": ">=17", "macOS": ">=14"} if target == "coreml" else {"some runtime": ">=1"},
                 verification=Verification(
-                    passed=True, n=2, max_abs_err=0.5, max_rel_err=0.1, sqnr_db=60,
+                    passed=not failures, failures=tuple(failures),
+                    n=2, max_abs_err=0.5, max_rel_err=0.1, sqnr_db=60,
                     figures={"agree_top1": 1.0}, executor="a test", images="noise",
                 ),
                 origin=Origin(model="onnx", description="made up", license=license),

@@ -233,3 +233,55 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_labels_are_the_nasty_ones() -> None:
     assert any("\n" in x for x in LABELS)
     assert all(any(mark in x for x in LABELS) for mark in ('"', "\\", "$", "🐕"))
+
+
+WHY = "output 'logits': SQNR 3.5 dB is under 8 dB for w8a8"
+
+
+@pytest.mark.parametrize("platform", list(PLATFORMS))
+def test_what_failed_its_verification_is_not_packed(
+    tmp_path: Path, platform: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = fake(tmp_path / "b.rejected", target_for(platform), failures=[WHY])
+    with pytest.raises(SystemExit) as stop:
+        main(["ship", str(bundle), "--to", platform, "--out", str(tmp_path / "app")])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "is not verified" in err
+    assert WHY in err
+    assert "--allow-unverified" in err
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", list(PLATFORMS))
+def test_what_is_packed_all_the_same_says_so(
+    tmp_path: Path, platform: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = fake(tmp_path / "b.rejected", target_for(platform), failures=[WHY])
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["ship", str(bundle), f"--to={platform}", f"--out={tmp_path}/app", "--allow-unverified", "--json"]
+        )
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out)["unverified"] == {"fp32": WHY}
+    found = files(tmp_path / "app")
+    readme = found["README.md"].decode()
+    assert "**Not verified: `fp32`.**" in readme.partition("```")[0]  # before anything else
+    assert "SQNR 3.5 dB is under 8 dB" in readme
+    (variant,) = json.loads(found["repedge-package.json"])["variants"]
+    assert (variant["verified"], variant["why_not"]) == (False, WHY)
+    # 0.5 is how far it was from the float model: no measure of what is right.
+    assert all(t < 0.5 for t in variant["tolerances"])
+    assert json.loads(found["manifest.json"])["verification"]["passed"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("platform", "target"), FITS)
+def test_what_is_verified_has_no_such_word(tmp_path: Path, platform: str, target: str) -> None:
+    made = ship([fake(tmp_path / "b", target)], platform, tmp_path / "app", allow_unverified=True)
+    assert not made.unverified
+    found = files(tmp_path / "app")
+    assert b"erified" not in found["README.md"]
+    assert json.loads(found["repedge-package.json"])["variants"][0]["verified"] is True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from repedge.cli.tables.console import cell, columns, out, say
+from repedge.cli.tables.console import cell, columns, out, say, warn
 from repedge.tasks.base import FEW, Figure
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def parity(result: Parity) -> None:
     """Each member against its float reference, then every two members against each other."""
+    warn(result.warnings)
     skipped = f", {result.skipped} could not be decoded" if result.skipped else ""
     say(f"[bold]{result.n} photos[/] ({escape(result.images)}{skipped})")
     rows, task = [], result.task

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repedge import tasks
-from repedge.cli.tables.console import err, out, say, shown
+from repedge.cli.tables.console import err, out, say, shown, warn
 
 if TYPE_CHECKING:
     from repedge.bundle.manifest import Verification
@@ -31,6 +31,7 @@ def verified(path: Path, v: Verification) -> None:
 
 def evaluated(what: str, a: Accuracy) -> None:
     """Accuracy of one artifact or model."""
+    warn(a.warnings)
     table = Table(box=None, pad_edge=False, show_header=False)
     skipped = f" ({a.skipped} could not be decoded)" if a.skipped else ""
     table.add_row("images", f"{a.n}{skipped}")

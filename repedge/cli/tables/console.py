@@ -23,6 +23,12 @@ def say(line: str, where: Console = out) -> None:
     where.print(line, soft_wrap=True)
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """Sentences on stderr, a line each."""
+    for warning in warnings:
+        say(f"[yellow]warning: {escape(warning)}[/]", err)
+
+
 def columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), where: Console = out
 ) -> None:
