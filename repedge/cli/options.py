@@ -98,7 +98,9 @@ MODEL: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             str | None,
             typer.Option(
-                help="Short side in pixels before the centre crop, or 'squash'.", rich_help_panel=_PRE
+                help="Short side in pixels before the centre crop; squash, letterbox or letterbox-corner "
+                "(image at the top left), both with bars of 114 or letterbox:VALUE.",
+                rich_help_panel=_PRE,
             ),
         ],
         None,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from repedge.config import Color, Interpolation, Preprocess
+from repedge.config import Color, Interpolation, Letterbox, Preprocess
 from repedge.errors import UserError
 
 MAX_SIDE = 16384  # pixels; larger is a slip of the finger, and would exhaust memory
@@ -77,7 +77,9 @@ def adjust(
 
     Args:
         channels: Of the network's input.
-        resize: Short side before the centre crop; ``squash`` (or ``none``) for none.
+        resize: Short side before the centre crop; ``squash`` (or ``none``) for none; ``letterbox`` for the
+            whole image with bars beside it, ``letterbox:0`` with black ones, ``letterbox-corner`` with the
+            image at the top left.
 
     Raises:
         UserError: An option makes no sense, or does not go with the network's channels.
@@ -92,7 +94,7 @@ def adjust(
         )
     changes: dict[str, Any] = {"color": wanted}
     changes["size"] = base.size if input_size is None else parse_input_size(input_size)
-    changes["resize"] = _resize(base, changes["size"], resize)
+    changes["resize"], changes["letterbox"] = _geometry(base, changes["size"], resize)
     changes["interpolation"] = (
         _choice(interpolation, "interpolation", get_args(Interpolation)) or base.interpolation
     )
@@ -116,20 +118,31 @@ def _choice(value: str | None, option: str, allowed: Sequence[str]) -> str | Non
     raise UserError(f"--{option} {value!r} is none of {', '.join(allowed)}")
 
 
-def _resize(base: Preprocess, size: tuple[int, int], resize: int | str | None) -> int | None:
+def _geometry(
+    base: Preprocess, size: tuple[int, int], resize: int | str | None
+) -> tuple[int | None, Letterbox | None]:
+    """The short side before the crop, or the letterbox, or neither."""
     if resize is None:
         if base.resize is None or size == base.size:
-            return base.resize
-        return max(1, round(max(size) * base.resize / max(base.size)))
-    if isinstance(resize, str) and resize.lower() in ("squash", "none"):
-        return None
+            return base.resize, base.letterbox
+        return max(1, round(max(size) * base.resize / max(base.size))), None
+    word = resize.lower() if isinstance(resize, str) else ""
+    if word in ("squash", "none"):
+        return None, None
+    if m := re.fullmatch(r"letterbox(-corner)?(?::(\d{1,3}))?", word):
+        value = int(m[2] or 114)
+        if value > 255:
+            raise UserError(f"--resize {resize}: the bars' value goes from 0 to 255")
+        return None, Letterbox(value=value, corner=bool(m[1]))
     try:
         side = int(resize)
     except (TypeError, ValueError):
-        raise UserError(f"--resize {resize!r} is neither a number of pixels nor 'squash'") from None
+        raise UserError(
+            f"--resize {resize!r} is neither pixels nor squash, letterbox or letterbox-corner"
+        ) from None
     if not 0 < side <= MAX_SIDE:
         raise UserError(f"--resize {side} is impossible; sides go from 1 to {MAX_SIDE} pixels")
-    return side
+    return side, None
 
 
 def _reorder(values: tuple[float, ...], old: Color, new: str) -> tuple[float, ...]:

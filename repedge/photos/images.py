@@ -7,6 +7,7 @@ inside. Both are written in the plainest way, as the reference that the artifact
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,7 +81,8 @@ def pixels(image: Image.Image, pre: Preprocess) -> np.ndarray:
 
     The geometry is that of the usual ImageNet evaluation: the short side becomes ``pre.resize`` (the
     long side is rounded down), then the centre is cut out; an image smaller than the crop is padded
-    with zeros. With ``resize=None`` the image is squashed to ``pre.size``.
+    with zeros. With ``resize=None`` the image is squashed to ``pre.size``, or fitted into it with bars where
+    there is a letterbox.
 
     Raises:
         UserError: The image, resized, would not fit into memory.
@@ -92,21 +94,68 @@ def pixels(image: Image.Image, pre: Preprocess) -> np.ndarray:
             f"an input of {height}x{width} pixels is more than memory holds; choose a smaller one"
         )
     method = _FILTERS[pre.interpolation]
-    if pre.resize is None:
-        image = image.resize((width, height), method)
-    else:
-        w, h = image.size
-        short = min(w, h)
-        if short == 0 or pre.resize * pre.resize * max(w, h) > LARGEST * short:
-            raise UserError(
-                f"an image of {w}x{h} pixels can't be resized to a short side of {pre.resize}; crop it first"
-            )
-        new_w, new_h = (pre.resize * w // short, pre.resize * h // short)
-        image = image.resize((max(1, new_w), max(1, new_h)), method)
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        image = image.crop((left, top, left + width, top + height))
+    place = placement(image.width, image.height, pre)
+    image = image.resize((place.width, place.height), method)
+    if (place.width, place.height) != (width, height):
+        image = _cut(image, place, pre)
     array = np.asarray(image, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
+
+
+def _cut(image: Image.Image, place: Placement, pre: Preprocess) -> Image.Image:
+    """What of a resized image falls into the input, on black or on the letterbox's bars."""
+    value = 0 if pre.letterbox is None else pre.letterbox.value
+    result = Image.new(image.mode, (pre.size[1], pre.size[0]), (value,) * len(image.getbands()))
+    result.paste(image, (place.left, place.top))
+    return result
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image comes to lie: its size once resized, and where its top left is in the input, pixels.
+
+    A point (x, y) of the input is (x - ``left``) * width of the image / ``width`` there, y likewise.
+    """
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+def placement(width: int, height: int, pre: Preprocess) -> Placement:
+    """Where an image of a size comes to lie in the network's input.
+
+    Args:
+        width, height: Of the image, pixels.
+
+    Raises:
+        UserError: The image, resized, would not fit into memory.
+    """
+    rows, columns = pre.size
+    if pre.letterbox is not None:
+        w, h = fitted(width, height, columns, rows)
+        corner = pre.letterbox.corner
+        return Placement(w, h, 0 if corner else (columns - w) // 2, 0 if corner else (rows - h) // 2)
+    if pre.resize is None:
+        return Placement(columns, rows, 0, 0)
+    short = min(width, height)
+    if short == 0 or pre.resize * pre.resize * max(width, height) > LARGEST * short:
+        raise UserError(
+            f"an image of {width}x{height} pixels can't be resized to a short side of {pre.resize}; "
+            "crop it first"
+        )
+    w, h = max(1, pre.resize * width // short), max(1, pre.resize * height // short)
+    return Placement(w, h, -round((w - columns) / 2), -round((h - rows) / 2))
+
+
+def fitted(width: int, height: int, columns: int, rows: int) -> tuple[int, int]:
+    """The largest size of an image's shape within ``columns`` by ``rows``; halves of pixels go up."""
+    if width < 1 or height < 1:
+        raise UserError(f"an image of {width}x{height} pixels can't be resized")
+    if columns * height <= rows * width:
+        return columns, max(1, (2 * height * columns + width) // (2 * width))
+    return max(1, (2 * width * rows + height) // (2 * height)), rows
 
 
 def normalise(batch: np.ndarray, pre: Preprocess) -> np.ndarray:

@@ -175,7 +175,7 @@ def test_writers_in_other_languages_on_a_full_disk() -> None:
         ({"input_sise": 16}, "no option 'input_sise'; did you mean input_size"),
         ({"count": "4"}, "whole number of images"),
         ({"count": 2.5}, "whole number of images"),
-        ({"resize": [1]}, "neither a number of pixels"),
+        ({"resize": [1]}, "neither pixels nor"),
         ({"interpolation": 4}, "none of nearest"),
         ({"labels": 5}, "labels are a file or a list"),
         ({"out": "a\0b"}, "no name that a file can have"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repedge.config import Preprocess
+from repedge.config import Letterbox, Preprocess
 from repedge.errors import UserError
 from repedge.models.options import adjust, parse_input_size, read_labels
 
@@ -37,6 +37,11 @@ def test_preprocessing_options() -> None:
         "resize": 300,
         "interpolation": "bicubic",
     }
+    boxed = adjust(base, resize="letterbox", input_size=416)
+    assert (boxed.resize, boxed.letterbox) == (None, Letterbox(value=114, corner=False))
+    assert adjust(base, resize="letterbox-corner:0").letterbox == Letterbox(value=0, corner=True)
+    assert adjust(boxed, input_size=320).letterbox == boxed.letterbox
+    assert adjust(boxed, resize="squash").letterbox is None
     turned = adjust(base, color="bgr")
     assert (turned.color, turned.mean, turned.std) == ("BGR", base.mean[::-1], base.std[::-1])
     assert adjust(base, color="BGR", mean="0.1 0.2 0.3").mean == (0.1, 0.2, 0.3)
@@ -54,6 +59,8 @@ def test_preprocessing_options() -> None:
         (3, {"std": "nan"}, "--std"),
         (3, {"resize": "big"}, "--resize 'big'"),
         (3, {"resize": 0}, "--resize 0"),
+        (3, {"resize": "letterbox:256"}, "0 to 255"),
+        (3, {"resize": "letterboxed"}, "nor squash, letterbox"),
         (3, {"interpolation": "lanczos"}, "nearest, bilinear, bicubic"),
         (3, {"color": "HSV"}, "RGB, BGR, GRAY"),
         (3, {"color": "GRAY"}, "3 channels.*GRAY"),

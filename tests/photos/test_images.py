@@ -17,7 +17,7 @@ from PIL import Image
 
 import repedge
 from repedge import cli
-from repedge.config import Preprocess
+from repedge.config import Letterbox, Preprocess
 from repedge.errors import UserError
 from repedge.models.source import resolve
 from repedge.photos import images
@@ -39,6 +39,54 @@ def test_squash_and_grey() -> None:
     assert images.pixels(image, Preprocess(size=(5, 7), resize=None)).shape == (5, 7, 3)
     grey = images.pixels(image, Preprocess(size=(5, 7), resize=None, color="GRAY", mean=(0.5,), std=(0.5,)))
     assert grey.shape == (5, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "inside"),  # rows and columns; top, left, bottom, right
+    [
+        ((480, 640), (416, 416), (52, 0, 364, 416)),
+        ((640, 480), (416, 416), (0, 52, 416, 364)),
+        ((100, 100), (30, 45), (0, 7, 30, 37)),  # 7.5 pixels beside it: the odd one is on the right
+        ((3, 1000), (20, 20), (9, 0, 10, 20)),  # never less than a row
+        ((20, 20), (40, 40), (0, 0, 40, 40)),
+    ],
+)
+def test_letterbox_puts_the_whole_image_between_bars(
+    shape: tuple[int, int], size: tuple[int, int], inside: tuple[int, int, int, int]
+) -> None:
+    image = Image.new("RGB", shape[::-1], (200, 100, 50))
+    top, left, bottom, right = inside
+    want = np.full((*size, 3), 114, np.uint8)
+    want[top:bottom, left:right] = (200, 100, 50)
+    pre = Preprocess(size=size, resize=None, letterbox=Letterbox())
+    np.testing.assert_array_equal(images.pixels(image, pre), want)
+    want = np.zeros((*size, 3), np.uint8)
+    want[: bottom - top, : right - left] = (200, 100, 50)
+    pre = Preprocess(size=size, resize=None, letterbox=Letterbox(value=0, corner=True))
+    np.testing.assert_array_equal(images.pixels(image, pre), want)
+
+
+@pytest.mark.parametrize(
+    "pre",
+    [
+        Preprocess(size=(60, 90), resize=None, letterbox=Letterbox()),
+        Preprocess(size=(60, 90), resize=None, letterbox=Letterbox(corner=True)),
+        Preprocess(size=(60, 90), resize=None),
+        Preprocess(size=(60, 90), resize=100),
+        Preprocess(size=(60, 90), resize=50),
+    ],
+)
+def test_a_placement_leads_back_to_the_photo(pre: Preprocess) -> None:
+    """A bright square's middle, found in the input, is the square's middle in the photo."""
+    photo = np.zeros((300, 400, 3), np.uint8)
+    photo[160:180, 210:230] = 255
+    found = images.pixels(Image.fromarray(photo), pre)[..., 0].astype(float)
+    found[found == 114] = 0
+    ys, xs = np.mgrid[0.5 : pre.size[0], 0.5 : pre.size[1]]
+    x, y = (xs * found).sum() / found.sum(), (ys * found).sum() / found.sum()
+    place = images.placement(400, 300, pre)
+    assert (x - place.left) * 400 / place.width == pytest.approx(220, abs=1)
+    assert (y - place.top) * 300 / place.height == pytest.approx(170, abs=1)
 
 
 def test_normalise_is_the_formula() -> None:

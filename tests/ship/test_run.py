@@ -136,15 +136,21 @@ def test_python_labels_and_scores(uint8: dict[str, Path], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_python_without_pillow_resizes_to_the_same_bits(tmp_path: Path) -> None:
-    from repedge.config import Preprocess
+    from repedge.config import Letterbox, Preprocess
     from repedge.photos import images
 
     rng = np.random.default_rng(3)
-    for i, (resize, how, color) in enumerate(
-        [(None, "bilinear", "RGB"), (30, "bicubic", "RGB"), (26, "nearest", "RGB"), (50, "bilinear", "GRAY")]
+    half = (0.5,)
+    for i, pre in enumerate(
+        [
+            Preprocess(size=(28, 33), resize=None),
+            Preprocess(size=(28, 33), resize=30, interpolation="bicubic"),
+            Preprocess(size=(28, 33), resize=26, interpolation="nearest"),
+            Preprocess(size=(28, 33), resize=50, color="GRAY", mean=half, std=half),
+            Preprocess(size=(28, 33), resize=None, letterbox=Letterbox()),
+            Preprocess(size=(28, 33), resize=None, letterbox=Letterbox(value=0, corner=True)),
+        ]
     ):
-        mean = (0.5,) * (1 if color == "GRAY" else 3)
-        pre = Preprocess(size=(28, 33), resize=resize, interpolation=how, color=color, mean=mean, std=mean)  # type: ignore[arg-type]
         out = ship([fake(tmp_path / f"b{i}", pre=pre)], "python", tmp_path / f"app{i}", name="net").path
         module = load(out / "net" / "image.py", f"image{i}")
         for shape in [(61, 40, 3), (7, 90, 3), (28, 33, 3), (20, 20, 3), (31, 45)]:

@@ -16,12 +16,14 @@ from ship_bundles import LABELS, fake
 from ship_packages import GRAMMARS, faults, tree, walk
 
 from repedge.bundle.manifest import Tensor
-from repedge.config import Preprocess
+from repedge.config import Letterbox, Preprocess
 from repedge.photos import images
 from repedge.ship import names, ship
 
 GRAY = Preprocess(size=(24, 40), resize=50, interpolation="nearest", color="GRAY", mean=(0.5,), std=(0.5,))
 SQUASH = Preprocess(size=(28, 33), resize=None)
+LETTER = Preprocess(size=(30, 44), resize=None, letterbox=Letterbox(value=7))
+CORNER = Preprocess(size=(48, 33), resize=None, letterbox=Letterbox(corner=True), color="BGR")
 PADDED = Preprocess(size=(48, 33), resize=30, interpolation="bicubic", color="BGR")
 SHAPES = [(61, 40, 3), (7, 90, 3), (28, 33, 3), (20, 20, 3), (120, 31, 3), (31, 45)]
 EXACT = int(PIL.__version__.split(".")[0]) >= 13  # the order of the passes that the packages follow
@@ -32,6 +34,8 @@ VARIETIES: list[dict[str, Any]] = [
     {"pre": GRAY, "input_kind": "float32"},
     {"pre": PADDED, "input_kind": "float32"},
     {"pre": SQUASH, "labels": ()},
+    {"pre": LETTER},
+    {"pre": CORNER, "input_kind": "float32"},
     {
         "labels": (),
         "outputs": [
@@ -159,7 +163,7 @@ def installed(library: str) -> bool:
 def test_cpp_pixels_are_pillows_from_the_file_on(tmp_path: Path) -> None:
     if shutil.which("c++") is None or not (installed("png") and installed("jpeg")):
         pytest.skip("a C++ compiler, libpng or libjpeg is not installed")
-    spaces = {"squash": SQUASH, "padded": PADDED, "gray": GRAY}
+    spaces = {"squash": SQUASH, "padded": PADDED, "gray": GRAY, "letter": LETTER, "corner": CORNER}
     sources, includes, calls = [], [], []
     for name, pre in spaces.items():
         out = ship([fake(tmp_path / f"b{name}", "openvino", pre=pre)], "cpp", tmp_path / name, name=name).path
@@ -219,10 +223,11 @@ fun main(args: Array<String>) {
 
 
 @pytest.mark.slow
-def test_kotlin_core_compiles_and_its_pixels_are_pillows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pre", [PADDED, LETTER])
+def test_kotlin_core_compiles_and_its_pixels_are_pillows(tmp_path: Path, pre: Preprocess) -> None:
     if not shutil.which("kotlinc") or not shutil.which("java"):
         pytest.skip("kotlinc is not installed (Debian's package kotlin has one that is new enough)")
-    out = ship([fake(tmp_path / "b", pre=PADDED)], "android", tmp_path / "app").path
+    out = ship([fake(tmp_path / "b", pre=pre)], "android", tmp_path / "app").path
     core = out / "net/src/main/kotlin/repedge/net"
     (tmp_path / "Main.kt").write_text(KOTLIN_MAIN)
     command = [
@@ -244,7 +249,7 @@ def test_kotlin_core_compiles_and_its_pixels_are_pillows(tmp_path: Path) -> None
     (tmp_path / "list").write_text("\n".join(lines))
     subprocess.run(["java", "-cp", jar, "MainKt", tmp_path / "list", tmp_path / "labels"], check=True)
     for i, a in enumerate(made):
-        found = np.fromfile(tmp_path / f"{i}.out", np.uint8).reshape(48, 33, 3)
-        expected = images.pixels(Image.fromarray(a), PADDED)
+        found = np.fromfile(tmp_path / f"{i}.out", np.uint8).reshape(*pre.size, 3)
+        expected = images.pixels(Image.fromarray(a), pre)
         np.testing.assert_allclose(found, expected, rtol=0, atol=0 if EXACT else 1)
     assert (tmp_path / "labels").read_text("utf-8").split("\0") == list(LABELS)
