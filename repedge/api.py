@@ -157,7 +157,7 @@ def compile(
     automatic = "auto" in precisions
     request = BuildRequest(
         builds=_automatic(targets, precisions) if automatic else choose_builds(targets, precisions),
-        out=Path(out),
+        out=_folder(out),
         input_kind=input_kind,
         force=force,
         reference=reference,
@@ -196,6 +196,12 @@ def compile(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return CompileReport(source.name, source.description, tuple(built), notes, choices=choices)
+
+
+def _folder(out: Path | str) -> Path:
+    if out == "":
+        raise UserError("out is empty; name the folder that receives the bundles")
+    return Path(out)
 
 
 def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:

@@ -15,6 +15,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from repedge.disk import regular
+
 FOLDER = "REPEDGE_CACHE"
 """Environment variable that names another folder."""
 
@@ -56,12 +58,12 @@ class Store:
         """What was put, or None."""
         file = self.folder / f"{key}.json"
         try:
-            value = json.loads(file.read_bytes())
+            value = json.loads(regular.read_bytes(file))
             if value["key"] != key:
                 return None
             os.utime(file)
             return value["value"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def put(self, key: str, value: Any) -> None:

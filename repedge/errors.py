@@ -6,11 +6,31 @@ line prints it without a traceback (``--debug`` shows one).
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of a message; files made to hurt have names of megabytes."""
+
+END = 300
+"""Characters at the end of a message, where it says what to do, that are kept when it is cut."""
+
+
+def shown(text: str) -> str:
+    """A message that any terminal, log and file takes: bounded, with what is not printable escaped."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - END - 5]} ... {text[-END:]}"
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
 
 class RepedgeError(Exception):
     """Base of all errors that repedge raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class UserError(RepedgeError):

@@ -9,15 +9,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from repedge.atomic import move, os_errors, remove, sweep
-from repedge.bundle.manifest import MANIFEST, REFERENCE, FileEntry, Manifest, _read_manifest, digest_of
+from repedge.bundle.manifest import (
+    MANIFEST,
+    REFERENCE,
+    FileEntry,
+    Manifest,
+    _read_manifest,
+    digest_of,
+    listed_files,
+)
+from repedge.disk import leftovers
+from repedge.disk.atomic import Kind, check_own, move, os_errors, remove, sweep
 from repedge.errors import UserError
 from repedge.hashing import sha256
+
+BUNDLE = Kind("bundle", listed_files)
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def _check_file(root: Path, entry: FileEntry) -> None:
     if relative.is_absolute() or ".." in relative.parts or "\\" in entry.path or "\0" in entry.path:
         raise UserError(f"bundle {root} lists {entry.path!r}, a path outside the bundle; it can't be trusted")
     file = root / relative
-    if not file.is_file() or file.is_symlink():
+    if not os.path.isfile(file) or file.is_symlink():  # unlike Path.is_file, says no to an impossible name
         raise UserError(f"bundle {root} lacks {entry.path!r}; compile it again")
     try:
         same = file.stat().st_size == entry.size and sha256(file) == entry.sha256
@@ -128,70 +138,69 @@ def _check_file(root: Path, entry: FileEntry) -> None:
 
 
 def _files(root: Path) -> list[PurePosixPath]:
-    found = (p for p in root.rglob("*") if p.is_file() or p.is_symlink())
+    found = (p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
     return sorted(PurePosixPath(p.relative_to(root).as_posix()) for p in found)
 
 
-def check_free(final: Path, force: bool) -> None:
-    """Fail where something is that a bundle may not replace; nothing is touched.
+def check_free(final: Path, force: bool, kind: Kind = BUNDLE) -> None:
+    """Fail where something is that a folder of this kind may not replace; nothing is touched.
 
     Raises:
-        UserError: It exists and ``force`` is not set, or what exists is no bundle.
+        UserError: It exists and ``force`` is not set, or what exists is not of this kind, or holds files that
+            repedge did not write.
     """
     if os.path.lexists(final):
         if not force:
             raise UserError(f"{final} exists; choose another --out or pass --force to replace it")
-        if not (final / MANIFEST).is_file():
-            raise UserError(f"{final} exists and is no bundle, so --force will not replace it; move it away")
+        check_own(final, kind)
 
 
-def check_destination(final: Path, force: bool) -> None:
-    """Fail early, before any work, where the bundle could not be written.
+def check_destination(final: Path, force: bool, kind: Kind = BUNDLE) -> None:
+    """Fail early, before any work, where the folder could not be written.
 
     Raises:
-        UserError: As `check_free`, or the folder is not writable.
+        UserError: As `check_free`, or the folder above is not writable.
     """
-    if "\0" in str(final):
+    if not str(final) or "\0" in str(final):
         raise UserError(f"{str(final)!r} is no name that a file can have; choose another --out")
+    leftovers.sweep_temporary()
     with os_errors(final):
-        sweep(final)
-        check_free(final, force)
+        sweep(final, kind)
+        check_free(final, force, kind)
         final.parent.mkdir(parents=True, exist_ok=True)
-        probe = final.parent / f".{final.name}.probe-{uuid.uuid4().hex}"
-        try:
-            probe.touch()
-        finally:
-            probe.unlink(missing_ok=True)
+        with leftovers.held(final.parent, f".{final.name}.partial"):
+            pass
 
 
 @contextlib.contextmanager
-def writing(final: Path, force: bool = False) -> Iterator[Draft]:
+def writing(final: Path, force: bool = False, kind: Kind = BUNDLE) -> Iterator[Draft]:
     """A temporary folder beside ``final`` that becomes the bundle when `Draft.publish` is called.
 
     Left without publishing (an error, Ctrl-C), the folder is removed; after a kill -9 it stays behind
-    under a hidden name that no reader takes for a bundle, and the next write to the same place
+    under a hidden name that no reader takes for a bundle, and the next write to the same folder
     removes it.
 
     Raises:
         UserError: The disk is full, the folder is read-only, or the bundle exists (without force).
     """
-    check_destination(final, force)
-    temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    check_destination(final, force, kind)
     with os_errors(final):
+        temporary, lock = leftovers.make(final.parent, f".{final.name}.partial")
         try:
-            temporary.mkdir()
-            yield Draft(temporary, final, force)
+            yield Draft(temporary, final, force, kind)
         finally:
             remove(temporary)
+            leftovers.release(lock)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A bundle being written in ``path``."""
+    """A bundle (or another kind of folder) being written in ``path``."""
 
     path: Path
     final: Path
     force: bool
+    kind: Kind = field(default=BUNDLE)
 
     def seal(self, manifest: Manifest) -> Manifest:
         """List and hash every file and write the manifest."""
@@ -206,13 +215,50 @@ class Draft:
         (self.path / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return sealed
 
-    def publish(self) -> Bundle:
-        """Move the folder to its final name."""
-        move(self.path, self.final, self.force)
-        return Bundle(self.final, _read_manifest(self.final))
+    def publish(self) -> Path:
+        """Move the folder to its final name, and return that.
+
+        Raises:
+            UserError: What is there now may not be replaced, or something removed what was written.
+        """
+        self._check_whole(self.path)
+        move(self.path, self.final, self.kind if self.force else None)
+        self._check_whole(self.final)
+        return self.final
+
+    def _check_whole(self, folder: Path) -> None:
+        listed = self.kind.files(folder)
+        if listed is None or not all((folder / name).is_file() for name in listed):
+            raise UserError(f"{self.final} was removed while it was being written; make it again")
 
     def reject(self) -> Path:
-        """Keep a bundle that failed its checks aside as ``NAME.rejected`` and return that path."""
+        """Keep a bundle that failed its checks aside as ``NAME.rejected`` and return that path.
+
+        It takes the place of an earlier rejected bundle, and of nothing else: where something else has the
+        name, it becomes ``NAME.rejected-2``, and so on.
+        """
         aside = self.final.with_name(self.final.name + ".rejected")
-        move(self.path, aside, force=True)
+        number = 1
+        while os.path.lexists(aside) and not _replaceable(aside):
+            number += 1
+            aside = self.final.with_name(f"{self.final.name}.rejected-{number}")
+        move(self.path, aside, BUNDLE)
         return aside
+
+
+def _replaceable(folder: Path) -> bool:
+    try:
+        check_own(folder, BUNDLE)
+    except UserError:
+        return False
+    return not folder.is_symlink()
+
+
+def still_there(path: Path) -> None:
+    """Fail where a folder that was written in this run is gone at its end.
+
+    Raises:
+        UserError: It is gone.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} was written, and something removed it before the end; make it again")

@@ -22,6 +22,7 @@ from pydantic import (
 
 from repedge import tasks
 from repedge.config import InputKind, Preprocess
+from repedge.disk import regular
 from repedge.errors import UserError
 from repedge.precision import Precision
 from repedge.tasks.base import Task
@@ -172,11 +173,20 @@ class Manifest(_Model):
         if not len(pre.mean) == len(pre.std) == pre.channels:
             raise ValueError(f"preprocess: mean and std are not one number per channel of {pre.color}")
         floor = self.options.get("min_sqnr", 0.0)
-        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not math.isfinite(floor):
-            raise ValueError(f"options: min_sqnr is {floor!r}, not a number of decibels")
+        if not _is_decibels(floor):
+            raise ValueError(f"options: min_sqnr is {floor!r:.40}, not a number of decibels")
+        if not isinstance((self.quantization or {}).get("calibration", {}), dict):
+            raise ValueError("quantization: calibration is not an object")
         if self.artifact in (MANIFEST, REFERENCE) or self.artifact.split("/")[0] == GOLDEN:
             raise ValueError(f"artifact: {self.artifact!r} is another part of the bundle")
         return self
+
+
+def _is_decibels(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number of 400 digits
+        return False
 
 
 def task_of(manifest: Manifest) -> Task:
@@ -198,12 +208,28 @@ def digest_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def listed_files(folder: Path) -> frozenset[str] | None:
+    """Relative paths of the files that a bundle's manifest lists, and of the manifest.
+
+    It asks for no more of the manifest than that it is whole and was written by repedge, so that bundles of
+    other versions are known, too. None where there is no such manifest.
+    """
+    try:
+        data = json.loads(regular.read_bytes(folder / MANIFEST))
+        if not isinstance(data["repedge"], str) or data["digest"] != digest_of(data):
+            return None
+        return frozenset(str(entry["path"]) for entry in data["files"]) | {MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not os.path.isfile(file):  # unlike Path.is_file, says no where a name is impossible
         raise UserError(f"{path} is not a bundle: it has no {MANIFEST}; `repedge compile` makes bundles")
     try:
-        data = json.loads(file.read_bytes())
+        data = json.loads(regular.read_text(file))
+        json.dumps(data, ensure_ascii=False).encode()  # raises where a string is half of a character
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise UserError(
@@ -213,7 +239,7 @@ def _read_manifest(path: Path) -> Manifest:
         if manifest.digest != digest_of(data):
             raise ValueError("it is not what was written: its digest differs")
         return manifest
-    except (ValueError, RecursionError) as e:
+    except (ValueError, RecursionError, OverflowError, AttributeError, TypeError) as e:
         raise UserError(f"{file} is damaged ({_first_reason(e)}); compile the bundle again") from e
     except OSError as e:
         raise UserError(f"{file} can't be read: {e.strerror or e}") from e
@@ -221,8 +247,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _first_reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return str(error).splitlines()[0]
+        return (str(error) or type(error).__name__).splitlines()[0][:200]
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {reason}" if where else reason
+    return (f"{where}: {reason}" if where else reason)[:200]

@@ -8,11 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from repedge.disk import regular
 from repedge.errors import UserError
 from repedge.scheme import QuantScheme
 
 VERSION = 1
 """Version of the JSON form."""
+
+LARGEST = 2**30
+"""Bytes of a plan in JSON, which has a line for each channel of each weight."""
 
 
 class TensorQuant(BaseModel):
@@ -126,7 +130,7 @@ class QuantPlan(BaseModel):
             UserError: The file is missing or is no plan of this version.
         """
         try:
-            plan = cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+            plan = cls.model_validate_json(regular.read_bytes(path, LARGEST))
         except OSError as e:
             raise UserError(f"the quantization plan {path} can't be read ({e.strerror})") from e
         except ValidationError as e:

@@ -18,6 +18,7 @@ from repedge.calib.simulation.batching import images_at_once
 from repedge.calib.simulation.observe import input_shape
 from repedge.calib.steps import STEPS, CalibrationState
 from repedge.calib.structure import own_parameters, place
+from repedge.disk import regular
 from repedge.errors import UserError
 from repedge.photos.feed import Feed
 from repedge.scheme import QuantScheme
@@ -61,7 +62,7 @@ class Recipe(BaseModel):
             UserError: The file is missing, is no recipe, or names an unknown step.
         """
         try:
-            recipe = cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+            recipe = cls.model_validate_json(regular.read_bytes(path))
         except OSError as e:
             raise UserError(f"the recipe {path} can't be read ({e.strerror})") from e
         except ValidationError as e:

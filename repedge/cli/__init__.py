@@ -18,8 +18,9 @@ from repedge import interrupts
 
 from repedge.cli import compile, diagnose, check, profile, ship, about  # isort: skip - the order in --help
 from repedge.cli.app import app
+from repedge.cli.arguments import check_arguments
 from repedge.cli.streams import answer, tidy
-from repedge.errors import RepedgeError
+from repedge.errors import RepedgeError, shown
 
 __all__ = ["about", "app", "check", "compile", "diagnose", "main", "profile", "ship"]
 
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> _End:
     try:
+        check_arguments(arguments)
         code = app(arguments, standalone_mode=False, prog_name="repedge")
         if code == CTRL_C:
             raise KeyboardInterrupt
@@ -86,11 +88,11 @@ def _failed(e: Exception) -> _End:
     if isinstance(e, RepedgeError):
         return _End(e.exit_code, str(e), getattr(e, "details", {}), e)
     if hasattr(e, "format_message"):  # wrong usage; click's class or the one typer carries
-        return _End(2, e.format_message(), error=e)
+        return _End(2, shown(e.format_message()), error=e)
     if isinstance(e, OSError) and e.errno == errno.ENOSPC:
         return _End(2, "the disk is full; free some space", error=e)
     text = f"internal error: {type(e).__name__}: {e}; run again with --debug and report it"
-    return _End(1, text, error=e)
+    return _End(1, shown(text), error=e)
 
 
 def _say(end: _End, as_json: bool, debug: bool) -> int:

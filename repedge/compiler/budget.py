@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repedge.cache import Store
+from repedge.disk.atomic import scratch
 from repedge.errors import CheckFailed, UserError
 from repedge.hashing import key_of, sha256
 from repedge.judge.scoring import Score, ScoringSet, held_out, with_truth
@@ -290,9 +290,9 @@ class Search:
         if stored is not None:
             return Score(**stored), True
         self._report(stage)
-        with tempfile.TemporaryDirectory(prefix="repedge-") as scratch:
-            artifact = target.compile(qdq, job, Path(scratch))
-            runner = target.open(Path(scratch) / artifact.main, job, outputs)
+        with scratch() as folder:
+            artifact = target.compile(qdq, job, folder)
+            runner = target.open(folder / artifact.main, job, outputs)
             try:
                 score = photos.score(runner.run, self._kind)
             finally:

@@ -6,10 +6,8 @@ the accuracy budget, where there is one.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repedge import targets
@@ -17,6 +15,7 @@ from repedge.bundle.folder import Bundle, Draft
 from repedge.compiler.budget import NotMet
 from repedge.compiler.pipeline import compile_source
 from repedge.compiler.request import BuildRequest, Built, bundle_path
+from repedge.disk import leftovers
 from repedge.errors import CheckFailed, UserError
 from repedge.precision import Precision
 
@@ -114,9 +113,9 @@ def build(
     built, choices = [], []
     request.out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(target for target, _ in request.builds):
-        with tempfile.TemporaryDirectory(prefix=".repedge-auto-", dir=request.out) as staging:
+        with leftovers.held(request.out, ".auto.partial") as staging:
             mine = tuple(pair for pair in request.builds if pair[0] == name)
-            found, lost = _candidates(source_of, replace(request, out=Path(staging), builds=mine), report)
+            found, lost = _candidates(source_of, replace(request, out=staging, builds=mine), report)
             if not found:
                 raise CheckFailed(f"no precision of {name} equals the model: {lost}")
             rows = _time(found, report)
@@ -127,7 +126,7 @@ def build(
             final = bundle_path(request.out, manifest.name, name, best)
             draft = Draft(winner.path, final, request.force)
             draft.seal(manifest.model_copy(update={"notes": (*manifest.notes, f"precision auto: {why}")}))
-            built.append(replace(winner, path=draft.publish().path))
+            built.append(replace(winner, path=draft.publish()))
             choices.append(Choice(name, best, why, rows))
     return built, tuple(choices)
 

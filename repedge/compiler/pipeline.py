@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repedge import targets, tasks
-from repedge.atomic import scratch
-from repedge.bundle.folder import Draft, writing
+from repedge.bundle.folder import Draft, still_there, writing
 from repedge.bundle.manifest import REFERENCE, Manifest, Origin, Tensor, Verification
 from repedge.compiler.budget import Search, SearchResult
 from repedge.compiler.clock import Clock, Report, silent
@@ -22,6 +21,7 @@ from repedge.compiler.quantization import Calibrated, quantize
 from repedge.compiler.reference import Evidence, choose_samples, gather
 from repedge.compiler.request import BuildRequest, Built, bundle_path, integer_scheme
 from repedge.compiler.toolchain import toolchain
+from repedge.disk.atomic import scratch
 from repedge.errors import RepedgeError, UnsupportedModel
 from repedge.judge import verification
 from repedge.passes.fusion.certificate import Certificate
@@ -59,6 +59,8 @@ def compile_source(source: Source, request: BuildRequest, report: Report = silen
             final = bundle_path(request.out, source.name, name, precision)
             with _after(built), writing(final, request.force) as draft:
                 built.append(_Bundling(work, targets.get(name), precision, draft, Clock(report)).build())
+    for bundle in built:
+        still_there(bundle.path)
     return built
 
 
@@ -189,7 +191,7 @@ class _Bundling:
             size = targets.size_of(target.name, self.draft.path / artifact.main)
             self._fill(actual)
             self.draft.seal(self._manifest(artifact, result, quantization))
-            path = self.draft.publish().path if result.passed else self.draft.reject()
+            path = self.draft.publish() if result.passed else self.draft.reject()
         stages = {name.rsplit(": ")[-1]: s for name, s in self.clock.seconds.items()}
         return Built(
             path,

@@ -17,6 +17,7 @@ from typing import IO, ClassVar
 
 from repedge.devices.base import AgentSession, Device, DeviceURI, Listed, Session
 from repedge.devices.protocol import ProfileRequest
+from repedge.disk import leftovers
 from repedge.errors import DeviceError, UserError
 
 
@@ -55,7 +56,9 @@ class Subprocess:
     """A `repedge.devices.base.Transport` over the pipes of a child process."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._scratch = tempfile.mkdtemp(prefix="repedge-profile-")
+        leftovers.sweep_temporary()
+        folder, self._lock = leftovers.make(Path(tempfile.gettempdir()), "repedge-profile", 0o700)
+        self._scratch = str(folder)
         self._stderr: IO[bytes] = (Path(self._scratch) / "stderr").open("w+b")
         try:
             self._process = subprocess.Popen(
@@ -125,6 +128,7 @@ class Subprocess:
     def _clean(self) -> None:
         self._stderr.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        leftovers.release(self._lock)
 
 
 def _ending(code: int | None) -> str:

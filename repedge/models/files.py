@@ -7,6 +7,7 @@ import os
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,10 @@ NESTS = (
 # What wrappers (DataParallel, torch.compile, Lightning, detectors) put before every key.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "ema.")
 JUNK = ("total_ops", "total_params")  # counters that profilers leave in state dicts
+PIECE = 1 << 22
+"""Values of a tensor that are looked at together; a large tensor would not fit into memory twice."""
+SPARSEST = 16
+"""A sparse tensor may have this many times more values than its file has bytes."""
 
 
 class Checkpoint(dict[str, "Tensor"]):
@@ -80,11 +85,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     tensors, entry, also = _unwrap(found, path)
     state = strip_prefixes(tensors)
     state.path, state.entry, state.also = path, entry, also
+    _check_sizes(path, state)
     state.dtype = _common_dtype(state)
-    size = path.stat().st_size
     for key in state:
-        _check_tensor(path, key, state[key], size)
-        state[key] = _own(state[key])
+        try:
+            state[key] = _own(state[key])
+        except Exception as error:  # quantized, packed and other tensors that torch can't bring to float32
+            kind = str(state[key].dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {key} is {kind}, which can't be read as float32 weights") from error
         if problem := unusable(key, state[key]):
             raise UserError(f"{path}: {problem}; the weights are damaged, use another checkpoint")
     return state
@@ -129,7 +137,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 def _read_pickle(path: Path) -> Any:
     import torch
 
-    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as f:
+        zipped = f.read(4) == b"PK\x03\x04"  # as torch tells; zipfile looks at the end, which may be damaged
     if zipped:
         _check_zip(path)
     try:
@@ -137,7 +146,8 @@ def _read_pickle(path: Path) -> Any:
         # (and TorchScript) are no plain zip and can't be.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the error says what matters
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            with torch.sparse.check_sparse_tensor_invariants():  # else their indices lead anywhere in memory
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if culprit := _culprit(str(error)):
             raise UserError(
@@ -153,15 +163,32 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
+ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+"""What reading a damaged archive raises."""
+
+
 def _check_zip(path: Path) -> None:
-    """torch stores its entries uncompressed: more bytes inside than outside is a zip bomb."""
+    """torch stores its entries uncompressed: more bytes inside than outside is a zip bomb.
+
+    torch itself does not look at their checksums.
+    """
     try:
         with zipfile.ZipFile(path) as z:
-            inside = sum(i.file_size for i in z.infolist())
+            members = z.infolist()
+            inside = sum(i.file_size for i in members)
             names = z.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            bomb = inside > 2 * path.stat().st_size + (1 << 20)
+            summed = any(i.CRC for i in members)  # torch can be told to leave the checksums out
+            damaged = z.testzip() if summed and not bomb else None
+    except ARCHIVE as error:
         raise UserError(f"{path} is a damaged archive; download or save it again") from error
-    if inside > 2 * path.stat().st_size + (1 << 20):
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged: the checksum of {damaged!r} in it differs; download or save it again"
+        )
+    if bomb:
         raise UserError(f"{path} unpacks to {inside / 1e9:.1f} GB, far over its size, so it is not loaded")
     if any(n.endswith("constants.pkl") for n in names):
         raise UserError(
@@ -198,19 +225,21 @@ def _unwrap(found: Any, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, 
         if tensors := _tensors(found):
             return tensors, ".".join(entry), also
         nests = [n for n in NESTS if isinstance(found.get(n), Mapping) and found[n]]
-        nests = nests or [str(k) for k, v in found.items() if isinstance(v, Mapping) and _tensors(v)]
+        nests = nests or [k for k, v in found.items() if isinstance(k, str) and _tensors(v)]
         if not nests:
             break
         also = also or tuple(n for n in nests[1:] if _tensors(found[n]))
         entry.append(nests[0])
         found = found[nests[0]]
-    keys = ", ".join(str(k) for k in list(found)[:6])
+    keys = ", ".join(str(k)[:60] for k in list(found)[:6])
     raise UserError(f"{path} holds no weights ({f'its entries are {keys}' if keys else 'it has no entries'})")
 
 
-def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _tensors(found: Any) -> dict[str, Tensor]:
     import torch
 
+    if not isinstance(found, Mapping):
+        return {}
     return {
         k: v.detach()
         for k, v in found.items()
@@ -236,15 +265,26 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> Checkpoint:
     return state
 
 
-def _check_tensor(path: Path, key: str, t: Tensor, size: int) -> None:
+def _check_sizes(path: Path, state: Mapping[str, Tensor]) -> None:
     """A tensor may say that it is far larger than what is stored of it: strides of 0, sparse layouts."""
-    if t.is_meta:
-        raise UserError(f"{path}: {key} is a meta tensor, a shape without values; save the trained weights")
-    if t.numel() * t.element_size() > 16 * size + (1 << 20):
-        raise UserError(
-            f"{path}: {key} unpacks to {t.numel() * t.element_size() / 1e9:.1f} GB, far over the size of the "
-            "file, so it is not loaded"
-        )
+    import torch
+
+    size = path.stat().st_size
+    total = 0
+    for key, t in state.items():
+        if t.is_meta:
+            raise UserError(
+                f"{path}: {key} is a meta tensor, a shape without values; save the trained weights"
+            )
+        if t.is_nested:
+            raise UserError(f"{path}: {key} is a nested tensor, which no network has as a weight")
+        most = size if t.layout == torch.strided else SPARSEST * size
+        total += t.numel()
+        if t.numel() > most + (1 << 20) or total > SPARSEST * size + (1 << 20):
+            raise UserError(
+                f"{path}: {key} unpacks to {t.numel() * t.element_size() / 1e9:.1f} GB, far over the size of "
+                "the file, so it is not loaded"
+            )
 
 
 def _common_dtype(state: Mapping[str, Tensor]) -> str:
@@ -260,6 +300,7 @@ def _own(t: Tensor) -> Tensor:
     import torch
 
     t = t.to_dense() if t.layout != torch.strided else t
+    t = t.dequantize() if t.is_quantized else t
     return t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone()
 
 
@@ -269,11 +310,12 @@ def unusable(key: str, t: Tensor) -> str:
 
     if not t.is_floating_point() or not t.numel():
         return ""
+    pieces = t.detach().reshape(-1).split(PIECE)
     # The double-precision sum of finite float32 numbers is finite: one pass, no mask in memory.
-    if not math.isfinite(t.sum(dtype=torch.float64).item()):
-        bad = int((~torch.isfinite(t)).sum())
-        kind = "NaN" if bool(torch.isnan(t).any()) else "infinite"
+    if not all(math.isfinite(p.sum(dtype=torch.float64).item()) for p in pieces):
+        bad = sum(int((~torch.isfinite(p)).sum()) for p in pieces)
+        kind = "NaN" if any(bool(torch.isnan(p).any()) for p in pieces) else "infinite"
         return f"{bad} of the {t.numel()} values of {key} are {kind}"
-    if key.endswith("running_var") and bool((t < 0).any()):
+    if key.endswith("running_var") and any(bool((p < 0).any()) for p in pieces):
         return f"{key} has negative variances"
     return ""

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from repedge.config import Color, Interpolation, Letterbox, Preprocess
+from repedge.disk import regular
 from repedge.errors import UserError
 
 MAX_SIDE = 16384  # pixels; larger is a slip of the finger, and would exhaust memory
@@ -185,7 +186,7 @@ def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = No
 
 def _label_file(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular.read_text(path, "utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"there is no labels file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -194,7 +195,7 @@ def _label_file(path: Path) -> list[str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         return _label_json(json.loads(text))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(
             f'{path} is not JSON labels; write a list of names, or {{"0": "first", "1": "second"}}'
         ) from error

@@ -7,6 +7,8 @@ inside. Both are written in the plainest way, as the reference that the artifact
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,8 +22,9 @@ from repedge.errors import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 # Of all that Pillow reads, what is meant to be a photo; among the rest is PostScript, a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
-LARGEST = 1 << 27
-"""Pixels of an image in memory; a strip of 1x60000 pixels, resized by its short side, would be larger."""
+LARGEST = 1 << 26
+"""Pixels of an image in memory (256 MiB); a strip of 1x60000 pixels, resized by its short side, would have
+more."""
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -39,15 +42,40 @@ def decode(file: Path | BinaryIO, name: str = "", *, upright: bool = False) -> I
             pipelines of these networks leave it.
 
     Raises:
-        UserError: The file is no image that Pillow reads, or is truncated.
+        UserError: The file is no image that Pillow reads, or is truncated, or has more pixels than `LARGEST`
+            and is no JPEG, which can be decoded at a half, a quarter or an eighth of its size.
     """
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            image.load()
-            return eight_bits(turned(image) if upright else image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_bound` is stricter
+            with Image.open(file, formats=_FORMATS) as image:
+                _bound(image)
+                image.load()
+                return eight_bits(turned(image) if upright else image)
     except Exception as e:  # Pillow's readers raise nearly anything on damaged files
         why = "of no known format" if isinstance(e, UnidentifiedImageError) else e
         raise UserError(f"{name or file} can't be read as an image ({why}); replace or remove it") from e
+
+
+def _bound(image: Image.Image) -> None:
+    """Let a large JPEG be decoded at a smaller size, and refuse other large images, before a pixel is.
+
+    Raises:
+        ValueError: It would take more memory than `LARGEST` pixels do.
+    """
+    width, height = image.size
+    if width * height <= LARGEST:
+        return
+    progressive = image.info.get("progressive")  # such a JPEG is decoded whole first
+    if image.format in ("JPEG", "MPO") and not progressive:
+        side = math.sqrt(LARGEST / (width * height))
+        image.draft(None, (int(width * side / 2), int(height * side / 2)))
+        if image.width * image.height <= LARGEST:
+            return
+    raise ValueError(
+        f"{width}x{height} pixels are more than the {LARGEST >> 20} megapixels that are decoded; "
+        "make it smaller"
+    )
 
 
 def turned(image: Image.Image) -> Image.Image:
@@ -61,16 +89,16 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A copy in 8-bit RGB, or in 8-bit grey where it is grey; alpha is dropped.
+    """In 8-bit RGB, or in 8-bit grey where it is grey; alpha is dropped.
 
     Raises:
         ValueError: 32-bit pixels, whose white is not known.
     """
     if image.mode in ("RGB", "L"):
-        return image.copy()
+        return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         # Pillow's own conversion clips at 255; its readers of 16-bit RGB take the high byte, too.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no known white; save it with 8 or 16 bits")
     return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
@@ -87,7 +115,8 @@ def pixels(image: Image.Image, pre: Preprocess) -> np.ndarray:
     Raises:
         UserError: The image, resized, would not fit into memory.
     """
-    image = image.convert("L" if pre.color == "GRAY" else "RGB")
+    mode = "L" if pre.color == "GRAY" else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     height, width = pre.size
     if height * width > LARGEST:
         raise UserError(

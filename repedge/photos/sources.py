@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from repedge.config import Preprocess
-from repedge.errors import UserError
+from repedge.disk import regular
+from repedge.errors import UserError, shown
 from repedge.photos import images
 from repedge.photos.archives import LARGEST_COMPANION, LARGEST_PHOTO, Members
 from repedge.photos.arrays import Table, as_image
@@ -101,9 +102,9 @@ def folder(path: Path) -> Files:
         file = path / name
         return _file_bytes(file, LARGEST_COMPANION, str(file)) if file.is_file() else None
 
-    names = [p.relative_to(path).as_posix() for p in files]
+    places = {shown(p.relative_to(path).as_posix()): p for p in files}  # names that are no text stay readable
     return Files(
-        "folder", path.resolve().name, str(path), names, lambda name: _file_bytes(path / name), companion
+        "folder", path.resolve().name, str(path), list(places), lambda n: _file_bytes(places[n]), companion
     )
 
 
@@ -113,13 +114,10 @@ def zipped(path: Path, members: Members) -> Files:
 
 
 def _file_bytes(path: Path, largest: int = LARGEST_PHOTO, called: str = "the file") -> bytes:
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{called} is no regular file")  # to open a pipe would be to wait for its writer
-    with path.open("rb") as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise UserError(f"{called} is larger than {largest >> 20} MiB")
-    return data
+    try:
+        return regular.read_bytes(path, largest)
+    except OSError as e:
+        raise UserError(f"{called} can't be read: {e.strerror or e}") from e
 
 
 def _decoded(name: str, read: Callable[[], bytes], upright: bool, told: Any = None) -> Item:

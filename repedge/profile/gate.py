@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from repedge import targets
+from repedge.disk import regular
 from repedge.errors import UserError
 from repedge.profile import stats
 from repedge.profile.result import Profile
@@ -114,14 +115,14 @@ def read_baseline(file: Path) -> Profile:
         UserError: No such file, or not such an object.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(regular.read_text(file))
         if isinstance(data, dict) and "profiles" in data:
             raise UserError(f"{file} holds a comparison; the baseline must be the JSON of one artifact")
         known = {k: v for k, v in data.items() if k not in BESIDE} if isinstance(data, dict) else data
         return Profile.model_validate(known)
     except OSError as e:
         raise UserError(f"the baseline {file} can't be read: {e.strerror}") from e
-    except (ValueError, ValidationError) as e:
+    except (ValueError, ValidationError, RecursionError) as e:
         first = str(e).splitlines()[0]
         raise UserError(f"{file} is not what `repedge profile --json` prints ({first})") from e
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from repedge import devices
-from repedge.atomic import scratch
 from repedge.devices.base import Device
 from repedge.devices.protocol import EngineRef, ProfileRequest, RawProfile
+from repedge.disk.atomic import scratch
 from repedge.errors import UserError
 from repedge.profile import stats
 from repedge.profile.result import Profile, summarize

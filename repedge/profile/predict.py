@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from repedge import targets
 from repedge.bundle.folder import Bundle
 from repedge.bundle.manifest import MANIFEST
+from repedge.disk import regular
 from repedge.errors import UserError
 from repedge.html import write_whole
 
@@ -248,7 +249,7 @@ def read(file: Path) -> Fit:
         UserError: It is damaged.
     """
     try:
-        return Fit.model_validate_json(file.read_text(encoding="utf-8"))
+        return Fit.model_validate_json(regular.read_text(file))
     except (OSError, ValueError, ValidationError) as e:
         raise UserError(f"the fit {file} is damaged ({str(e).splitlines()[0]}); remove it") from e
 
@@ -315,7 +316,7 @@ def save_device(
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{file} can't be written: {e.strerror}") from e
-    write_whole(file, json.dumps(fit.model_dump(mode="json"), indent=2) + "\n", force)
+    write_whole(file, json.dumps(fit.model_dump(mode="json"), indent=2) + "\n", force, ours=True)
     return file
 
 

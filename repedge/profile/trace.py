@@ -58,5 +58,6 @@ def write(profiles: Sequence[Profile], file: Path, force: bool = False) -> None:
     Raises:
         UserError: The file exists (without ``force``), or can't be written.
     """
-    text = json.dumps({"displayTimeUnit": "ms", "traceEvents": list(events(profiles))})
+    head = {"displayTimeUnit": "ms", "otherData": {"generator": "repedge"}}
+    text = json.dumps({**head, "traceEvents": list(events(profiles))})
     write_whole(file, text, force)

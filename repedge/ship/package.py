@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from repedge import targets
-from repedge.bundle.folder import Bundle, writing
+from repedge import hashing, targets
+from repedge.bundle.folder import Bundle, check_free, still_there, writing
 from repedge.bundle.manifest import MANIFEST, Manifest, digest_of, task_of
+from repedge.disk import regular
+from repedge.disk.atomic import Kind
 from repedge.errors import UserError
 from repedge.ship import golden, names
 from repedge.ship.context import context
@@ -20,7 +22,7 @@ from repedge.ship.render import Layers
 from repedge.version import __version__
 
 MARKER = "repedge-package.json"
-"""In every package; `ship` with ``force`` replaces only folders that have one."""
+"""In every package; `ship` with ``force`` replaces only folders that have one, and only what it lists."""
 
 MODEL = "model"
 """What the artifact is called in a package: the stem of its files."""
@@ -104,7 +106,7 @@ def ship(
     goldens = [golden.read(b) for b in opened]
     values = context(opened, goldens, platform, identifier)
     texts = layers.render(values)
-    with writing(out, force) as draft:
+    with writing(out, force, PACKAGE) as draft:
         _write(draft.path, opened, goldens, platform, values, texts)
         files = [p for p in draft.path.rglob("*") if p.is_file()]
         shipped = Shipped(
@@ -118,6 +120,7 @@ def ship(
             {b.manifest.precision: b.unverified for b in opened if b.unverified},
         )
         draft.publish()
+    still_there(out)
     return shipped
 
 
@@ -190,8 +193,28 @@ def _check_out(out: Path, bundles: Sequence[Bundle], force: bool) -> None:
         own = b.path.resolve()
         if place == own or own in place.parents or place in own.parents:
             raise UserError(f"--out {out} and the bundle {b.path} overlap; choose another --out")
-    if force and out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
-        raise UserError(f"{out} exists and is no package, so --force will not replace it; move it away")
+    check_free(out, force, PACKAGE)
+
+
+def _listed(folder: Path) -> frozenset[str] | None:
+    """The files that a package's marker lists, as far as they are as `ship` wrote them; and the marker.
+
+    What an app's developer changed in one of them is theirs; what Python compiled of one is not.
+    """
+    try:
+        entries = json.loads(regular.read_bytes(folder / MARKER))["files"]
+        compiled = (p.relative_to(folder).as_posix() for p in folder.rglob("__pycache__/*.pyc"))
+        return frozenset(e["path"] for e in entries if _unchanged(folder, **e)) | {MARKER, *compiled}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _unchanged(folder: Path, path: str, sha256: str) -> bool:
+    inside = not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+    return inside and (folder / path).is_file() and hashing.sha256(folder / path) == sha256
+
+
+PACKAGE = Kind("package", _listed)
 
 
 def _write(
@@ -209,7 +232,13 @@ def _write(
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8", newline="\n")
-    (root / MARKER).write_text(json.dumps(_marker(values, platform), indent=2) + "\n", encoding="utf-8")
+    marker = {**_marker(values, platform), "files": _hashes(root)}
+    (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _hashes(root: Path) -> list[dict[str, str]]:
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return [{"path": p.relative_to(root).as_posix(), "sha256": hashing.sha256(p)} for p in files]
 
 
 PRIVATE = ("source", "sha256", "skipped")
@@ -218,7 +247,7 @@ PRIVATE = ("source", "sha256", "skipped")
 
 def _public(manifest: Path) -> str:
     """The manifest's text, without the names of the photos that it was calibrated on."""
-    text = manifest.read_text(encoding="utf-8")
+    text = regular.read_text(manifest)
     content = json.loads(text)
     calibration = (content.get("quantization") or {}).get("calibration") or {}
     if not calibration:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from bundles import make, manifest
 
-from repedge import atomic
 from repedge.bundle.folder import Bundle, check_destination, writing
+from repedge.disk import atomic
 from repedge.errors import UserError
 
 REPLACER = """
@@ -112,12 +112,16 @@ def test_a_link_to_nowhere_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "net").is_symlink()
 
 
-def test_leftovers_of_names_with_wildcards_are_swept(tmp_path: Path) -> None:
-    (tmp_path / ".net[1].partial-99999999999999999999-abcd").mkdir()
-    (tmp_path / ".net1.partial-99999999999999999999-abcd").mkdir()
+def test_leftovers_of_other_names_are_swept_too(tmp_path: Path) -> None:
+    """Whoever was killed while it wrote beside this bundle may never be started again."""
+    for name in (".net[1].partial-99-0123abcd", ".net1.partial-1-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half")
+    mine = [".net1.partial-of-a-thesis", ".net[1].old-backup", "net1.partial-99-0123abcd"]
+    for name in mine:
+        (tmp_path / name).mkdir()
     make(tmp_path / "net[1]")
-    names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == [".net1.partial-99999999999999999999-abcd", "net[1]"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*mine, "net[1]"])
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "loop/net", "file/net"])

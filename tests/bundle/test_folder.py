@@ -110,7 +110,7 @@ def test_no_overwrite_without_force(tmp_path: Path) -> None:
 def test_force_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is no bundle that repedge wrote"):
         make(tmp_path / "net", force=True)
     assert (tmp_path / "net" / "thesis.txt").read_text() == "precious"
 

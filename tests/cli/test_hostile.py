@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import repedge
-from repedge import atomic
 from repedge.bundle.folder import Bundle
 from repedge.config import Preprocess
+from repedge.disk import atomic
 from repedge.errors import UserError
 from repedge.models.files import load_checkpoint
 from repedge.photos import images

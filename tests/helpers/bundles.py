@@ -35,7 +35,7 @@ def make(final: Path, content: bytes = b"artifact", force: bool = False) -> Bund
         (draft.path / "golden").mkdir()
         (draft.path / "golden" / "0.png").write_bytes(b"png")
         draft.seal(manifest())
-        return draft.publish()
+        return Bundle.open(draft.publish())
 
 
 def change_manifest(bundle: Path, change: dict) -> None:

@@ -118,7 +118,7 @@ def fake(
                 origin=Origin(model="onnx", description="made up", license=license),
             )
         )  # fmt: skip
-        return draft.publish().path
+        return draft.publish()
 
 
 def _input(target: str, pre: Preprocess, kind: str) -> Tensor:

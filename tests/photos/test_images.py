@@ -211,7 +211,7 @@ def test_companions_are_bounded_and_checked(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="'labels.json' in .* like a zip bomb"):
         classes(tmp_path / "bomb.zip")
     monkeypatch.setattr("repedge.photos.sources.LARGEST_COMPANION", 1 << 20)
-    with pytest.raises(UserError, match="labels.json is larger than 1 MiB"):
+    with pytest.raises(UserError, match="labels.json can't be read: it is larger than 1 MiB"):
         classes(tmp_path / "p")
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from repedge.atomic import foreign_writer
+from repedge.disk.atomic import foreign_writer
 from repedge.errors import UnsupportedModel, UserError
 from repedge.graph.values import shape_of
 from repedge.precision import Precision
