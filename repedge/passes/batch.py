@@ -136,6 +136,41 @@ def _matmul(node: ir.Node, batched: set[ir.Value]) -> str | None:
     return None
 
 
+def _gather(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    """Of constants by an image's indices, along the first axis, an image gets its own."""
+    axis = attr(node, "axis", 0) % len(shape_of(node.inputs[0]))
+    if node.inputs[0] in batched:
+        return _axis_is_not_batch(node, batched)
+    return None if axis == 0 else "picks from constants by the image, behind another axis than the first"
+
+
+def _gather_elements(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    if not all(v in batched for v in node.inputs):
+        return "has data or indices made for one image"
+    return None if attr(node, "axis", 0) % len(shape_of(node.inputs[0])) else "works along the batch axis"
+
+
+def _gather_nd(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    if node.inputs[1] in batched and (node.inputs[0] not in batched or attr(node, "batch_dims", 0) > 0):
+        return None
+    return "picks the images themselves"
+
+
+def _repeat(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    """Expand and Tile: no new axis in front, and the batch as it is."""
+    size = const(node.inputs[1])
+    if size is None or len(shape_of(node.inputs[0])) != len(shape_of(node.outputs[0])):
+        return "makes an axis in front of the batch"
+    return None if len(size) < len(shape_of(node.outputs[0])) or size[0] == 1 else "repeats the batch axis"
+
+
+def _running(node: ir.Node, batched: set[ir.Value]) -> str | None:
+    axis = const(node.inputs[1])
+    if axis is None or int(axis.reshape(())) % len(shape_of(node.inputs[0])) == 0:
+        return "works along the batch axis"
+    return None
+
+
 def _slice(node: ir.Node, batched: set[ir.Value]) -> str | None:
     axes = const(input_at(node, 3))
     if axes is None or (axes % len(shape_of(node.inputs[0])) == 0).any():
@@ -168,13 +203,16 @@ ONE_INPUT = (
 
 BROADCASTING = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "And", "Or"),
-    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Xor", "Mod"),
 )
 ALONG_AXIS = (
-    *("Split", "Softmax", "LogSoftmax", "Hardmax", "Gather", "ArgMax", "ArgMin", "Flatten"),
+    *("Split", "Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "Flatten", "TopK"),
     "LayerNormalization",
 )
-REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd")
+REDUCTIONS = (
+    *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd"),
+    *("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"),
+)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ONE_INPUT, _data_input_only),
@@ -188,6 +226,12 @@ RULES: dict[str, Rule] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Slice": _slice,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "Expand": _repeat,
+    "Tile": _repeat,
+    "CumSum": _running,
     "Pad": _pad,
     "Resize": _resize,
 }

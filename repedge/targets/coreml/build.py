@@ -111,11 +111,13 @@ def _lower(c: Lowerer, node: ir.Node) -> None:
 
 
 def _output(c: Lowerer, value: ir.Value, name: str) -> Any:
-    """The value as a float32 output of exactly this name."""
+    """The value as an output of exactly this name: float32, or int32 for whole numbers and truths."""
     var = c._vars.get(value)
     if var is None:
         raise UserError(f"output {value.name!r} is a constant; a Core ML model has to compute its outputs")
-    if c.dtype == np.float16:
+    if value.dtype == ir.DataType.BOOL:
+        return c.mb.cast(x=var, dtype="int32", name=name)
+    if c.dtype == np.float16 and value.dtype == ir.DataType.FLOAT:
         return c.mb.cast(x=var, dtype="fp32", name=name)
     return c.mb.identity(x=var, name=name)
 

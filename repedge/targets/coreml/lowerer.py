@@ -89,7 +89,8 @@ class Lowerer:
         Raises:
             UserError: A value does not fit into float16.
         """
-        return self.mb.const(val=self.cast(array, name), name=self.unique(name))
+        val = self.cast(array, name)
+        return self.mb.const(val=val if val.ndim else val[()], name=self.unique(name))
 
     def quantized(self, weight: qdq.Quantized, name: str) -> Any:
         """An int8 constant that Core ML widens: by iOS 18's operator if that may be used, else iOS 16's.
@@ -119,14 +120,29 @@ class Lowerer:
         )
 
     def cast(self, array: np.ndarray, name: str) -> np.ndarray:
-        """``array`` in the program's precision; ``name`` is for the error of `weight`."""
+        """``array`` in the program's precision, whole numbers as int32; ``name`` is for `weight`'s error."""
+        if array.dtype.kind == "b":
+            return array
+        if array.dtype.kind in "iu":
+            limits = np.iinfo(np.int32)
+            return np.asarray(array.clip(limits.min, limits.max), np.int32, order="C")
         if self.dtype == np.float16 and array.size:
             largest = max(float(array.max()), -float(array.min()))
             if largest > FLOAT16_MAX and np.isfinite(largest):
                 raise UserError(
                     f"tensor {name!r} holds {largest:.6g}, too much for float16; compile with fp32 precision"
                 )
-        return np.ascontiguousarray(array, dtype=self.dtype)
+        return np.asarray(array, self.dtype, order="C")  # ascontiguousarray would make scalars 1-D
+
+    @property
+    def float_word(self) -> str:
+        """What MIL calls the program's precision."""
+        return "fp16" if self.dtype == np.float16 else "fp32"
+
+    def like(self, value: float, var: Any) -> Any:
+        """A scalar attribute of the type of another variable."""
+        whole = "int" in str(var.dtype)
+        return np.int32(value) if whole else self.scalar(value)
 
     def scalar(self, value: float) -> Any:
         """A scalar attribute in the program's precision, clamped to its finite range."""

@@ -24,14 +24,18 @@ from repedge.targets import qdq, resampling
 from repedge.targets.base import Unsupported
 from repedge.targets.coreml import ops_curves as curves
 from repedge.targets.coreml import ops_shape as shapes
+from repedge.targets.coreml import ops_values as values
 from repedge.targets.coreml import ops_window as spatial
-from repedge.targets.coreml.nodes import Refuse, axis_of, ints, is_constant, needs_constant, real
+from repedge.targets.coreml.nodes import Refuse, axis_of, is_constant, needs_constant, real
 
 if TYPE_CHECKING:
     from repedge.targets.coreml.lowerer import Lowerer
 
 MAX_RANK = 5
 """Core ML tensors have at most 5 axes."""
+
+TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
+"""Types of values; the int64 numbers of a graph are indices and sizes, which 32 bits hold."""
 
 Emit = Callable[["Lowerer", ir.Node], Any]
 
@@ -194,18 +198,11 @@ def refuse_batch_norm(n: ir.Node) -> str | None:
 
 def reduce(op: str) -> Lowering:
     def emit(c: Lowerer, n: ir.Node) -> Any:
-        rank = len(shape_of(n.inputs[0]))
-        axes = sorted(a % rank for a in ints(n, 1, ()) or range(rank))
+        axes = values.reduced_axes(n)
         keep = bool(attr(n, "keepdims", 1))
         return getattr(c.mb, op)(x=c.var(n, 0), axes=axes, keep_dims=keep, name=c.name(n))
 
-    def refuse(n: ir.Node) -> str | None:
-        axes = ints(n, 1, ()) or ()
-        if not axes and attr(n, "noop_with_empty_axes", 0):
-            return "it reduces over no axes"
-        return None
-
-    return Lowering(emit, refuse)
+    return Lowering(emit, values.refuse_reduction)
 
 
 def global_pool(op: str) -> Lowering:
@@ -271,13 +268,38 @@ LOWERINGS: dict[str, Lowering] = {
     "Add": binary("add"),
     "Sub": binary("sub"),
     "Mul": Lowering(mul),
-    "Div": binary("real_div"),
+    "Div": Lowering(values.divide),
     "Max": extremum("maximum"),
     "Min": extremum("minimum"),
     "Pow": binary("pow"),
     "Abs": unary("abs"),
     "Exp": unary("exp"),
+    "Log": unary("log"),
     "Sqrt": unary("sqrt"),
+    "Reciprocal": Lowering(values.reciprocal),
+    "Neg": Lowering(values.negative),
+    "Sin": unary("sin"),
+    "Cos": unary("cos"),
+    "Sign": unary("sign"),
+    "Floor": unary("floor"),
+    "Ceil": unary("ceil"),
+    "Round": unary("round"),
+    "Mod": Lowering(values.remainder),
+    # comparisons, logic, types
+    "Equal": binary("equal"),
+    "Greater": binary("greater"),
+    "GreaterOrEqual": binary("greater_equal"),
+    "Less": binary("less"),
+    "LessOrEqual": binary("less_equal"),
+    "And": binary("logical_and"),
+    "Or": binary("logical_or"),
+    "Xor": binary("logical_xor"),
+    "Not": unary("logical_not"),
+    "Where": Lowering(values.where),
+    "Cast": Lowering(values.cast),
+    # normalization
+    "LayerNormalization": Lowering(values.layer_norm, values.refuse_layer_norm),
+    "InstanceNormalization": Lowering(values.instance_norm, values.refuse_instance_norm),
     # pooling and reductions
     "MaxPool": Lowering(spatial.max_pool, spatial.refuse_pool),
     "AveragePool": Lowering(spatial.average_pool, spatial.refuse_pool),
@@ -286,6 +308,17 @@ LOWERINGS: dict[str, Lowering] = {
     "ReduceMean": reduce("reduce_mean"),
     "ReduceMax": reduce("reduce_max"),
     "ReduceSum": reduce("reduce_sum"),
+    "ReduceMin": reduce("reduce_min"),
+    "ReduceProd": reduce("reduce_prod"),
+    "ReduceL1": reduce("reduce_l1_norm"),
+    "ReduceL2": reduce("reduce_l2_norm"),
+    "ReduceSumSquare": reduce("reduce_sum_square"),
+    "ReduceLogSum": Lowering(values.log_sum, values.refuse_reduction),
+    "ReduceLogSumExp": reduce("reduce_log_sum_exp"),
+    "ArgMax": Lowering(values.extreme_place("reduce_argmax"), values.refuse_last_place),
+    "ArgMin": Lowering(values.extreme_place("reduce_argmin"), values.refuse_last_place),
+    "TopK": Lowering(values.topk, needs_constant(1)),
+    "CumSum": Lowering(values.cumsum, needs_constant(1)),
     # shapes
     "Concat": Lowering(shapes.concat),
     "Split": Lowering(shapes.split),
@@ -299,6 +332,11 @@ LOWERINGS: dict[str, Lowering] = {
     "SpaceToDepth": Lowering(shapes.space_to_depth),
     "Pad": Lowering(shapes.pad, shapes.refuse_pad),
     "Resize": Lowering(spatial.resize, resampling.refuse),
+    "Gather": Lowering(values.gather),
+    "GatherElements": Lowering(values.gather_elements),
+    "GatherND": Lowering(values.gather_nd),
+    "Expand": Lowering(values.expand, needs_constant(1)),
+    "Tile": Lowering(values.expand, needs_constant(1)),
     # quantization
     "QuantizeLinear": Lowering(quantize, qdq.refuse_quantize),
     "DequantizeLinear": Lowering(dequantize, qdq.refuse_dequantize),
@@ -314,8 +352,8 @@ def refusal(n: ir.Node) -> str | None:
     for value in (*n.inputs, *n.outputs):
         if value is None or const(value) is not None:
             continue
-        if value.dtype not in (None, ir.DataType.FLOAT) and n.op_type not in qdq.NAMES:
-            return f"it computes with {value.dtype}; only float32 graphs can be compiled"
+        if value.dtype is not None and value.dtype not in TYPES and n.op_type not in qdq.NAMES:
+            return f"it computes with {value.dtype}; Core ML has float, 32-bit integers and truths"
         if len(shape_of(value)) > MAX_RANK:
             return f"{value.name!r} has {len(shape_of(value))} axes; Core ML allows {MAX_RANK}"
     return LOWERINGS[n.op_type].refuse(n)

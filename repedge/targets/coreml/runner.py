@@ -33,7 +33,13 @@ class _PackageRunner(Runner):
             raise
         except Exception as error:
             raise DeviceError(f"{EXECUTOR} failed on the package: {error}") from error
-        return [np.concatenate([np.asarray(r[name], np.float32) for r in results]) for name in self._outputs]
+        return [np.concatenate([_numbers(r[name]) for r in results]) for name in self._outputs]
+
+
+def _numbers(output: Any) -> np.ndarray:
+    """An output as float32, or as the whole numbers that it holds."""
+    array = np.asarray(output)
+    return array if array.dtype.kind in "iu" else array.astype(np.float32)
 
 
 class InterpreterRunner(_PackageRunner):

@@ -138,7 +138,7 @@ class CoreML(Target):
             main=main,
             inputs=(_input_spec(built.input, shape_of(model.graph.inputs[0]), job),),
             outputs=tuple(
-                _output_spec(name, shape_of(value))
+                _output_spec(name, value)
                 for name, value in zip(built.outputs, model.graph.outputs, strict=True)
             ),
             requires=REQUIRES[deployment],
@@ -195,5 +195,7 @@ def _input_spec(name: str, shape: tuple[int, ...], job: Job) -> TensorSpec:
     return TensorSpec(name, "float32", shape, "NCHW")
 
 
-def _output_spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
-    return TensorSpec(name, "float32", shape, {2: "NC", 4: "NCHW"}.get(len(shape), ""))
+def _output_spec(name: str, value: ir.Value) -> TensorSpec:
+    shape = shape_of(value)
+    dtype = "float32" if value.dtype in (None, ir.DataType.FLOAT) else "int32"
+    return TensorSpec(name, dtype, shape, {2: "NC", 4: "NCHW"}.get(len(shape), ""))

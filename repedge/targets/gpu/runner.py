@@ -77,7 +77,7 @@ def rounding(path: Path) -> ir.Model | None:
             if _to_half(node):
                 _follow(graph, node, node.outputs[0], (ir.DataType.FLOAT,))
             continue
-        for value in node.outputs:
+        for value in [v for v in node.outputs if v.dtype in (None, ir.DataType.FLOAT16)]:
             if node.op_type != "QuantizeLinear":
                 value.type = ir.TensorType(ir.DataType.FLOAT)
             if node.op_type not in MOVES:

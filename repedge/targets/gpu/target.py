@@ -83,6 +83,31 @@ def inference_only(node: ir.Node) -> str | None:
     return "it is in training mode" if attr(node, "training_mode", 0) else None
 
 
+def normalization(node: ir.Node) -> str | None:
+    """Refuses a mean or deviation that is read."""
+    read = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return "TensorRT does not give its mean and deviation" if read else constant(1, 2)(node)
+
+
+def first_of_equal(node: ir.Node) -> str | None:
+    """Refuses the last place of equal numbers."""
+    return "TensorRT gives the first of equal numbers' places" if attr(node, "select_last_index", 0) else None
+
+
+MOST = 3840
+"""Numbers that TensorRT's TopK gives at most."""
+
+
+def topk(node: ir.Node) -> str | None:
+    """Refuses a computed number of results, and more than TensorRT gives."""
+    count = const(node.inputs[1])
+    if count is not None and count.reshape(-1)[0] > MOST:
+        return f"TensorRT's TopK gives {MOST} numbers at most"
+    return constant(1)(node)
+
+
+REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
+
 TABLE: dict[str, Refusal] = {
     # convolutions and products
     "Conv": constant(1, 2),
@@ -110,13 +135,24 @@ TABLE: dict[str, Refusal] = {
     "Min": anything,
     "Exp": anything,
     "Sqrt": anything,
+    **dict.fromkeys(("Reciprocal", "Log", "Sin", "Cos", "Abs", "Neg", "Sign", "Erf"), anything),
+    **dict.fromkeys(("Floor", "Ceil", "Round", "Mod"), anything),
+    # comparisons, logic, types
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), anything),
+    **dict.fromkeys(("And", "Or", "Xor", "Not", "Where", "Cast"), anything),
+    # normalization
+    "LayerNormalization": normalization,
+    "InstanceNormalization": constant(1, 2),
     # pooling and reductions
     "MaxPool": pooling,
     "AveragePool": pooling,
     "GlobalAveragePool": anything,
     "GlobalMaxPool": anything,
-    "ReduceMean": constant(1),
-    "ReduceSum": constant(1),
+    **dict.fromkeys((*(f"Reduce{kind}" for kind in REDUCTIONS),), constant(1)),
+    "ArgMax": first_of_equal,
+    "ArgMin": first_of_equal,
+    "TopK": topk,
+    "CumSum": constant(1),
     # layout and shape
     "Concat": anything,
     "Split": constant(1),
@@ -128,6 +164,9 @@ TABLE: dict[str, Refusal] = {
     "Resize": resampling.refuse,
     "DepthToSpace": anything,
     "SpaceToDepth": anything,
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND"), anything),
+    "Expand": constant(1),
+    "Tile": constant(1),
     # quantization
     "QuantizeLinear": symmetric(qdq.refuse_quantize),
     "DequantizeLinear": symmetric(qdq.refuse_dequantize),
@@ -267,4 +306,5 @@ def _input_spec(model: ir.Model, job: Job) -> TensorSpec:
 
 def _output_spec(value: ir.Value) -> TensorSpec:
     shape = shape_of(value)
-    return TensorSpec(str(value.name), "float32", (-1, *shape[1:]), {2: "NC", 4: "NCHW"}.get(len(shape), ""))
+    dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
+    return TensorSpec(str(value.name), dtype, (-1, *shape[1:]), {2: "NC", 4: "NCHW"}.get(len(shape), ""))

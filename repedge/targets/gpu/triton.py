@@ -25,6 +25,7 @@ REPOSITORY = Path("model_repository")
 LABELS_FILE = "labels.txt"
 
 DATA_TYPES = {"uint8": "TYPE_UINT8", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
+DATA_TYPES |= {"int32": "TYPE_INT32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
 FORMATS = {"NHWC": "FORMAT_NHWC", "NCHW": "FORMAT_NCHW"}
 
 QUEUE_DELAY = 100

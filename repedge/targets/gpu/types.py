@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UserError
+from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
 from repedge.targets import qdq
 
@@ -42,6 +43,8 @@ def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     qdq.drop_unread(graph)
     notes = [note for value in list(graph.initializers.values()) if (note := _halve(graph, value))]
     for node in graph:
+        if node.op_type == "Cast" and attr(node, "to") == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(ir.DataType.FLOAT16)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from repedge.graph.attrs import attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, only_reader, shape_of
 from repedge.targets import qdq, resampling
+from repedge.targets.openvino import ops_values as v
 from repedge.targets.openvino.build import Builder, Lowering, Row, arg, first, given, needed, require_const
 from repedge.targets.openvino.ops_shape import (
     axes_op,
@@ -260,17 +261,6 @@ def spatial(name: str) -> Lowering:
     return lower
 
 
-def reduction(name: str) -> Lowering:
-    def lower(b: Builder, node: ir.Node) -> Any:
-        axes, rank = arg(node, 1), len(shape_of(node.inputs[0]))
-        if (axes is None or axes.size == 0) and attr(node, "noop_with_empty_axes", 0):
-            return b.x(node, 0).get_node()
-        wanted = range(rank) if axes is None or axes.size == 0 else sorted(int(i) % rank for i in axes)
-        return getattr(b.ops, name)(b.x(node, 0), b.ints(*wanted), keep_dims=bool(attr(node, "keepdims", 1)))
-
-    return lower
-
-
 # --- layout and shape ------------------------------------------------------------------------------------
 
 
@@ -327,14 +317,53 @@ TABLE: dict[str, Row] = {
     "Max": Row(variadic("maximum")),
     "Min": Row(variadic("minimum")),
     "Exp": Row(unary("exp")),
+    "Log": Row(unary("log")),
     "Sqrt": Row(unary("sqrt")),
+    "Reciprocal": Row(v.reciprocal),
+    "Sin": Row(unary("sin")),
+    "Cos": Row(unary("cos")),
+    "Abs": Row(unary("abs")),
+    "Neg": Row(unary("negative")),
+    "Sign": Row(unary("sign")),
+    "Floor": Row(unary("floor")),
+    "Ceil": Row(unary("ceil")),
+    "Round": Row(v.round_half_even),
+    "Erf": Row(unary("erf")),
+    "Mod": Row(v.remainder),
+    # comparisons, logic, types
+    "Equal": Row(binary("equal")),
+    "Greater": Row(binary("greater")),
+    "GreaterOrEqual": Row(binary("greater_equal")),
+    "Less": Row(binary("less")),
+    "LessOrEqual": Row(binary("less_equal")),
+    "And": Row(binary("logical_and")),
+    "Or": Row(binary("logical_or")),
+    "Xor": Row(binary("logical_xor")),
+    "Not": Row(unary("logical_not")),
+    "Where": Row(lambda b, n: b.ops.select(b.x(n, 0), b.x(n, 1), b.x(n, 2))),
+    "Cast": Row(v.cast),
     # pooling and reductions
     "MaxPool": Row(max_pool, pool_2d),
     "AveragePool": Row(average_pool, first(pool_2d, average_without_surprises)),
     "GlobalAveragePool": Row(spatial("reduce_mean")),
     "GlobalMaxPool": Row(spatial("reduce_max")),
-    "ReduceMean": Row(reduction("reduce_mean"), require_const(1)),
-    "ReduceSum": Row(reduction("reduce_sum"), require_const(1)),
+    "ReduceMean": Row(v.reduction("reduce_mean"), require_const(1)),
+    "ReduceSum": Row(v.reduction("reduce_sum"), require_const(1)),
+    "ReduceMax": Row(v.reduction("reduce_max"), require_const(1)),
+    "ReduceMin": Row(v.reduction("reduce_min"), require_const(1)),
+    "ReduceProd": Row(v.reduction("reduce_prod"), require_const(1)),
+    "ReduceL1": Row(v.reduction("reduce_l1"), first(require_const(1), v.over_some_axis)),
+    "ReduceL2": Row(v.reduction("reduce_l2"), first(require_const(1), v.over_some_axis)),
+    "ReduceSumSquare": Row(v.reduction("reduce_sum", "square"), first(require_const(1), v.over_some_axis)),
+    "ReduceLogSum": Row(v.reduction("reduce_sum", "", "log"), first(require_const(1), v.over_some_axis)),
+    "ReduceLogSumExp": Row(v.log_sum_exp, first(require_const(1), v.over_some_axis)),
+    "ArgMax": Row(v.extreme_place("max"), v.first_of_equal),
+    "ArgMin": Row(v.extreme_place("min"), v.first_of_equal),
+    "TopK": Row(v.topk, require_const(1)),
+    "CumSum": Row(v.cumsum, require_const(1)),
+    # normalization
+    "LayerNormalization": Row(v.layer_norm, v.statistics_unread),
+    "InstanceNormalization": Row(v.instance_norm, require_const(1, 2)),
     # layout and shape
     "Concat": Row(concat),
     "Split": Row(split),
@@ -348,6 +377,11 @@ TABLE: dict[str, Row] = {
     "Resize": Row(resize, resampling.refuse),
     "DepthToSpace": Row(block("depth_to_space")),
     "SpaceToDepth": Row(block("space_to_depth")),
+    "Gather": Row(v.gather),
+    "GatherElements": Row(v.gather_elements),
+    "GatherND": Row(v.gather_nd),
+    "Expand": Row(v.expand, require_const(1)),
+    "Tile": Row(v.tile, require_const(1)),
     # quantization
     "QuantizeLinear": Row(fake_quantize, qdq.refuse_quantize),
     "DequantizeLinear": Row(lambda b, n: b.x(n, 0).get_node(), qdq.refuse_dequantize),

@@ -222,7 +222,8 @@ def _input_spec(model: ir.Model, job: Job) -> TensorSpec:
 
 def _output_spec(value: ir.Value) -> TensorSpec:
     shape = shape_of(value)
-    return TensorSpec(str(value.name), "float32", shape, LAYOUTS.get(len(shape), ""))
+    dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
+    return TensorSpec(str(value.name), dtype, shape, LAYOUTS.get(len(shape), ""))
 
 
 def _refusal(node: ir.Node) -> str | None:

@@ -24,6 +24,16 @@ ACTIVATIONS = {
 NO_ACTIVATION = schema.ActivationFunctionType.NONE
 _HALF_MAX = float(np.finfo(np.float16).max)
 
+DTYPES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.INT64: "int32",
+    ir.DataType.INT32: "int32",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.BOOL: "bool",
+}
+"""Type of a value -> of its tensor. The int64 numbers of a graph are indices and sizes, which 32 bits hold;
+few kernels take 64."""
+
 
 def bounds(node: ir.Node) -> tuple[float, float]:
     """Lower and upper bound of a Relu or Clip node with constant bounds.
@@ -109,7 +119,9 @@ class Emitter:
         """A new tensor for a value that an operator is about to compute."""
         shape = shape_of(value)
         layout = natural(len(shape)) if layout is None else layout
-        tensor = self.scratch(value.name or "", stored(shape, layout), self.quants.get(value))
+        tensor = self.scratch(
+            value.name or "", stored(shape, layout), self.quants.get(value), self.dtype(value)
+        )
         self.store(value, layout, tensor)
         return tensor
 
@@ -121,7 +133,7 @@ class Emitter:
         """Bring a tensor into another layout: free if only axes of length 1 move, else a TRANSPOSE."""
         if before == after:
             return tensor
-        result = self.scratch(name, stored(shape, after), self.quant(tensor))
+        result = self.like(name, stored(shape, after), tensor)
         if same_bytes(shape, before, after):
             self.reshape(tensor, result)
         else:
@@ -147,10 +159,37 @@ class Emitter:
 
     # Tensors that ONNX does not have
 
-    def scratch(self, name: str, shape: Sequence[int], quant: Quant | None = None) -> int:
-        """A tensor that an operator will write: float32, or integers."""
-        dtype = quant.dtype if quant is not None else "float32"
+    def scratch(
+        self, name: str, shape: Sequence[int], quant: Quant | None = None, dtype: str = "float32"
+    ) -> int:
+        """A tensor that an operator will write: float32 or another type, or integers that stand for reals."""
+        dtype = quant.dtype if quant is not None else dtype
         return self.writer.tensor(Tensor(name, tuple(shape), dtype, None, quant))
+
+    def like(self, name: str, shape: Sequence[int], tensor: int) -> int:
+        """A tensor that an operator will write, of the type of another."""
+        return self.scratch(name, shape, self.quant(tensor), self.writer.tensors[tensor].dtype)
+
+    def step(
+        self,
+        op: str,
+        inputs: Sequence[int],
+        name: str,
+        shape: Sequence[int] | None = None,
+        dtype: str | None = None,
+        version: int = 1,
+        **options: Any,
+    ) -> int:
+        """An operator on the way to a node's result; its tensor is by default as its first input is."""
+        first = self.writer.tensors[inputs[0]]
+        result = self.scratch(name, first.shape if shape is None else shape, None, dtype or first.dtype)
+        self.op(op, inputs, [result], version, **options)
+        return result
+
+    @staticmethod
+    def dtype(value: ir.Value) -> str:
+        """The type of a value's tensor where it holds no integers that stand for reals."""
+        return DTYPES.get(value.dtype or ir.DataType.FLOAT, "float32")
 
     def quant(self, tensor: int) -> Quant | None:
         """What the integers of a tensor stand for; None if it is float32."""
@@ -173,10 +212,16 @@ class Emitter:
             self._ints[key] = self.writer.tensor(Tensor(name, array.shape, "int32", lambda: array))
         return self._ints[key]
 
-    def floats(self, name: str, array: np.ndarray) -> int:
+    def floats(self, name: str, array: np.ndarray | float) -> int:
         """A float32 constant: a bias, a scale, a bound."""
         array = np.asarray(array, np.float32)
         return self.writer.tensor(Tensor(name, array.shape, "float32", lambda: array))
+
+    def number(self, name: str, value: float, like: int) -> int:
+        """A single number of the type of another tensor (which holds no integers that stand for reals)."""
+        dtype = self.writer.tensors[like].dtype
+        array = np.asarray(value, dtype)
+        return self.writer.tensor(Tensor(name, (), dtype, lambda: array))
 
     def integers(self, name: str, array: np.ndarray, quant: Quant) -> int:
         """An integer constant."""
@@ -254,6 +299,11 @@ class Emitter:
     def stated(self, value: ir.Value, array: np.ndarray) -> int:
         """A constant of the graph, its array brought into some other shape or order."""
         quant = self.quants.get(value)
-        if quant is None:
-            return self.floats(value.name or "", array)
-        return self.integers(value.name or "", array, quant)
+        if quant is not None:
+            return self.integers(value.name or "", array, quant)
+        dtype = DTYPES.get(ir.DataType.from_numpy(array.dtype), "float32")
+        if dtype == "int32":
+            limits = np.iinfo(np.int32)
+            array = array.clip(limits.min, limits.max)
+        array = np.asarray(array, dtype)
+        return self.writer.tensor(Tensor(value.name or "", array.shape, dtype, lambda: array))

@@ -19,8 +19,12 @@ from repedge.targets.tflite import ops_math as m
 from repedge.targets.tflite import ops_shape as s
 from repedge.targets.tflite import ops_window as w
 from repedge.targets.tflite.composed import activations as a
+from repedge.targets.tflite.composed import index as x
+from repedge.targets.tflite.composed import logic as g
+from repedge.targets.tflite.composed import norm as n
+from repedge.targets.tflite.composed import reduce as red
 from repedge.targets.tflite.composed import resize as r
-from repedge.targets.tflite.emit import Emitter
+from repedge.targets.tflite.emit import DTYPES, Emitter
 from repedge.targets.tflite.integers import ops as i
 from repedge.targets.tflite.integers.columns import integer_conv
 from repedge.targets.tflite.integers.graph import IntegerGraph, integer_graph, is_quantized
@@ -60,12 +64,28 @@ LOWERINGS: dict[str, Lowering] = {
     "GlobalAveragePool": Lowering(w.global_average_pool, w.refuse_global_pool),
     "GlobalMaxPool": Lowering(w.global_max_pool, w.refuse_global_pool),
     "Pad": Lowering(w.pad, w.refuse_pad),
-    # products and reductions
+    # products
     "Gemm": Lowering(m.gemm, m.refuse_gemm),
     "MatMul": Lowering(m.matmul, m.refuse_matmul),
-    "ReduceMean": Lowering(m.reduce("MEAN"), m.refuse_computed_parameters),
-    "ReduceSum": Lowering(m.reduce("SUM"), m.refuse_computed_parameters),
-    "ReduceMax": Lowering(m.reduce("REDUCE_MAX"), m.refuse_computed_parameters),
+    # reductions
+    "ReduceMean": Lowering(red.reduce("MEAN"), red.refuse_reduction),
+    "ReduceSum": Lowering(red.reduce("SUM"), red.refuse_reduction),
+    "ReduceMax": Lowering(red.reduce("REDUCE_MAX"), red.refuse_reduction),
+    "ReduceMin": Lowering(red.reduce("REDUCE_MIN"), red.refuse_reduction),
+    "ReduceProd": Lowering(red.reduce("REDUCE_PROD"), red.refuse_reduction),
+    "ReduceL1": Lowering(red.reduce("SUM", before="ABS"), red.refuse_reduction),
+    "ReduceL2": Lowering(red.reduce("SUM", before="SQUARE", after="SQRT"), red.refuse_reduction),
+    "ReduceSumSquare": Lowering(red.reduce("SUM", before="SQUARE"), red.refuse_reduction),
+    "ReduceLogSum": Lowering(red.reduce("SUM", after="LOG"), red.refuse_reduction),
+    "ReduceLogSumExp": Lowering(red.reduce_log_sum_exp, red.refuse_reduction),
+    "ArgMax": Lowering(red.extreme_place("ARG_MAX"), red.refuse_extreme_place),
+    "ArgMin": Lowering(red.extreme_place("ARG_MIN"), red.refuse_extreme_place),
+    "TopK": Lowering(red.topk, red.refuse_topk),
+    "CumSum": Lowering(red.cumsum, red.refuse_cumsum),
+    # normalization
+    "BatchNormalization": Lowering(m.batch_normalization, m.refuse_computed_parameters),
+    "LayerNormalization": Lowering(n.layer_normalization, n.refuse_normalization),
+    "InstanceNormalization": Lowering(n.instance_normalization, n.refuse_normalization),
     # activations
     "Relu": Lowering(m.clip, integer=i.clip),
     "Clip": Lowering(m.clip, m.refuse_clip, i.clip),
@@ -96,8 +116,29 @@ LOWERINGS: dict[str, Lowering] = {
     "Abs": Lowering(m.unary("ABS")),
     "Neg": Lowering(m.unary("NEG")),
     "Exp": Lowering(m.unary("EXP")),
-    "Sqrt": Lowering(m.unary("SQRT")),
-    "BatchNormalization": Lowering(m.batch_normalization, m.refuse_computed_parameters),
+    "Log": Lowering(m.unary("LOG")),
+    "Sqrt": Lowering(g.square_root),
+    "Reciprocal": Lowering(g.reciprocal),
+    "Sin": Lowering(m.unary("SIN")),
+    "Cos": Lowering(m.unary("COS")),
+    "Sign": Lowering(m.unary("SIGN")),
+    "Floor": Lowering(m.unary("FLOOR")),
+    "Ceil": Lowering(m.unary("CEIL")),
+    "Round": Lowering(m.unary("ROUND")),
+    "Erf": Lowering(g.erf),
+    "Mod": Lowering(g.remainder),
+    # comparisons, logic, types
+    "Equal": Lowering(g.joint("EQUAL")),
+    "Greater": Lowering(g.joint("GREATER")),
+    "GreaterOrEqual": Lowering(g.joint("GREATER_EQUAL")),
+    "Less": Lowering(g.joint("LESS")),
+    "LessOrEqual": Lowering(g.joint("LESS_EQUAL")),
+    "And": Lowering(g.joint("LOGICAL_AND")),
+    "Or": Lowering(g.joint("LOGICAL_OR")),
+    "Xor": Lowering(g.joint("NOT_EQUAL")),
+    "Not": Lowering(m.unary("LOGICAL_NOT")),
+    "Where": Lowering(g.joint("SELECT_V2")),
+    "Cast": Lowering(g.cast),
     # moving elements
     "Reshape": Lowering(s.reshape),
     "Flatten": Lowering(s.reshape),
@@ -110,6 +151,11 @@ LOWERINGS: dict[str, Lowering] = {
     "DepthToSpace": Lowering(s.depth_to_space),
     "SpaceToDepth": Lowering(s.space_to_depth),
     "Resize": Lowering(r.resize, resampling.refuse),
+    "Gather": Lowering(x.gather),
+    "GatherElements": Lowering(x.gather_elements),
+    "GatherND": Lowering(x.gather_nd, x.refuse_gather_nd),
+    "Expand": Lowering(x.expand, x.refuse_computed_size),
+    "Tile": Lowering(x.expand, x.refuse_computed_size),
     # between integers and floats
     "QuantizeLinear": Lowering(i.quantize),
     "DequantizeLinear": Lowering(i.dequantize),
@@ -133,8 +179,8 @@ def why_not(node: ir.Node, quants: Mapping[ir.Value, Quant] | None = None) -> st
             if value is not None and len(shape_of(value)) > MAX_RANK:
                 return f"{value.name!r} has rank {len(shape_of(value))}; the limit is {MAX_RANK}"
         for value in node.outputs:
-            if value.dtype not in (None, ir.DataType.FLOAT) and value not in (quants or {}):
-                return f"its output is {value.dtype}; only float32 is supported"
+            if value.dtype is not None and value.dtype not in DTYPES and value not in (quants or {}):
+                return f"its output is {value.dtype}, which no kernel here computes"
         return LOWERINGS[node.op_type].refuse(node)
     except UserError as error:
         return str(error)

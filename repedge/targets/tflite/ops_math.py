@@ -42,15 +42,16 @@ def clip(c: Emitter, node: ir.Node) -> None:
     low, high = bounds(node)
     layout = c.layout(node.inputs[0])  # type: ignore[arg-type]
     x, out = c.read(node.inputs[0]), node.outputs[0]
-    if (low, high) in _CLAMP_OPS:
+    real = c.writer.tensors[x].dtype == "float32"
+    if (low, high) in _CLAMP_OPS and real:
         c.op(_CLAMP_OPS[low, high], [x], [c.write(out, layout)])
         return
     if high < np.inf and low > -np.inf:
-        raised = c.scratch(f"{out.name}/low", c.writer.tensors[x].shape)
-        c.op("MAXIMUM", [x, c.floats(f"{node.name}/min", np.array(low))], [raised])
-        x, low = raised, -np.inf
-    op, bound = ("MAXIMUM", low) if low > -np.inf else ("MINIMUM", min(high, float(np.finfo(np.float32).max)))
-    c.op(op, [x, c.floats(f"{node.name}/bound", np.array(bound))], [c.write(out, layout)])
+        x = c.step("MAXIMUM", [x, c.number(f"{node.name}/min", low, x)], f"{out.name}/low")
+        low = -np.inf
+    limit = float(np.finfo(np.float32).max) if real else np.iinfo(np.int32).max
+    op, bound = ("MAXIMUM", low) if low > -np.inf else ("MINIMUM", min(high, limit))
+    c.op(op, [x, c.number(f"{node.name}/bound", bound, x)], [c.write(out, layout)])
 
 
 def refuse_clip(node: ir.Node) -> str | None:
@@ -89,9 +90,8 @@ def binary(op: str, fuse: bool = True) -> Callable[[Emitter, ir.Node], None]:
                 break
         first, *others, last = (operand(c, value, rank, layout) for value in node.inputs)
         for i, other in enumerate(others):
-            partial = c.scratch(f"{node.outputs[0].name}/{i}", stored(shape_of(node.outputs[0]), layout))
-            c.op(op, [first, other], [partial])
-            first = partial
+            shape = stored(shape_of(node.outputs[0]), layout)
+            first = c.step(op, [first, other], f"{node.outputs[0].name}/{i}", shape)
         if fuse:
             out, activation = c.tail(node)
             c.op(op, [first, last], [c.write(out, layout)], fusedActivationFunction=activation)
@@ -111,11 +111,15 @@ def refuse_extremum(node: ir.Node) -> str | None:
     return None
 
 
+POWERS = {2.0: "SQUARE", 0.5: "SQRT", -0.5: "RSQRT"}
+
+
 def power(c: Emitter, node: ir.Node) -> None:
-    """Pow -> SQUARE, which XNNPACK takes, or POW."""
+    """Pow -> SQUARE, SQRT or RSQRT, which XNNPACK takes, or POW."""
     exponent = const(node.inputs[1])
-    if exponent is not None and exponent.size == 1 and float(exponent.reshape(())) == 2.0:
-        unary("SQUARE")(c, node)
+    number = float(exponent.reshape(())) if exponent is not None and exponent.size == 1 else np.nan
+    if number in POWERS:
+        unary(POWERS[number])(c, node)
     else:
         binary("POW", fuse=False)(c, node)
 
@@ -285,31 +289,3 @@ def matmul(c: Emitter, node: ir.Node) -> None:
     version = 5 if rank > 2 else 1
     options = {"fusedActivationFunction": activation, "keepNumDims": rank > 2}
     c.op("FULLY_CONNECTED", operands, [c.write(final, layout)], version, **options)
-
-
-# Reductions
-
-
-def reduced_axes(node: ir.Node) -> tuple[int, ...]:
-    """The ONNX axes of a Reduce node."""
-    rank = len(shape_of(node.inputs[0]))
-    given = const(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    if given is None or given.size == 0:
-        return () if attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted(int(axis) % rank for axis in given.reshape(-1)))
-
-
-def reduce(op: str) -> Callable[[Emitter, ir.Node], None]:
-    """ReduceMean, ReduceSum, ReduceMax, in whatever layout the input has."""
-
-    def lower(c: Emitter, node: ir.Node) -> None:
-        axes, shape = reduced_axes(node), shape_of(node.inputs[0])
-        before, keep = c.layout(node.inputs[0]), bool(attr(node, "keepdims", 1))  # type: ignore[arg-type]
-        places = sorted(before.index(axis) for axis in axes)
-        after = before
-        if not keep:
-            left = [axis for axis in range(len(shape)) if axis not in axes]
-            after = tuple(left.index(axis) for axis in before if axis not in axes)
-        c.op(op, [c.read(node.inputs[0]), c.ints(places)], [c.write(node.outputs[0], after)], keepDims=keep)
-
-    return lower

@@ -87,9 +87,9 @@ def depth_to_space(c: Emitter, node: ir.Node) -> None:
         return
     n, height, width, channels = c.writer.tensors[x].shape
     depth = channels // block**2
-    apart = c.scratch(f"{out.name}/apart", (n, height, width, depth, block, block), c.quant(x))
+    apart = c.like(f"{out.name}/apart", (n, height, width, depth, block, block), x)
     c.reshape(x, apart)
-    woven = c.scratch(f"{out.name}/woven", (n, height, block, width, block, depth), c.quant(x))
+    woven = c.like(f"{out.name}/woven", (n, height, block, width, block, depth), x)
     c.op("TRANSPOSE", [apart, c.ints((0, 1, 4, 2, 5, 3))], [woven])
     c.reshape(woven, c.write(out))
 

@@ -7,6 +7,7 @@ has the words of its refusal; where it can't keep `operators.TOLERANCE`, the row
 from __future__ import annotations
 
 import numpy as np
+import op_rows_values
 from op_rows_resize import RESIZES
 from operators import Case, case, lacking, weights
 
@@ -177,7 +178,7 @@ ACTIVATIONS = {
     "tanh": case("y = Tanh(x)"),
     "softplus": case("y = Softplus(x)"),
     "softplus_large": case("t = Mul(x, k) y = Softplus(t)", k=60.0),
-    "erf": case("y = Erf(x)", refused=lacking("tflite", "openvino", "gpu")),
+    "erf": case("y = Erf(x)"),
     "softmax_rows": case("f = Flatten(x) y = Softmax(f)", (1, 20, 1, 1)),
     "softmax_channels": case("y = Softmax<axis=1>(x)"),
     "softmax_width": case("y = Softmax<axis=-1>(x)"),
@@ -187,8 +188,8 @@ ACTIVATIONS = {
 
 ARITHMETIC = {
     "exp": case("y = Exp(x)"),
-    "neg": case("y = Neg(x)", refused=lacking("coreml", "openvino", "gpu")),
-    "sqrt_of_abs": case("a = Abs(x) y = Sqrt(a)", refused=lacking("openvino", "gpu")),
+    "neg": case("y = Neg(x)"),
+    "sqrt_of_abs": case("a = Abs(x) y = Sqrt(a)"),
     "sqrt_of_relu": case("r = Relu(x) y = Sqrt(r)"),
     "square": case("y = Pow(x, w)", w=2.0),
     "square_of_relu": case("r = Relu(x) y = Pow(r, w)", w=2.0),
@@ -197,7 +198,6 @@ ARITHMETIC = {
         "a = Abs(x) s = Sqrt(a) p = Pow(s, c) m = Mul(x, k) e = Exp(m) y = Add(p, e)",
         c=3.0,
         k=0.5,
-        refused=lacking("openvino", "gpu"),
     ),
     "min": case("y = Min(x, w)", w=(6, 1, 1)),
     "min_scalar": case("y = Min(x, w)", w=0.25),
@@ -241,8 +241,8 @@ ARITHMETIC = {
     "reduce_sum": case("y = ReduceSum<keepdims=0>(x, a)", a=[2]),
     "reduce_sum_channels": case("y = ReduceSum(x, a)", a=[1]),
     "reduce_sum_all": case("y = ReduceSum(x)", refused={"gpu": "reduces the batch axis"}),
-    "reduce_max": case("y = ReduceMax(x, a)", a=[2, 3], refused=lacking("openvino", "gpu")),
-    "reduce_max_channels": case("y = ReduceMax<keepdims=1>(x, a)", a=[1], refused=lacking("openvino", "gpu")),
+    "reduce_max": case("y = ReduceMax(x, a)", a=[2, 3]),
+    "reduce_max_channels": case("y = ReduceMax<keepdims=1>(x, a)", a=[1]),
 }
 
 SHAPES = {
@@ -354,4 +354,12 @@ SHAPES = {
     ),
 }
 
-CASES: dict[str, Case] = {**WINDOWS, **PRODUCTS, **ACTIVATIONS, **ARITHMETIC, **SHAPES, **RESIZES}
+CASES: dict[str, Case] = {
+    **WINDOWS,
+    **PRODUCTS,
+    **ACTIVATIONS,
+    **ARITHMETIC,
+    **SHAPES,
+    **RESIZES,
+    **op_rows_values.CASES,
+}

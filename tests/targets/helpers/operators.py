@@ -42,6 +42,7 @@ class Case:
         outputs: Their names, as ONNX text has them.
         refused: Target -> words of the sentence with which it refuses this.
         loose: Target -> (tolerance, why it has another than the rest).
+        jumps: Whether the outputs jump where the input hardly changes, as those of a comparison do.
         constants: Name -> what `model` makes an initializer of.
     """
 
@@ -50,6 +51,7 @@ class Case:
     outputs: str = "y"
     refused: Mapping[str, str] = field(default_factory=dict)
     loose: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    jumps: bool = False
     constants: Mapping[str, Constant] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -62,6 +64,8 @@ class Case:
                 seen[value] += 1
             elif isinstance(value, list) and all(isinstance(v, int) for v in value):
                 made[name] = np.array(value, np.int64)
+            elif isinstance(value, np.ndarray) and value.dtype.kind in "bi":
+                made[name] = value
             else:
                 made[name] = np.asarray(value, np.float32)
         return made
@@ -75,8 +79,6 @@ class Case:
             proto.graph.initializer.append(numpy_helper.from_array(array, name))
         for i, node in enumerate(proto.graph.node):
             node.name = f"n{i}"
-        for output in proto.graph.output:
-            output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(proto)
         return ir.from_proto(proto)
@@ -93,10 +95,11 @@ def case(
     outputs: str = "y",
     refused: Mapping[str, str] | None = None,
     loose: Mapping[str, tuple[float, str]] | None = None,
+    jumps: bool = False,
     **constants: Constant,
 ) -> Case:
     """A row; what is given by name beside the rest are its constants."""
-    return Case(body, x, outputs, refused or {}, loose or {}, constants)
+    return Case(body, x, outputs, refused or {}, loose or {}, jumps, constants)
 
 
 def weights(*shape: int, seed: int = 0) -> np.ndarray:
@@ -121,7 +124,25 @@ def reference(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
 def relative_error(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     """Largest difference over the largest magnitude, the worst of all outputs; shapes must agree."""
     assert [f.shape for f in found] == [w.shape for w in wanted]
-    return max(float(np.abs(f - w).max() / np.abs(w).max()) for f, w in zip(found, wanted, strict=True))
+    pairs = [(f.astype(np.float64), w.astype(np.float64)) for f, w in zip(found, wanted, strict=True)]
+    return max(float(np.abs(f - w).max() / np.abs(w).max()) for f, w in pairs)
+
+
+def in_half(row: Case, found: Sequence[np.ndarray], wanted: Sequence[np.ndarray], tolerance: float) -> bool:
+    """Whether float16 gives the outputs of float32 nearly: all, or where they jump, nearly all of them."""
+    if not row.jumps:
+        return relative_error(found, wanted) < tolerance
+    off = [
+        np.abs(f.astype(np.float64) - w) > tolerance * np.abs(w).max()
+        for f, w in zip(found, wanted, strict=True)
+    ]
+    return max(float(o.mean()) for o in off) < 0.02
+
+
+def same_kinds(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> bool:
+    """Whether floats are float32, and whole numbers and truths are whole numbers of any width."""
+    pairs = zip(found, wanted, strict=True)
+    return all(f.dtype == w.dtype if w.dtype == np.float32 else f.dtype.kind in "biu" for f, w in pairs)
 
 
 def operators_of(cases: Mapping[str, Case], target: str) -> set[str]:

@@ -106,4 +106,26 @@ EMITTED: dict[str, str | None] = {
     "bilinear_torch_down": "RESIZE_BILINEAR",
     "bilinear_corners": "RESIZE_BILINEAR",
     "bilinear_asymmetric": "RESIZE_BILINEAR",
+    "layer_norm_width": None,
+    "layer_norm_pooled": "MEAN RESHAPE MEAN SUB SQUARE MEAN ADD RSQRT MUL MUL ADD",
+    "layer_norm_channels": "MEAN SUB SQUARE MEAN ADD RSQRT MUL MUL ADD",
+    "layer_norm_relu": "MEAN SUB SQUARE MEAN ADD RSQRT MUL MUL ADD TRANSPOSE",
+    "instance_norm": "MEAN SUB SQUARE MEAN ADD RSQRT MUL MUL ADD",
+    "reduce_l2": "SQUARE SUM SQRT",
+    "rsqrt": "EXP RSQRT",
+    "erf": None,
+    "gather": "GATHER",
+    "gather_elements_constant": None,
+    "expand": "MEAN TILE",
 }
+
+WHOLE: dict[str, str | None] = {
+    "arg_max": "ARG_MAX",
+    "arg_max_of_equal": None,
+    "topk_channels": "TOPK_V2",
+    "where": "GREATER TANH SELECT_V2",
+    "equal_ints": None,
+    "gather_elements_rows": None,
+    "output_int64_sum": None,
+}
+"""The same of rows with whole numbers and truths, which are not quantized."""

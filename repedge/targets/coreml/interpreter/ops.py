@@ -292,6 +292,8 @@ OPS: dict[str, Callable[..., Any]] = {
     # reductions
     "reduce_argmax": shape.reduce_argmax,
     "reduce_argmin": shape.reduce_argmin,
+    "topk": shape.topk,
+    "cumsum": shape.cumsum,
     "reduce_l1_norm": shape.reduction(lambda x, a, k: x.abs().sum(a, keepdim=k)),
     "reduce_l2_norm": shape.reduction(lambda x, a, k: x.square().sum(a, keepdim=k).sqrt()),
     "reduce_log_sum_exp": shape.reduction(lambda x, a, k: torch.logsumexp(x, a, keepdim=k)),
@@ -309,6 +311,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "flatten2d": shape.flatten2d,
     "gather": shape.gather,
     "gather_along_axis": shape.gather_along_axis,
+    "gather_nd": shape.gather_nd,
     "pixel_shuffle": shape.pixel_shuffle,
     "pixel_unshuffle": shape.pixel_unshuffle,
     "reshape": shape.reshape,
@@ -336,6 +339,7 @@ EXACT = frozenset(
         "flatten2d",
         "gather",
         "gather_along_axis",
+        "gather_nd",
         "identity",
         "max_pool",
         "maximum",
@@ -355,6 +359,7 @@ EXACT = frozenset(
         "squeeze",
         "stack",
         "tile",
+        "topk",
         "transpose",
         "upsample_nearest_neighbor",
     }

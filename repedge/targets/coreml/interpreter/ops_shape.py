@@ -33,6 +33,26 @@ def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dty
     return x.argmin(axis, keepdim=keep_dims)
 
 
+def topk(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+) -> tuple[Tensor, ...]:
+    """The k greatest (or least) along an axis in order; of equal ones the first."""
+    values, indices = torch.sort(x, dim=axis, descending=not ascending, stable=True)
+    return (values.narrow(axis, 0, k), indices.narrow(axis, 0, k))[: 1 + return_indices]
+
+
+def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    y = x.flip(axis) if reverse else x
+    total = y.cumsum(axis)
+    total = total - y if exclusive else total
+    return total.flip(axis) if reverse else total
+
+
 # --- Shape and data movement. ---
 
 
@@ -118,6 +138,13 @@ def gather(
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
     index = indices.long()
     return torch.take_along_dim(x, torch.where(index < 0, index + x.shape[axis], index), axis)
+
+
+def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    """Slices of x at the indices' last axis, which holds a place on each of x's first axes."""
+    if batch_dims:
+        return torch.stack([gather_nd(a, i, batch_dims - 1) for a, i in zip(x, indices, strict=True)])
+    return x[tuple(indices.long().unbind(-1))]
 
 
 def transpose(x: Tensor, perm: list[int]) -> Tensor:

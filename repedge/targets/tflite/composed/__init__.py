@@ -1,1 +1,1 @@
-"""Operators put together from those that TensorFlow Lite has."""
+"""Operators put together from those that TensorFlow Lite has, by kind."""

@@ -20,16 +20,16 @@ from repedge.targets.tflite.model import Operator, Quant
 from repedge.targets.tflite.versions import OPS
 from repedge.targets.tflite.writer import Writer
 
-OUTSIDE = (
-    "GATHER",
-    "LOG_SOFTMAX",
-    "MIRROR_PAD",
-    "PADV2",
-    "POW",
-    "RESIZE_NEAREST_NEIGHBOR",
-    "STRIDED_SLICE",
+OUTSIDE = frozenset(
+    {
+        *("CUMSUM", "FLOOR_MOD", "GATHER", "GATHER_ND", "LOG_SOFTMAX", "MIRROR_PAD", "PADV2", "POW"),
+        *("REDUCE_PROD", "RESIZE_NEAREST_NEIGHBOR", "SELECT_V2", "SIGN", "STRIDED_SLICE", "TILE", "TOPK_V2"),
+    }
 )
 """Operators that are left whatever their data (measured with LiteRT 2.3)."""
+
+WHOLE = frozenset({"int32", "uint8", "bool"})
+"""Types of indices and truths, which it does not compute with."""
 
 OUTSIDE_INT8 = ("AVERAGE_POOL_2D", "MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1")
 """Operators that are left if their data are 8-bit integers."""
@@ -56,7 +56,10 @@ def _sixteen(quants: Sequence[Quant | None]) -> bool:
 def _left(writer: Writer, o: Operator) -> bool:
     if _sixteen(_quants(writer, o)):
         return False  # said in one sentence for all of them
-    data = writer.tensors[o.inputs[OPS[o.name].data]].quant if o.inputs else None
+    ends = [writer.tensors[t] for t in (*o.inputs[OPS[o.name].data :][:1], *o.outputs[:1])]
+    if any(t.dtype in WHOLE and t.quant is None for t in ends):
+        return True
+    data = ends[0].quant if o.inputs else None
     return o.name in OUTSIDE or (data is not None and o.name in OUTSIDE_INT8)
 
 
