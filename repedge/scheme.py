@@ -60,6 +60,8 @@ class QuantScheme(BaseModel):
             take them as they are, for reading the weights is nearly all their time (OpenVINO).
         centred: Whether a tensor with negative numbers has the middle integer as zero point; one without
             has the least integer.
+        gaps: Whether a transposed convolution may be integers where its stride is larger than its kernel, so
+            that cells between the windows hold the bias alone.
         exact_pixels: Whether the first convolution reads pixels themselves, in a border of the mean pixel;
             symmetric integers want pixels centred.
     """
@@ -84,6 +86,7 @@ class QuantScheme(BaseModel):
     weights_alone: bool = True
     dynamic: frozenset[str] = frozenset()
     centred: bool = False
+    gaps: bool = True
     exact_pixels: bool = False
 
     @field_serializer("integer_ops", "fused", "tied", "dynamic", when_used="json")

@@ -212,12 +212,21 @@ def _stays_float(node: ir.Node, scheme: QuantScheme, float_nodes: Collection[str
     """
     if node.name in float_nodes or (node.op_type == "MatMul" and const(node.inputs[1]) is None):
         return True
+    if node.op_type == "ConvTranspose" and not scheme.gaps and _has_gaps(node):
+        return True
     before = (
         node.inputs[0].producer() if node.op_type in scheme.fused and node.inputs[0] is not None else None
     )
     if before is None or before.name not in float_nodes:
         return False
     return before.op_type in TAKING and only_reader(before.outputs[0]) is node
+
+
+def _has_gaps(node: ir.Node) -> bool:
+    """Whether the windows of a transposed convolution leave cells between them out."""
+    a = conv_attrs(node)
+    reach = [(k - 1) * d + 1 for k, d in zip(a.kernel, a.dilations, strict=True)]
+    return any(stride > cells for stride, cells in zip(a.strides, reach, strict=True))
 
 
 def _fused(able: list[ir.Node], scheme: QuantScheme, float_nodes: Collection[str]) -> Iterator[ir.Value]:

@@ -27,11 +27,12 @@ from repedge.passes.constants import (
     lift_constants,
     undeclare_weights,
 )
-from repedge.passes.dense import unify_dense
+from repedge.passes.dense import unify_dense, widen_vectors
 from repedge.passes.fusion.certificate import Certificate, Outcome, certify
 from repedge.passes.fusion.fuse import fuse
+from repedge.passes.lines import widen_lines
 from repedge.passes.pads import explicit_pads, fold_pads, unify_pads
-from repedge.passes.pooling import unify_global_pools
+from repedge.passes.pooling import spell_norm_pools, unify_global_pools
 from repedge.passes.reshapes import forward_slices, unify_gathers, unify_reshapes, unify_transposes
 from repedge.passes.simplifier import infer_shapes, run_onnxsim
 
@@ -59,8 +60,11 @@ CANONICALIZE: tuple[Pass, ...] = (
     spell_out,
     unify_clips,  # before fuse_activations, which reads Clip and knows no Min, Max
     fuse_activations,  # before fusing: else the 0.5 of a GELU is folded into the next convolution
+    widen_lines,  # before explicit_pads, which reads windows over maps
     explicit_pads,  # before fold_pads, which adds numbers
+    spell_norm_pools,  # after widen_lines: those of one axis, too
     fold_pads,  # before fusing: branches must read the same tensor
+    widen_vectors,  # before unify_dense: it makes matrices of vectors
     unify_dense,  # before fusing: a distillation head is a mean of two Gemms
 )
 """What makes linear structure visible to `repedge.passes.fusion.fuse`."""

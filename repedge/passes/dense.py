@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, only_reader, shape_of
-from repedge.passes.base import floats, input_at, nodes_of, rewrite
+from repedge.passes.base import floats, input_at, insert, ints, nodes_of, rewrite
 
 
 def unify_dense(model: ir.Model) -> int:
@@ -83,3 +83,31 @@ def _bias(add: ir.Node) -> bool:
             )
             return True
     return False
+
+
+def widen_vectors(model: ir.Model) -> int:
+    """MatMul by a vector -> MatMul by a matrix of one row or column, and a Reshape."""
+    count = 0
+    for node in nodes_of(model, "MatMul"):
+        a, b = node.inputs
+        if a is None or b is None or min(len(shape_of(a)), len(shape_of(b))) != 1:
+            continue
+        out = node.outputs[0]
+        batch = shape_of(a)[:-2] if len(shape_of(b)) == 1 else shape_of(b)[:-2]
+        rows = (1,) if len(shape_of(a)) == 1 else shape_of(a)[-2:-1]
+        columns = (1,) if len(shape_of(b)) == 1 else shape_of(b)[-1:]
+        inputs = [_matrix(node, a, (1, *shape_of(a))), _matrix(node, b, (*shape_of(b), 1))]
+        product = insert(node, "MatMul", inputs, shape=(*batch, *rows, *columns))
+        rewrite(out, "Reshape", [product, ints(node, "shape", shape_of(out))])
+        count += 1
+    return count
+
+
+def _matrix(node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    """A vector as a matrix of this shape; a matrix as it is."""
+    if len(shape_of(value)) != 1:
+        return value
+    array = const(value)
+    if array is not None:
+        return floats(node, "matrix", array.reshape(shape))
+    return insert(node, "Reshape", [value, ints(node, "matrix", shape)], shape=shape)

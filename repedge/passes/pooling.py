@@ -1,4 +1,4 @@
-"""Means over the whole map become GlobalAveragePool."""
+"""Means over the whole map become GlobalAveragePool; norms over windows become means of powers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr, pool_attrs
 from repedge.graph.values import const, only_reader, shape_of
-from repedge.passes.base import input_at, insert, nodes_of, rewrite
+from repedge.passes.base import floats, input_at, insert, ints, nodes_of, rewrite
 from repedge.passes.reshapes import write_reshape
 
 MAP_AXES = (2, 3)
@@ -81,3 +81,52 @@ def _write_pool(node: ir.Node, x: ir.Value) -> None:
         rewrite(node.outputs[0], "GlobalAveragePool", [x])
     else:
         write_reshape(node, insert(node, "GlobalAveragePool", [x], shape=(n, c, 1, 1)))
+
+
+def spell_norm_pools(model: ir.Model) -> int:
+    """LpPool, GlobalLpPool -> (cells * AveragePool(|x| ^ p)) ^ (1 / p); padding counts as zeros."""
+    count = 0
+    for node in nodes_of(model, "LpPool", "GlobalLpPool"):
+        x = node.inputs[0]
+        if x is None or len(shape_of(x)) != 4 or any(d != 1 for d in attr(node, "dilations", ())):
+            continue
+        _spell_norm(node, x)
+        count += 1
+    return count
+
+
+def _spell_norm(node: ir.Node, x: ir.Value) -> None:
+    p, shape, out = attr(node, "p", 2), shape_of(x), node.outputs[0]
+    powers = x
+    if p != 2:
+        powers = insert(node, "Abs", [x], shape=shape)
+        if p != 1:
+            powers = insert(node, "Pow", [powers, floats(node, "power", float(p))], shape=shape)
+    else:
+        powers = insert(node, "Mul", [x, x], shape=shape)
+    if node.op_type == "GlobalLpPool":
+        total = insert(
+            node, "ReduceSum", [powers, ints(node, "axes", MAP_AXES)], {"keepdims": 1}, shape=shape_of(out)
+        )
+    else:
+        pool = pool_attrs(node)
+        ends = [
+            max(pad, (cells - 1) * stride + kernel - size - first)
+            for pad, cells, stride, kernel, size, first in zip(
+                pool.pads[2:],
+                shape_of(out)[2:],
+                pool.strides,
+                pool.kernel,
+                shape[2:],
+                pool.pads[:2],
+                strict=True,
+            )
+        ]  # those of ceil_mode, too
+        window = {"kernel_shape": pool.kernel, "strides": pool.strides, "pads": (*pool.pads[:2], *ends)}
+        mean = insert(node, "AveragePool", [powers], {**window, "count_include_pad": 1}, shape=shape_of(out))
+        cells = floats(node, "cells", float(pool.kernel[0] * pool.kernel[1]))
+        total = insert(node, "Mul", [mean, cells], shape=shape_of(out))
+    if p == 2:
+        rewrite(out, "Sqrt", [total])
+    else:
+        rewrite(out, "Pow", [total, floats(node, "root", 1 / p)])

@@ -307,3 +307,15 @@ def test_a_session_runs_any_batch_and_returns_any_value(write):
         Session(loaded, 1, outputs=["nope"])
     with pytest.raises(UserError, match=r"is \[1, 3, 8, 8\], not \[1, 3, 9, 8\]"):
         session.run(np.zeros((1, 3, 9, 8), np.float32))
+
+
+def test_an_output_without_a_shape(tmp_path):
+    """ONNX's checker wants one; ONNX Runtime and the tools that write such files do not."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> g (float[1,3,4,6] x) => (float[1,3,4,6] y) { y = Relu(x) }'
+    )
+    proto = onnx.parser.parse_model(text)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, tmp_path / "net.onnx")
+    loaded = load_onnx(tmp_path / "net.onnx")
+    assert list(loaded.graph.outputs[0].shape or ()) == [1, 3, 4, 6]
