@@ -47,6 +47,19 @@ def openvino(path: Path, threads: int, hint: str | None = None) -> Invoke:
     return request.infer
 
 
+def onnxruntime(path: Path, threads: int) -> Invoke:
+    """An ONNX file in ONNX Runtime, in its default settings but for the threads."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found = session.get_inputs()[0]
+    dtype = np.uint8 if "uint8" in found.type else np.float32
+    feeds = {found.name: _fill([d if isinstance(d, int) else 1 for d in found.shape], dtype)}
+    return lambda: session.run(None, feeds)
+
+
 def _fill(shape: Any, dtype: Any) -> np.ndarray:
     rng = np.random.default_rng(0)
     shape = tuple(int(d) for d in shape)
@@ -64,14 +77,20 @@ def artifacts(model: str, folder: Path) -> dict[str, Path]:
     if not weights.exists():
         _weights(model, weights)
     found = {}
+    options = {"gpu": {"form": "ort"}}
     builds: tuple[tuple[str, Precision, Any], ...] = (
         ("tflite", "w8a8", "uint8"), ("tflite", "fp32", "uint8"), ("openvino", "w8a8", "uint8"),
         ("openvino", "fp32", "uint8"), ("tflite", "fp32", "float32"), ("openvino", "fp32", "float32"),
+        ("gpu", "w8a8", "uint8"), ("gpu", "fp32", "uint8"), ("gpu", "fp32", "float32"),
     )  # fmt: skip
     for target, precision, kind in builds:
         out = folder / f"{model}-{target}-{precision}-{kind}"
         if not out.exists():
-            integers: dict[str, Any] = {"calib": photos, "recipe": "fast"} if precision == "w8a8" else {}
+            integers: dict[str, Any] = (
+                {"calib": photos, "recipe": "fast", "options": options.get(target, {})}
+                if precision == "w8a8"
+                else {}
+            )
             repedge.compile(
                 model, weights=weights, targets=[target], precisions=[precision], out=out,
                 min_sqnr=-200.0, input_kind=kind, **integers,
@@ -79,7 +98,7 @@ def artifacts(model: str, folder: Path) -> dict[str, Path]:
         found[f"{target}-{precision}-{kind}"] = Bundle.open(next(out.iterdir())).artifact
     inputs = [_normal(i) for i in range(RANDOM_PHOTOS)]
     for name, make in _peers(model, found, inputs).items():
-        suffix = ".xml" if name == "nncf" else ".tflite"
+        suffix = {"nncf": ".xml", "onnxruntime": ".onnx"}.get(name, ".tflite")
         found[name] = folder / f"{model}-{name}{suffix}"
         if not found[name].exists():
             make(found[name])
@@ -119,6 +138,7 @@ def _peers(model: str, found: dict[str, Path], inputs: list[np.ndarray]) -> dict
         "ai-edge": on_litert_torch,
         "ai-edge-ours": lambda p: peers.ai_edge_quantize(found["tflite-fp32-float32"], inputs, p),
         "nncf": lambda p: peers.nncf_quantize(found["openvino-fp32-float32"], inputs, p),
+        "onnxruntime": lambda p: peers.onnxruntime_quantize(found["gpu-fp32-float32"], inputs, p),
     }
 
 
@@ -142,13 +162,20 @@ PAIRS: tuple[tuple[str, str, str, dict[str, float]], ...] = (
     ("LiteRT", "tflite-w8a8-uint8", "tflite-fp32-uint8", {}),
     ("OpenVINO", "openvino-w8a8-uint8", "nncf", {"repvgg_a0": 1.0, "repvit_m0_9": 1.0}),
     ("OpenVINO", "openvino-w8a8-uint8", "openvino-fp32-uint8", {}),
+    ("ONNX Runtime", "gpu-w8a8-uint8", "onnxruntime", {"repvgg_a0": 1.0, "repvit_m0_9": 1.0}),
+    ("ONNX Runtime", "gpu-w8a8-uint8", "gpu-fp32-uint8", {}),
 )
+STARTS: dict[str, Callable[[Path, int], Invoke]] = {
+    "LiteRT": litert, "OpenVINO": openvino, "ONNX Runtime": onnxruntime,
+}  # fmt: skip
 TITLES = {
     "ai-edge": "ai-edge-quantizer on litert-torch's",
     "ai-edge-ours": "ai-edge-quantizer on repedge's fp32",
     "tflite-fp32-uint8": "repedge fp32",
     "openvino-fp32-uint8": "repedge fp32, run in bf16 where the CPU has it",
     "nncf": "NNCF default",
+    "onnxruntime": "onnxruntime's static quantizer on repedge's fp32",
+    "gpu-fp32-uint8": "repedge fp32",
 }
 
 
@@ -188,7 +215,7 @@ def latency(
 
 def pair(runtime: str, ours: str, theirs: str, threads: int, runs: int, index: int) -> dict[str, float]:
     """Median milliseconds of two artifacts, run by run in turn, and of the ratios; loaded in turn, too."""
-    start = litert if runtime == "LiteRT" else openvino
+    start = STARTS[runtime]
     paths = (Path(ours), Path(theirs))
     loaded = {i: start(paths[i], threads) for i in ((0, 1) if index % 2 else (1, 0))}
     a, b = interleave(loaded[0], loaded[1], runs)

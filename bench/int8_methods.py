@@ -68,7 +68,12 @@ def bundle_folder(work: Work, target: str, precision: str, input_kind: str, vari
 
 def variant_of(options: dict[str, Any]) -> str:
     """What a folder's name says of options that are not the default."""
-    return ("-budget" if "max_kl" in options else "") + ("-best" if options.get("recipe") == "best" else "")
+    form = options.get("options", {}).get("form", "")
+    return (
+        ("-budget" if "max_kl" in options else "")
+        + ("-best" if options.get("recipe") == "best" else "")
+        + (f"-{form}" if form else "")
+    )
 
 
 def float_artifact(work: Work, target: str) -> Path:
@@ -76,8 +81,10 @@ def float_artifact(work: Work, target: str) -> Path:
     return bundle(work, target, "fp32", "float32").artifact
 
 
-def of_repedge(work: Work, target: str, recipe: str = "default", budget: bool = False) -> Made:
-    """``repedge compile --precision w8a8``.
+def of_repedge(
+    work: Work, target: str, recipe: str = "default", budget: bool = False, form: str = ""
+) -> Made:
+    """``repedge compile --precision w8a8``, with ``-O gpu.form=FORM`` where one is given.
 
     With a budget, two thirds of the calibration photos calibrate, and the others judge it.
     """
@@ -85,7 +92,7 @@ def of_repedge(work: Work, target: str, recipe: str = "default", budget: bool = 
 
     marks: dict[str, float] = {}
     count = work.task["calib"]
-    more: dict[str, Any] = {"recipe": recipe}
+    more: dict[str, Any] = {"recipe": recipe, **({"options": {"form": form}} if form else {})}
     more |= {"calib_count": count * 2 // 3, "max_kl": MAX_KL} if budget else {"calib_count": count}
     # Of a run that was cut off:
     shutil.rmtree(bundle_folder(work, target, "w8a8", "uint8", variant_of(more)), ignore_errors=True)
@@ -238,8 +245,7 @@ METHODS: dict[str, Method] = {
     "repedge-tflite": Method("repedge", "default", "LiteRT", partial(of_repedge, target="tflite")),
     "repedge-openvino": Method("repedge", "default", "OpenVINO", partial(of_repedge, target="openvino")),
     "repedge-onnx": Method(
-        "repedge", "default, u8 QDQ", "ONNX Runtime",
-        partial(of_calib, rules=OPENVINO_W8A8, recipe="default"),
+        "repedge", "default, gpu.form=ort", "ONNX Runtime", partial(of_repedge, target="gpu", form="ort")
     ),
     "repedge-gpu": Method(
         "repedge", "default, TensorRT-symmetric", "ONNX Runtime", partial(of_repedge, target="gpu")

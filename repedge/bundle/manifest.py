@@ -74,6 +74,8 @@ class Verification(_Model):
         executor: What ran the artifact.
         images: Where the images came from.
         failures: A sentence for each threshold that was missed.
+        others: SQNR in dB of further ways to run the artifact that were held against the same thresholds,
+            such as with float16 rounding after every operator.
     """
 
     passed: bool
@@ -85,6 +87,7 @@ class Verification(_Model):
     executor: str
     images: str
     failures: tuple[str, ...] = ()
+    others: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

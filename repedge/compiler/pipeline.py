@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from repedge.compiler.budget import Search, SearchResult
 from repedge.compiler.clock import Clock, Report, silent
 from repedge.compiler.quantization import Calibrated, quantize
 from repedge.compiler.reference import Evidence, choose_samples, gather
-from repedge.compiler.request import BuildRequest, Built, bundle_path, integer_scheme
+from repedge.compiler.request import BuildRequest, Built, bundle_path
 from repedge.compiler.toolchain import toolchain
 from repedge.disk.atomic import scratch
 from repedge.errors import RepedgeError, UnsupportedModel
@@ -28,6 +28,7 @@ from repedge.passes.fusion.certificate import Certificate
 from repedge.precision import Precision
 from repedge.targets.base import Artifact, Job, Target
 from repedge.tasks.base import Task
+from repedge.tasks.comparison import Agreement
 from repedge.version import __version__
 
 if TYPE_CHECKING:
@@ -173,19 +174,17 @@ class _Bundling:
         work, target = self.work, self.target
         job = self._job()
         graph, quantization, outcome = work.graph, None, None
-        scheme = integer_scheme(target.name, self.precision)
+        scheme = self.work.request.scheme_of(target.name, self.precision)
         if scheme is not None:
             graph, quantization, outcome = self._quantized(scheme, job)
         with self._stage("compile"):
             artifact = target.compile(graph, job, self.draft.path)
         with self._stage("verify"):
-            actual = self._run(artifact, job)
-            n = work.evidence.judged
-            exact = work.evidence.real.outputs
-            found = verification.compare(work.task, [y[:n] for y in actual], [y[:n] for y in exact])
+            actual, others = self._run(artifact, job)
             result = verification.summarize(
-                target, self.precision, found, source=work.evidence.samples.source,
+                target, self.precision, self._compared(actual), source=work.evidence.samples.source,
                 min_sqnr=work.request.verify.min_sqnr,
+                others={how: self._compared(outputs) for how, outputs in others.items()},
             )  # fmt: skip
         with self._stage("bundle"):
             size = targets.size_of(target.name, self.draft.path / artifact.main)
@@ -244,14 +243,21 @@ class _Bundling:
         quantization["budget"] = None if outcome is None else outcome.as_json()
         return graph, quantization, outcome
 
-    def _run(self, artifact: Artifact, job: Job) -> list[np.ndarray]:
-        """What the artifact makes of the real images."""
+    def _run(self, artifact: Artifact, job: Job) -> tuple[list[np.ndarray], Mapping[str, list[np.ndarray]]]:
+        """What the artifact makes of the real images, and what comes of the other ways to run it."""
         evidence = self.work.evidence
+        images = evidence.pixels if job.input_kind == "uint8" else evidence.real.inputs
         runner = self.target.open(self.draft.path / artifact.main, job, self.work.outputs)
         try:
-            return runner.run(evidence.pixels if job.input_kind == "uint8" else evidence.real.inputs)
+            return runner.run(images), runner.others(images)
         finally:
             runner.close()
+
+    def _compared(self, actual: Sequence[np.ndarray]) -> Agreement:
+        """Outputs beside those of the reference, on the images that judge."""
+        n = self.work.evidence.judged
+        exact = self.work.evidence.real.outputs
+        return verification.compare(self.work.task, [y[:n] for y in actual], [y[:n] for y in exact])
 
     def _fill(self, actual: Sequence[np.ndarray]) -> None:
         """Golden vectors and the float reference, beside the artifact."""

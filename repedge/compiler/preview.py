@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from repedge import targets
 from repedge.bundle.folder import check_free
 from repedge.compiler.quantization import Calibration
-from repedge.compiler.request import BuildRequest, bundle_path, integer_scheme
+from repedge.compiler.request import BuildRequest, bundle_path
 from repedge.config import Preprocess
 from repedge.precision import Precision
 
@@ -124,14 +124,14 @@ def _steps(name: str, request: BuildRequest) -> tuple[Step, ...]:
             precision,
             bundle_path(request.out, name, target, precision),
             targets.get(target).executor,
-            _scheme(target, precision),
+            _scheme(request, target, precision),
         )
         for target, precision in builds
     )
 
 
-def _scheme(target: str, precision: Precision) -> dict[str, Any] | None:
-    scheme = integer_scheme(target, precision)
+def _scheme(request: BuildRequest, target: str, precision: Precision) -> dict[str, Any] | None:
+    scheme = request.scheme_of(target, precision)
     return None if scheme is None else scheme.model_dump(include=set(SCHEME_FIELDS))
 
 

@@ -19,6 +19,7 @@ from repedge.judge.samples import COUNT
 from repedge.judge.verification import check_count
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
+from repedge.targets.base import NONE
 from repedge.targets.options import route
 from repedge.tasks.base import Task
 
@@ -86,6 +87,10 @@ class BuildRequest:
         """Whether any bundle has integer activations."""
         return any(integer_scheme(*build) is not None for build in self.builds)
 
+    def scheme_of(self, target: str, precision: Precision) -> QuantScheme | None:
+        """`integer_scheme` of one bundle, with its options."""
+        return integer_scheme(target, precision, self.options_of(target, precision))
+
     def options_of(self, target: str, precision: Precision) -> dict[str, Any]:
         """The options of one bundle's target, checked; raises as `repedge.targets.options.route`."""
         return route(self.options, self.builds)[target, precision]
@@ -120,9 +125,11 @@ def bundle_path(out: Path, name: str, target: str, precision: str) -> Path:
     return out / f"{name}-{target}-{precision}"
 
 
-def integer_scheme(target: str, precision: Precision) -> QuantScheme | None:
+def integer_scheme(
+    target: str, precision: Precision, options: Mapping[str, Any] = NONE
+) -> QuantScheme | None:
     """What a target's integers demand at a precision with integer activations; None at any other."""
-    scheme = targets.get(target).schemes.get(precision)
+    scheme = targets.get(target).scheme(precision, options)
     return None if scheme is None or scheme.weights_only else scheme
 
 

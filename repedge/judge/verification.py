@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,14 +67,20 @@ def summarize(
     *,
     source: str,
     min_sqnr: float | None = None,
+    others: Mapping[str, Agreement] = MappingProxyType({}),
 ) -> Verification:
     """One `Verification` over all outputs: the worst of each figure.
 
     Args:
         source: Where the images came from.
         min_sqnr: Replaces the precision's SQNR threshold, dB.
+        others: What came of `repedge.targets.base.Runner.others`; the figures are not theirs, the failures
+            are.
     """
-    failures = judge(target.threshold(precision), precision, found, min_sqnr)
+    limit = target.threshold(precision)
+    failures = judge(limit, precision, found, min_sqnr)
+    for how, agreement in others.items():
+        failures += [f"{how}: {why}" for why in judge(limit, precision, agreement, min_sqnr)]
     return Verification(
         passed=not failures,
         n=found.n,
@@ -84,6 +91,7 @@ def summarize(
         executor=target.executor,
         images=source,
         failures=tuple(failures),
+        others={how: agreement.sqnr_db for how, agreement in others.items()},
     )
 
 
@@ -145,9 +153,11 @@ def verify_bundle(path: Path | str, folder: Any = None, count: int = samples.COU
     inputs = images.normalise(pixels, pre)
     reference = Session(bundle.reference).run(inputs)
     target, runner = open_bundle(bundle)
-    agreement = compare(task, runner.run(pixels if m.input_kind == "uint8" else inputs), reference)
+    batch = pixels if m.input_kind == "uint8" else inputs
+    agreement = compare(task, runner.run(batch), reference)
+    others = {how: compare(task, outputs, reference) for how, outputs in runner.others(batch).items()}
     floor = m.options.get("min_sqnr")
-    return summarize(target, m.precision, agreement, source=found.source, min_sqnr=floor)
+    return summarize(target, m.precision, agreement, source=found.source, min_sqnr=floor, others=others)
 
 
 def check_count(count: int) -> None:

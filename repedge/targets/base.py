@@ -119,6 +119,17 @@ class Runner(ABC):
             DeviceError: The runtime failed.
         """
 
+    def others(self, batch: np.ndarray) -> Mapping[str, list[np.ndarray]]:
+        """What comes of further ways in which the artifact may run elsewhere, held against the same limits.
+
+        Args:
+            batch: As for `run`.
+
+        Returns:
+            A phrase for each way, such as ``with float16 rounding after every operator`` -> as `run`.
+        """
+        return {}
+
     def close(self) -> None:  # noqa: B027 - most runtimes free themselves
         """Free the runtime's memory."""
 
@@ -230,6 +241,10 @@ class Target(ABC):
             outputs: Names of the outputs in the order in which `Runner.run` returns them.
             threads: CPU threads; None leaves it to the runtime.
         """
+
+    def scheme(self, precision: Precision, options: Mapping[str, Any] = NONE) -> QuantScheme | None:
+        """What the integers of a precision demand, where an option may choose among several; None: none."""
+        return self.schemes.get(precision)
 
     def missing_modules(self) -> list[str]:
         """Modules in ``needs`` that are not installed."""

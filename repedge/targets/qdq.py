@@ -140,11 +140,11 @@ def params(node: ir.Node) -> Params:
     return Params(np.float32(scale.reshape(())), point, _integer_type(node, zero))
 
 
-def prepare(model: ir.Model) -> ir.Model:
+def prepare(model: ir.Model, *, integer_constants: bool = False) -> ir.Model:
     """The graph with quantized constants left as weights of layers only; a copy if that changes it.
 
     Integer biases, and quantized operands of an Add and the like, become the float32 numbers that they
-    stand for.
+    stand for, unless ``integer_constants`` keeps them.
     """
     if not is_quantized(model):
         return model
@@ -152,7 +152,7 @@ def prepare(model: ir.Model) -> ir.Model:
     graph = copy.graph
     for node in [n for n in graph if n.op_type in NAMES]:
         _infer(node)
-    for node in [n for n in graph if n.op_type == "DequantizeLinear"]:
+    for node in [n for n in graph if n.op_type == "DequantizeLinear" and not integer_constants]:
         others = [use for use in node.outputs[0].uses() if not _as_weight(node, use.node, use.idx)]
         if others and (array := _constant(node)) is not None:
             plain = add_initializer(graph, f"{node.outputs[0].name}/real", array)

@@ -1,14 +1,15 @@
-"""Running the GPU artifact in ONNX Runtime, with float16 arithmetic on a CPU too.
+"""Running the GPU artifact in ONNX Runtime, and, on a CPU, with float16 arithmetic beside that.
 
-ONNX Runtime's CPU kernels have no float16: it runs such a graph in float32 and takes out the Casts in
-between, so that nothing is rounded after the weights and nothing overflows. To see what a GPU will
-compute, the runner on a CPU writes the rounding into the graph: each operator computes in float32, as
-tensor cores accumulate, and its result is rounded to float16.
+What runs is the file as it ships, in ONNX Runtime's default settings. Its CPU kernels have no float16: it
+runs such a graph in float32 and takes out the Casts in between, so that nothing is rounded after the
+weights and nothing overflows. To see what a GPU will compute, a second run on a CPU has the rounding
+written into the graph: each operator computes in float32, as tensor cores accumulate, and its result is
+rounded to float16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ MOVES = {"Concat", "DepthToSpace", "Flatten", "MaxPool", "Relu", "Reshape", "Sli
 MOVES |= {"GlobalMaxPool", "Max", "Min", "Pad", "Transpose"}
 """Operators that only pick among float16 numbers, so that rounding changes nothing."""
 
-MOVES |= {"QuantizeLinear", "DequantizeLinear"}
-"""Nor are dequantized numbers rounded: integer layers multiply the integers and apply the scale last."""
+ROUNDED = "with float16 rounding after every operator, as on a GPU"
+"""What the second run is called."""
 
 
 class ONNXRuntimeRunner(Runner):
@@ -36,21 +37,29 @@ class ONNXRuntimeRunner(Runner):
     def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
         import onnxruntime as ort
 
-        self._outputs = list(outputs)
-        cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-        self._session = _session(path, path.name, threads, cuda)
-        model = None if cuda else rounding(path)
-        if model is not None:  # the file itself has loaded; what runs is the file with its rounding
-            self._session = _session(ir.to_proto(model).SerializeToString(), path.name, threads, cuda)
+        self._path, self._outputs, self._threads = path, list(outputs), threads
+        self._cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+        self._session = _session(path, path.name, threads, self._cuda)
         self._input = self._session.get_inputs()[0].name
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
         """See `Runner.run`."""
+        return self._run(self._session, batch)
+
+    def others(self, batch: np.ndarray) -> Mapping[str, list[np.ndarray]]:
+        """See `Runner.others`: a float16 file on a CPU, rounded as on a GPU."""
+        model = None if self._cuda else rounding(self._path)
+        if model is None:
+            return {}
+        source = ir.to_proto(model).SerializeToString()
+        return {ROUNDED: self._run(_session(source, self._path.name, self._threads, False), batch)}
+
+    def _run(self, session: Any, batch: np.ndarray) -> list[np.ndarray]:
         parts = []
         for i in range(0, len(batch), CHUNK):
             feeds = {self._input: np.ascontiguousarray(batch[i : i + CHUNK])}
             try:
-                parts.append(self._session.run(self._outputs, feeds))
+                parts.append(session.run(self._outputs, feeds))
             except Exception as error:  # onnxruntime raises a class of its own for each status code
                 raise DeviceError(f"ONNX Runtime failed to run: {error}") from error
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -78,8 +87,7 @@ def rounding(path: Path) -> ir.Model | None:
                 _follow(graph, node, node.outputs[0], (ir.DataType.FLOAT,))
             continue
         for value in [v for v in node.outputs if v.dtype in (None, ir.DataType.FLOAT16)]:
-            if node.op_type != "QuantizeLinear":
-                value.type = ir.TensorType(ir.DataType.FLOAT)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
             if node.op_type not in MOVES:
                 _follow(graph, node, value, (ir.DataType.FLOAT16, ir.DataType.FLOAT))
     return model

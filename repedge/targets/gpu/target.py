@@ -2,9 +2,12 @@
 
 The file is strictly typed, as TensorRT 10 (``--stronglyTyped``) and 11 want it: in ``fp16`` every weight
 and activation is float16, with a Cast after the input and one before each output, and outputs are
-float32. ``w8a8`` is the same around explicit QuantizeLinear and DequantizeLinear nodes: int8, zero point
-0, float16 scales. TensorRT and ONNX Runtime take it as it is. Operator limits: TensorRT's ONNX parser,
-``docs/operators.md`` of onnx/onnx-tensorrt (10.x); quantization: TensorRT's "Explicit Quantization".
+float32. ``w8a8`` is float32 around explicit QuantizeLinear and DequantizeLinear nodes: with float16 scales
+ONNX Runtime would multiply those of input and weight in float16, in which most of the products are denormal
+or 0. It has two forms (`repedge.targets.gpu.scheme`): ``tensorrt``, int8 around 0, which ONNX Runtime runs
+as rightly but with layers in float where a Relu follows, and ``ort``, what ONNX Runtime on a CPU runs in
+integers throughout. Operator limits: TensorRT's ONNX parser, ``docs/operators.md`` of onnx/onnx-tensorrt
+(10.x); quantization: TensorRT's "Explicit Quantization".
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -24,14 +27,15 @@ from repedge.operators import ACTIVATIONS
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
 from repedge.targets import qdq, resampling
-from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.base import NONE, Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
 from repedge.targets.gpu import triton
 from repedge.targets.gpu.file import external_files, save
+from repedge.targets.gpu.float_layers import keep_float
 from repedge.targets.gpu.resizes import scale_resizes, weigh_resizes
 from repedge.targets.gpu.runner import ONNXRuntimeRunner
-from repedge.targets.gpu.scheme import TENSORRT_W8A8
+from repedge.targets.gpu.scheme import ONNXRUNTIME_W8A8, TENSORRT_W8A8
 from repedge.targets.gpu.types import enter, to_float16
-from repedge.targets.options import whole
+from repedge.targets.options import choice, whole
 from repedge.templates import Templates
 from repedge.version import __version__
 
@@ -174,6 +178,21 @@ TABLE: dict[str, Refusal] = {
 """ONNX operators that go through as they are, each with what TensorRT refuses of it."""
 
 
+ORT_TABLE = TABLE | {"QuantizeLinear": qdq.refuse_quantize, "DequantizeLinear": qdq.refuse_dequantize}
+"""The same for a file that TensorRT does not read: integers of any zero point."""
+
+FORMS = ("tensorrt", "ort")
+
+FOR_TENSORRT = (
+    "quantized for TensorRT; ONNX Runtime on a CPU runs most of its layers in float: "
+    "-O gpu.form=ort makes the file for that"
+)
+FOR_ORT = (
+    "quantized for ONNX Runtime on a CPU; TensorRT reads no uint8: "
+    "-O gpu.form=tensorrt makes the file for that"
+)
+
+
 SHIP = Path(__file__).parent / "ship"
 """Templates of app packages."""
 
@@ -188,6 +207,11 @@ class GPU(Target):
     schemes: ClassVar[Mapping[Precision, QuantScheme]] = {"w8a8": TENSORRT_W8A8}
     options: ClassVar[Mapping[str, Option]] = {
         "max_batch_size": Option("the largest batch that Triton forms (default 32)", whole(1)),
+        "form": Option(
+            "tensorrt (default), or ort: integers as ONNX Runtime runs them on a CPU",
+            choice(*FORMS),
+            ("w8a8",),
+        ),
     }
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
@@ -202,20 +226,22 @@ class GPU(Target):
         "python": Templates(SHIP / "python", {"runtime.py": "{name}/runtime.py"}, SHIP),
     }
 
+    def scheme(self, precision: Precision, options: Mapping[str, Any] = NONE) -> QuantScheme | None:
+        """See `Target.scheme`; the option ``form`` chooses."""
+        if precision == "w8a8" and options.get("form") == "ort":
+            return ONNXRUNTIME_W8A8
+        return super().scheme(precision, options)
+
     def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
         """Every node that isn't in ``TABLE``, or that its entry refuses."""
-        return [
-            Unsupported(node.op_type, node.name or "", why, node.metadata_props.get("source", ""))
-            for node in qdq.prepare(model).graph
-            if (why := _refusal(node))
-        ]
+        return _unsupported(qdq.prepare(model), TABLE)
 
     def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
         """Write ``model_repository/NAME/`` with ``1/model.onnx`` as the artifact's main file.
 
-        For ``w8a8`` the graph is a QDQ graph; what has no QuantizeLinear around it runs in float16.
+        For ``w8a8`` the graph is a QDQ graph; what has no QuantizeLinear around it runs in float32.
 
-        ``job.options``: ``max_batch_size``, the largest batch that Triton forms (default 32).
+        ``job.options``: ``max_batch_size``, the largest batch that Triton forms (default 32), and ``form``.
 
         Raises:
             UnsupportedModel: The graph has nodes that can't go through; all are named.
@@ -231,11 +257,9 @@ class GPU(Target):
             from repedge.passes.preprocess import fold_preprocess
 
             model = fold_preprocess(model, job.preprocess)
-        model = qdq.prepare(model)
-        refused = self.unsupported(model)
-        if refused:
-            listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
-            raise UnsupportedModel(f"{self.name} can't take this model: {listed}")
+        ort = job.options.get("form") == "ort"
+        self._refuse(qdq.prepare(model), ORT_TABLE if ort else TABLE)
+        model = qdq.prepare(model, integer_constants=ort)
         inputs, outputs = (_input_spec(model, job),), tuple(map(_output_spec, model.graph.outputs))
         served = triton.Served(
             triton.model_name(job.name),
@@ -243,17 +267,30 @@ class GPU(Target):
             outputs,
             job.labels,
             job.options.get("max_batch_size", 32),
-            job.precision != "fp32",
+            job.precision,
+            tensorrt=not ort,
         )
         model = dynamic_batch(weigh_resizes(model))
         scale_resizes(model.graph)
-        notes = to_float16(model.graph) if served.half else ()
-        enter(model.graph, pixels=job.input_kind == "uint8", half=served.half)
+        keep_float(model.graph)
+        half = job.precision == "fp16"
+        notes = to_float16(model.graph) if half else ()
+        if job.precision == "w8a8":
+            notes = (FOR_ORT if ort else FOR_TENSORRT,)
+        enter(model.graph, pixels=job.input_kind == "uint8", half=half)
         _describe(model, job, served.name)
         main = triton.write_repository(out, served)
         save(model, out / main)
-        requires = {"TensorRT": ">=10.0", "ONNX Runtime": ">=1.18", "Triton": ">=24.01"}
+        requires = {"ONNX Runtime": ">=1.18", "Triton": ">=24.01"}
+        if not ort:
+            requires = {"TensorRT": ">=10.0", **requires}
         return Artifact(main, inputs, outputs, requires, notes)
+
+    def _refuse(self, model: ir.Model, table: Mapping[str, Refusal]) -> None:
+        refused = _unsupported(model, table)
+        if refused:
+            listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
+            raise UnsupportedModel(f"{self.name} can't take this model: {listed}")
 
     def open(self, path: Path, job: Job, outputs: Sequence[str], threads: int | None = None) -> Runner:
         """Open the file in ONNX Runtime, on a GPU where there is one; see `ONNXRuntimeRunner`."""
@@ -270,10 +307,18 @@ class GPU(Target):
         return "run in ONNX Runtime here; TensorRT engines are built on the GPU machine"
 
 
-def _refusal(node: ir.Node) -> str | None:
+def _unsupported(model: ir.Model, table: Mapping[str, Refusal]) -> list[Unsupported]:
+    return [
+        Unsupported(node.op_type, node.name or "", why, node.metadata_props.get("source", ""))
+        for node in model.graph
+        if (why := _refusal(node, table))
+    ]
+
+
+def _refusal(node: ir.Node, table: Mapping[str, Refusal]) -> str | None:
     if node.domain not in ("", "ai.onnx"):
         return f"the operator domain {node.domain!r} is not supported"
-    refuse = TABLE.get(node.op_type)
+    refuse = table.get(node.op_type)
     return "not among the supported operators" if refuse is None else refuse(node)
 
 

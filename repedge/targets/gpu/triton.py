@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from repedge.errors import UserError
+from repedge.precision import Precision
 from repedge.targets.base import TensorSpec
 
 REPOSITORY = Path("model_repository")
@@ -27,6 +28,24 @@ LABELS_FILE = "labels.txt"
 DATA_TYPES = {"uint8": "TYPE_UINT8", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 DATA_TYPES |= {"int32": "TYPE_INT32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
 FORMATS = {"NHWC": "FORMAT_NHWC", "NCHW": "FORMAT_NCHW"}
+
+MODES: Mapping[Precision, str] = {"fp32": "FP32", "fp16": "FP16", "w8a8": "INT8"}
+"""The ``precision_mode`` of Triton's ONNX Runtime backend."""
+
+_TYPED = (
+    "--stronglyTyped",
+    "from\n# TensorRT 11 on every network is strongly typed and the flag is not needed",
+)
+ENGINE_FLAGS: Mapping[Precision, tuple[str, str]] = {
+    "fp32": _TYPED,
+    "fp16": _TYPED,
+    "w8a8": (
+        "--int8 --fp16",
+        "from\n# TensorRT 11 on leave out --int8 --fp16: what has no integers then runs in float32",
+    ),
+}
+"""trtexec's flags, and what becomes of them. Integers are where the file's QuantizeLinear nodes are; of the
+rest, which is float32 in the file, TensorRT 10 makes float16 where that is faster."""
 
 QUEUE_DELAY = 100
 """Microseconds that a request may wait for others to share a batch with: below one model's run time."""
@@ -54,7 +73,8 @@ class Served:
         inputs, outputs: The ONNX file's signature, batch axis first and dynamic.
         labels: Class names of the output with as many columns; empty if there are none.
         max_batch_size: Largest batch that Triton forms.
-        half: Whether the network computes in float16.
+        precision: fp16, fp32 or w8a8.
+        tensorrt: Whether TensorRT reads the file.
     """
 
     name: str
@@ -62,7 +82,8 @@ class Served:
     outputs: Sequence[TensorSpec]
     labels: Sequence[str]
     max_batch_size: int
-    half: bool
+    precision: Precision
+    tensorrt: bool = True
 
     def __post_init__(self) -> None:
         if type(self.max_batch_size) is not int or self.max_batch_size < 1:  # a bool is an int too
@@ -86,10 +107,11 @@ def write_repository(out: Path, served: Served) -> Path:
     """
     folder = REPOSITORY / served.name
     (out / folder / "1").mkdir(parents=True)
-    (out / folder / "configs").mkdir()
     (out / folder / "config.pbtxt").write_text(onnxruntime_config(served), encoding="utf-8")
-    for name, text in (("ort-tensorrt", accelerated_config(served)), ("tensorrt", engine_config(served))):
-        (out / folder / "configs" / f"{name}.pbtxt").write_text(text, encoding="utf-8")
+    if served.tensorrt:
+        (out / folder / "configs").mkdir()
+        for name, text in (("ort-tensorrt", accelerated_config(served)), ("tensorrt", engine_config(served))):
+            (out / folder / "configs" / f"{name}.pbtxt").write_text(text, encoding="utf-8")
     if served.labelled:
         lines = "".join(f"{' '.join(label.split())}\n" for label in served.labels)
         (out / folder / LABELS_FILE).write_text(lines, encoding="utf-8")
@@ -98,11 +120,8 @@ def write_repository(out: Path, served: Served) -> Path:
 
 def onnxruntime_config(served: Served) -> str:
     """The default configuration: ONNX Runtime on the GPU where there is one, else on the CPU."""
-    head = (
-        "# Served by ONNX Runtime:\n"
-        "#   tritonserver --model-repository=model_repository\n"
-        "# Other ways to serve the same model: see configs/.\n"
-    )
+    others = "# Other ways to serve the same model: see configs/.\n" if served.tensorrt else ""
+    head = f"# Served by ONNX Runtime:\n#   tritonserver --model-repository=model_repository\n{others}"
     return head + text_format(_onnx_fields(served))
 
 
@@ -113,7 +132,7 @@ def accelerated_config(served: Served) -> str:
         "#   tritonserver --model-repository=model_repository --model-config-name=ort-tensorrt\n"
     )
     parameters = {
-        "precision_mode": "FP16" if served.half else "FP32",
+        "precision_mode": MODES[served.precision],
         "trt_engine_cache_enable": "true",
         "trt_engine_cache_prefix": served.name,
     }
@@ -133,11 +152,11 @@ def engine_config(served: Served) -> str:
     fields["instance_group"] = [{"kind": Word("KIND_GPU"), "count": 1}]
     fields["optimization"] = {"cuda": {"graphs": True}}
     flags = " ".join(f"--{which}Shapes={shapes}" for which, shapes in _profile(served).items())
+    typed, until = ENGINE_FLAGS[served.precision]
     head = (
-        "# Served by TensorRT. Build the engine once, on the GPU it will run on (TensorRT 10; from\n"
-        "# TensorRT 11 on every network is strongly typed and the flag is not needed):\n"
+        f"# Served by TensorRT. Build the engine once, on the GPU it will run on (TensorRT 10; {until}):\n"
         f"#   cd model_repository/{served.name}/1\n"
-        f"#   trtexec --onnx=model.onnx --stronglyTyped {flags} --saveEngine=model.plan\n"
+        f"#   trtexec --onnx=model.onnx {typed} {flags} --saveEngine=model.plan\n"
         "#   tritonserver --model-repository=model_repository --model-config-name=tensorrt\n"
     )
     return head + text_format(fields)

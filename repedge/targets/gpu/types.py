@@ -12,7 +12,6 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
-from repedge.targets import qdq
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -27,8 +26,7 @@ STAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
 def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     """Make all weights and activations float16, and cast the outputs back to float32.
 
-    The input's type is left to `enter`. Quantized weights and activations stay int8; their scales become
-    float16 as well, which strict types demand.
+    The input's type is left to `enter`.
 
     Returns:
         A sentence for each weight that float16 holds badly.
@@ -36,11 +34,6 @@ def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     Raises:
         UserError: A weight is beyond float16's range.
     """
-    scales: dict[tuple[bool, ir.Value], ir.Value] = {}
-    for node in graph:
-        if node.op_type in qdq.NAMES:
-            _halve_scale(graph, node, scales)
-    qdq.drop_unread(graph)
     notes = [note for value in list(graph.initializers.values()) if (note := _halve(graph, value))]
     for node in graph:
         if node.op_type == "Cast" and attr(node, "to") == ir.DataType.FLOAT:
@@ -104,31 +97,6 @@ def _halve(graph: ir.Graph, value: ir.Value) -> str | None:
         value.const_value = ir.tensor(half, name=value.name)
         value.type = ir.TensorType(ir.DataType.FLOAT16)
     return note
-
-
-def _halve_scale(graph: ir.Graph, node: ir.Node, made: dict[tuple[bool, ir.Value], ir.Value]) -> None:
-    """Give a QuantizeLinear or DequantizeLinear a float16 scale that isn't 0.
-
-    Args:
-        graph: The node's graph.
-        node: The node.
-        made: The float16 scales so far: (of a weight, float32 scale) -> float16 scale. Nodes that share
-            the one share the other.
-    """
-    given, found = node.inputs[1], qdq.weight(node.outputs[0])
-    assert given is not None
-    half = found.half() if found is not None else None
-    if half is not None and found is not None and not np.array_equal(half.values, found.values):
-        node.replace_input_with(0, add_initializer(graph, f"{node.inputs[0].name}_fp16", half.values))  # type: ignore[union-attr]
-    key = (half is not None, given)
-    if key not in made:
-        if half is not None:
-            scale = half.scale.astype(np.float16)
-        else:
-            nearest, _ = _rounded(np.asarray(const(given), np.float32), str(given.name), saturate=False)
-            scale = np.maximum(nearest, qdq.HALF_TINY)
-        made[key] = add_initializer(graph, f"{given.name}_fp16", scale)
-    node.replace_input_with(1, made[key])
 
 
 def _rounded(array: np.ndarray, name: str, saturate: bool) -> tuple[np.ndarray, str | None]:

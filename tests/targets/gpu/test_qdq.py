@@ -1,4 +1,4 @@
-"""w8a8 for GPU servers: int8 around 0, float16 elsewhere, strictly typed, the plan's own numbers."""
+"""w8a8 for GPU servers: int8 around 0, float32 elsewhere, the plan's own numbers."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ def test_the_numbers_are_those_of_the_qdq_graph(name, tmp_path):
     onnx.checker.check_model(written, full_check=True)
 
 
-def test_strict_types(tmp_path):
-    """float16 scales, int8 zero points of 0, int8 weights; nothing float32 but the ends' Casts."""
+def test_types(tmp_path):
+    """float32 scales (products of two are denormal in float16), int8 zero points of 0, int8 weights."""
     body, floats = BODIES["residual"]
     written, _ = compiled(clean(quantized(body, floats, symmetric=True)), tmp_path)
     constants = {t.name: numpy_helper.to_array(t) for t in written.graph.initializer}
-    assert {a.dtype.name for a in constants.values()} == {"float16", "int8"}
+    assert {a.dtype.name for a in constants.values()} == {"float32", "int8"}
     bare = onnx.ModelProto()
     bare.CopyFrom(written)
     del bare.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True).graph
     assert {v.type.tensor_type.elem_type for v in inferred.value_info} == {
-        TensorProto.FLOAT16,
+        TensorProto.FLOAT,
         TensorProto.INT8,
     }
     nodes = [n for n in written.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert nodes
     for node in nodes:
-        assert constants[node.input[1]].dtype == np.float16
+        assert constants[node.input[1]].dtype == np.float32
         assert not constants[node.input[2]].any()
 
 
@@ -143,8 +143,6 @@ def test_a_calibrated_network(tmp_path):
     more is a different network.
     """
     model = calibrated("tensorrt-w8a8")
-    path, artifact, simulation = end_to_end(TARGET, model, tmp_path, 16)
+    _, artifact, simulation = end_to_end(TARGET, model, tmp_path, 16)
     assert artifact > 15
     assert abs(artifact - simulation) < 3
-    floats = sum(t.data_type == TensorProto.FLOAT for t in onnx.load(path).graph.initializer)
-    assert floats == 0

@@ -202,7 +202,7 @@ def test_several_outputs_in_the_order_asked_for(tmp_path):
     artifact = TARGET.compile(clean(proto), job("fp16"), tmp_path)
     assert [o.name for o in artifact.outputs] == ["y", "r"]
     r, y = TARGET.open(tmp_path / artifact.main, job("fp16"), ["r", "y"], threads=1).run(x := batch(2))
-    np.testing.assert_array_equal(r, np.maximum(x, 0).astype(np.float16))
+    np.testing.assert_allclose(r, np.maximum(x, 0), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(y, 1 / (1 + np.exp(-np.maximum(x, 0))), rtol=1e-3)
 
 
@@ -256,22 +256,44 @@ def test_a_weight_of_denormals_is_told(tmp_path):
     assert note.startswith("float16 holds the weight 'head' badly: relative error ")
 
 
-def test_fp16_results_are_rounded_as_on_a_gpu(tmp_path):
-    """ONNX Runtime's CPU kernels would keep float32 between operators, and hide an overflow."""
+def test_fp16_is_also_run_with_its_rounding(tmp_path):
+    """ONNX Runtime's CPU kernels keep float32 between operators, and hide an overflow."""
     proto = graph("s = Sigmoid(x)\nt = Tanh(s)\ny = Mul(t, big_number)")
     _, _, runner = compiled(proto, tmp_path, "fp16")
     x = batch(2)
     s = (1 / (1 + np.exp(-x.astype(np.float16).astype(np.float32)))).astype(np.float16)
     t = np.tanh(s.astype(np.float32)).astype(np.float16)
     expected = (t.astype(np.float32) * 300).astype(np.float16)
-    close = np.abs(runner.run(x)[0] - expected) <= np.spacing(np.abs(expected))
-    assert close.all()
-    assert (runner.run(x)[0] == runner.run(x)[0].astype(np.float16)).all()
+    ((how, (rounded,)),) = runner.others(x).items()
+    assert how == "with float16 rounding after every operator, as on a GPU"
+    assert (np.abs(rounded - expected) <= np.spacing(np.abs(expected))).all()
+    assert (rounded == rounded.astype(np.float16)).all()
 
     proto = graph("s = Mul(x, big_number)\nt = Mul(s, big_number)\ny = Div(t, big_number)")
     (tmp_path / "infinite").mkdir()
     _, _, runner = compiled(proto, tmp_path / "infinite", "fp16")
-    assert np.isinf(runner.run(np.full((1, *SHAPE[1:]), 2.0, np.float32))[0]).all()
+    twos = np.full((1, *SHAPE[1:]), 2.0, np.float32)
+    ((_, (rounded,)),) = runner.others(twos).items()
+    assert np.isinf(rounded).all()
+    (tmp_path / "float").mkdir()
+    _, _, runner = compiled(proto, tmp_path / "float", "fp32")
+    assert runner.others(twos) == {}
+
+
+def test_an_overflow_on_a_gpu_fails_the_verification(tmp_path):
+    from repedge.judge import verification
+    from repedge.tasks import of_graph
+
+    proto = graph("s = Mul(x, big_number)\nt = Mul(s, big_number)\ny = Div(t, big_number)")
+    _, _, runner = compiled(proto, tmp_path, "fp16")
+    x = np.full((2, *SHAPE[1:]), 2.0, np.float32)
+    task, exact = of_graph(clean(proto), ()), [reference(proto, x)]
+    found = verification.compare(task, runner.run(x), exact)
+    others = {how: verification.compare(task, y, exact) for how, y in runner.others(x).items()}
+    result = verification.summarize(TARGET, "fp16", found, source="x", others=others)
+    assert not result.passed
+    (why,) = result.failures
+    assert why.startswith("with float16 rounding after every operator, as on a GPU: output 'y' has NaN")
 
 
 def test_one_constant_in_two_roles(tmp_path):

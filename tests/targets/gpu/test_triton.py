@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 import pytest
@@ -36,7 +37,7 @@ def definition():
 
 
 def served(name="net", labels=LABELS, **kwargs):
-    values = {"max_batch_size": 32, "half": True} | kwargs
+    values: dict[str, Any] = {"max_batch_size": 32, "precision": "fp16"} | kwargs
     inputs = [TensorSpec("image", "uint8", (-1, *IMAGE[2:], 3), "NHWC")]
     outputs = [
         TensorSpec("map", "float32", (-1, 6, 9, 11), "NCHW"),
@@ -72,7 +73,7 @@ def test_each_configuration_is_a_model_config(definition, name, tmp_path):
 
 
 def test_backends(definition, tmp_path):
-    write_repository(tmp_path, served(half=False))
+    write_repository(tmp_path, served(precision="fp32"))
     configs = [parse(definition, tmp_path / "model_repository" / "net" / name) for name in CONFIGS]
     assert [(c.platform, c.backend, c.default_model_filename) for c in configs] == [
         ("onnxruntime_onnx", "onnxruntime", "model.onnx"),
@@ -134,6 +135,26 @@ def test_the_engine_command_names_every_batch_size(tmp_path):
     for which, n in {"min": 1, "opt": 8, "max": 32}.items():
         assert f"--{which}Shapes=image:{n}x{h}x{w}x3" in command
     assert "--stronglyTyped" in command
+
+
+def test_integers_are_allowed_where_they_are(definition, tmp_path):
+    """A file with QuantizeLinear nodes is refused by an engine of float16 and float32 alone."""
+    write_repository(tmp_path, served(precision="w8a8"))
+    folder = tmp_path / "model_repository" / "net"
+    (command,) = re.findall(r"trtexec .*", (folder / "configs" / "tensorrt.pbtxt").read_text())
+    assert "--int8 --fp16" in command
+    assert "--stronglyTyped" not in command
+    config = parse(definition, folder / "configs" / "ort-tensorrt.pbtxt")
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.parameters["precision_mode"] == "INT8"
+
+
+def test_a_file_that_tensorrt_does_not_read_has_no_configuration_for_it(definition, tmp_path):
+    write_repository(tmp_path, served(precision="w8a8", tensorrt=False))
+    folder = tmp_path / "model_repository" / "net"
+    assert not (folder / "configs").exists()
+    assert "configs/" not in (folder / "config.pbtxt").read_text()
+    assert parse(definition, folder / "config.pbtxt").backend == "onnxruntime"
 
 
 @pytest.mark.parametrize(
