@@ -1,10 +1,12 @@
-"""ATen operator -> ONNX nodes: the table and its element-wise and structural rows.
+"""ATen operator -> ONNX nodes: the table, and its rows of arithmetic and structure.
 
 A key is the operator as PyTorch's dispatcher names it, without ``aten::`` and without ``.default``;
 ``relu_`` and the like are looked up without the underscore. A lowering takes the builder and the
 operator's own arguments, with the defaults of its ATen schema (native_functions.yaml), and returns
-the value(s) of its result. Rows that slide a window, resize or multiply matrices are in
-``aten_spatial``. A missing row is a missing feature: the stock exporter takes the model then.
+the value(s) of its result. Rows of other kinds are in the files beside this one: functions of numbers in
+``aten_math``, sums and norms in ``aten_reduce``, positions and masks in ``aten_index``, products in
+``aten_matrix``, windows and resizing in ``aten_spatial``. A missing row is a missing feature: the stock
+exporter takes the model then.
 """
 
 from __future__ import annotations
@@ -14,21 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from repedge.graph import aten_spatial as spatial
-from repedge.graph.aten_build import Builder, Operand, Unlowerable, dims
+from repedge.graph import aten_index, aten_math, aten_matrix, aten_reduce, aten_spatial
+from repedge.graph.aten_build import Builder, Operand, Unlowerable, dims, finite_mask
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Lowering = Callable[..., Any]
 
 
-def unary(op: str, **attributes: float) -> Lowering:
-    return lambda g, x: g.node(op, [x], **attributes)
-
-
 def binary(op: str) -> Lowering:
-    return lambda g, x, y: g.node(op, [_unexpanded(g, x, y), _unexpanded(g, y, x)])
+    return lambda g, x, y: arithmetic(g, op, x, y)
+
+
+def arithmetic(g: Builder, op: str, x: Operand, y: Operand) -> ir.Value:
+    """An element-wise operator in the type of torch's result."""
+    operands = (_unexpanded(g, x, y), _unexpanded(g, y, x))
+    return g.node(op, [g.cast(v, g.dtype) for v in operands])
 
 
 def _unexpanded(g: Builder, x: Operand, other: Operand) -> Operand:
@@ -49,7 +53,7 @@ def _unexpanded(g: Builder, x: Operand, other: Operand) -> Operand:
 
 
 def add(g: Builder, x: Operand, y: Operand, alpha: float = 1) -> ir.Value:
-    return binary("Add")(g, x, _scaled(g, y, alpha))
+    return arithmetic(g, "Add", finite_mask(x), finite_mask(_scaled(g, y, alpha)))
 
 
 def sub(g: Builder, x: Operand, y: Operand, alpha: float = 1) -> ir.Value:
@@ -57,7 +61,7 @@ def sub(g: Builder, x: Operand, y: Operand, alpha: float = 1) -> ir.Value:
 
 
 def rsub(g: Builder, x: Operand, y: Operand, alpha: float = 1) -> ir.Value:
-    return g.node("Sub", [y, _scaled(g, x, alpha)])
+    return arithmetic(g, "Sub", y, _scaled(g, x, alpha))
 
 
 def _scaled(g: Builder, x: Operand, factor: float) -> Operand:
@@ -72,86 +76,6 @@ def addcmul(g: Builder, x: Operand, a: Operand, b: Operand, value: float = 1) ->
 
 def lerp(g: Builder, x: Operand, end: Operand, weight: Operand) -> ir.Value:
     return g.node("Add", [x, g.node("Mul", [g.node("Sub", [end, x]), weight])])
-
-
-def power(g: Builder, x: Operand, exponent: Operand) -> ir.Value:
-    if exponent == 2 and isinstance(exponent, (int, float)):
-        return g.node("Mul", [x, x])
-    if exponent == 0.5 and isinstance(exponent, (int, float)):
-        return g.node("Sqrt", [x])
-    return g.node("Pow", [x, exponent])
-
-
-def rsqrt(g: Builder, x: Operand) -> ir.Value:
-    return g.node("Reciprocal", [g.node("Sqrt", [x])])
-
-
-def clamp(g: Builder, x: Operand, low: float | None = None, high: float | None = None) -> ir.Value:
-    if not all(b is None or isinstance(b, (int, float)) for b in (low, high)):
-        raise Unlowerable("bounds that are tensors")
-    return g.node("Clip", [x, low, high])
-
-
-def hardtanh(g: Builder, x: Operand, low: float = -1, high: float = 1) -> ir.Value:
-    return clamp(g, x, low, high)
-
-
-def threshold(g: Builder, x: Operand, bound: float, value: float) -> ir.Value:
-    if bound != 0 or value != 0:
-        raise Unlowerable("a threshold other than 0")
-    return g.node("Relu", [x])
-
-
-def silu(g: Builder, x: Operand) -> ir.Value:
-    return g.node("Mul", [x, g.node("Sigmoid", [x])])
-
-
-def gelu(g: Builder, x: Operand, *, approximate: str = "none") -> ir.Value:
-    return g.node("Gelu", [x], approximate=approximate)
-
-
-def leaky_relu(g: Builder, x: Operand, slope: float = 0.01) -> ir.Value:
-    return g.node("LeakyRelu", [x], alpha=float(slope))
-
-
-def elu(g: Builder, x: Operand, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> ir.Value:
-    if scale != 1 or input_scale != 1:
-        raise Unlowerable("a scaled ELU")
-    return g.node("Elu", [x], alpha=float(alpha))
-
-
-def prelu(g: Builder, x: Operand, slope: Operand) -> ir.Value:
-    if isinstance(slope, ir.Value):
-        raise Unlowerable("a slope that depends on the input")
-    # ATen hands over [1, C, 1, 1]; ONNX wants it unidirectionally broadcastable: the same.
-    return g.node("PRelu", [x, slope])
-
-
-def softplus(g: Builder, x: Operand, beta: float = 1, bound: float = 20) -> ir.Value:
-    if beta != 1:
-        raise Unlowerable("a beta other than 1")
-    return g.node("Softplus", [x])
-
-
-def softmax(op: str) -> Lowering:
-    def lower(g: Builder, x: Operand, dim: int, half_to_float: bool = False) -> ir.Value:
-        return g.node(op, [x], axis=dim % len(g.shape()))
-
-    return lower
-
-
-def reduce(op: str) -> Lowering:
-    def lower(
-        g: Builder, x: ir.Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-    ) -> ir.Value:
-        rank = len(dims(x))
-        given = [dim] if isinstance(dim, int) else list(dim or range(rank))
-        axes = sorted(d % rank for d in given) if rank else []
-        if op == "ReduceMean" and rank == 4 and axes == [2, 3]:
-            return g.reshape(g.node("GlobalAveragePool", [x], (*dims(x)[:2], 1, 1)))
-        return g.node(op, [x, g.ints(*axes)], keepdims=int(keepdim))
-
-    return lower
 
 
 def cat(g: Builder, tensors: Sequence[Operand], dim: int = 0) -> ir.Value:
@@ -245,11 +169,18 @@ def same(g: Builder, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
 
 
 def to_copy(g: Builder, x: ir.Value, **options: Any) -> ir.Value:
-    if not g.result.is_floating_point() or g.result.element_size() != 4 or g.result.device.type != "cpu":
+    import torch
+
+    if g.result.device.type != "cpu" or g.result.dtype not in (
+        torch.float32,
+        torch.int64,
+        torch.int32,
+        torch.bool,
+    ):
         raise Unlowerable(
             f"a conversion to {str(g.result.dtype).removeprefix('torch.')} on {g.result.device}"
         )
-    return x
+    return g.cast(x, g.dtype)
 
 
 def channel_shuffle(g: Builder, x: ir.Value, groups: int) -> ir.Value:
@@ -276,52 +207,7 @@ def _require_rank4(x: ir.Value) -> None:
         raise Unlowerable(f"rank {len(dims(x))}")
 
 
-def layer_norm(
-    g: Builder,
-    x: ir.Value,
-    normalized: Sequence[int],
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-) -> list[ir.Value | None]:
-    import torch
-
-    scale = torch.ones(tuple(normalized)) if weight is None else weight
-    y = g.node("LayerNormalization", [x, scale, bias], g.shape(0), axis=-len(normalized), epsilon=eps)
-    return [y, None, None]
-
-
 TABLE: dict[str, Lowering] = {
-    # element-wise, one operand
-    "relu": unary("Relu"),
-    "sigmoid": unary("Sigmoid"),
-    "tanh": unary("Tanh"),
-    "hardswish": unary("HardSwish"),
-    "hardsigmoid": unary("HardSigmoid", alpha=1 / 6, beta=0.5),
-    "mish": unary("Mish"),
-    "exp": unary("Exp"),
-    "log": unary("Log"),
-    "sqrt": unary("Sqrt"),
-    "abs": unary("Abs"),
-    "neg": unary("Neg"),
-    "erf": unary("Erf"),
-    "reciprocal": unary("Reciprocal"),
-    "floor": unary("Floor"),
-    "ceil": unary("Ceil"),
-    "rsqrt": rsqrt,
-    "silu": silu,
-    "gelu": gelu,
-    "leaky_relu": leaky_relu,
-    "elu": elu,
-    "_prelu_kernel": prelu,
-    "softplus": softplus,
-    "threshold": threshold,
-    "clamp": clamp,
-    "clamp_min": lambda g, x, low: clamp(g, x, low),
-    "clamp_max": lambda g, x, high: clamp(g, x, None, high),
-    "hardtanh": hardtanh,
-    "pow.Tensor_Scalar": power,
-    "pow.Tensor_Tensor": power,
     # element-wise, several operands
     "add.Tensor": add,
     "add.Scalar": add,
@@ -338,16 +224,6 @@ TABLE: dict[str, Lowering] = {
     "addcmul": addcmul,
     "lerp.Scalar": lerp,
     "lerp.Tensor": lerp,
-    # reductions
-    "_softmax": softmax("Softmax"),
-    "_log_softmax": softmax("LogSoftmax"),
-    "mean": reduce("ReduceMean"),
-    "mean.dim": reduce("ReduceMean"),
-    "sum": reduce("ReduceSum"),
-    "sum.dim_IntList": reduce("ReduceSum"),
-    "amax": reduce("ReduceMax"),
-    "amin": reduce("ReduceMin"),
-    "native_layer_norm": layer_norm,
     # structure
     "cat": cat,
     "stack": stack,
@@ -380,5 +256,9 @@ TABLE: dict[str, Lowering] = {
     "lift_fresh": same,
     "dropout": same,
     "_to_copy": to_copy,
-    **spatial.TABLE,
+    **aten_math.TABLE,
+    **aten_reduce.TABLE,
+    **aten_index.TABLE,
+    **aten_matrix.TABLE,
+    **aten_spatial.TABLE,
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 20
+FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 Operand = Union[ir.Value, "torch.Tensor", float, int, bool]
 """What an ATen argument can be here: a value of the graph, a constant tensor, a Python number."""
 
@@ -27,12 +28,16 @@ class Builder:
     Attributes:
         path: Module that is running, such as ``stage1.0.rbr_dense.conv``; names what is emitted.
         result: What torch computed for the operator being lowered: a tensor or a sequence of them.
+        arguments: The operator's arguments, as torch had them.
+        normalizes_instances: Whether torch's instance_norm is running, which is a batch_norm underneath.
     """
 
     def __init__(self, names: Mapping[tuple, str]) -> None:
         """Args: names: `tensor_key` of each parameter and buffer -> its dotted name."""
         self.path = ""
         self.result: Any = None
+        self.arguments: tuple = ()
+        self.normalizes_instances = False
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self._names = names
@@ -54,16 +59,23 @@ class Builder:
         op: str,
         inputs: Sequence[Operand | None],
         shape: Sequence[int] | None = None,
+        dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> ir.Value:
         """Emit a node with one output of ``shape`` (torch's own result if None) and return the output."""
-        return self.nodes_out(op, inputs, [self.shape() if shape is None else shape], **attributes)[0]
+        return self.nodes_out(op, inputs, [self.shape() if shape is None else shape], dtype, **attributes)[0]
 
     def nodes_out(
-        self, op: str, inputs: Sequence[Operand | None], shapes: Sequence[Sequence[int]], **attributes: Any
+        self,
+        op: str,
+        inputs: Sequence[Operand | None],
+        shapes: Sequence[Sequence[int]],
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
     ) -> list[ir.Value]:
-        """Emit a node with an output per shape."""
-        operands = [None if x is None else self.value(x) for x in inputs]
+        """Emit a node with an output per shape, of ``dtype`` or else that of the first graph value."""
+        first = next((x.dtype for x in inputs if isinstance(x, ir.Value)), None) or FLOAT
+        operands = [None if x is None else self.value(x, first) for x in inputs]
         while operands and operands[-1] is None:
             operands.pop()
         name = self._unique(f"{self.path}/{op}" if self.path else op)
@@ -71,7 +83,7 @@ class Builder:
             ir.Value(
                 name=name if len(shapes) == 1 else f"{name}.{i}",
                 shape=ir.Shape(shape),
-                type=ir.TensorType(ir.DataType.FLOAT),
+                type=ir.TensorType(dtype or first),
             )
             for i, shape in enumerate(shapes)
         ]
@@ -81,22 +93,34 @@ class Builder:
         self.nodes.append(node)
         return outputs
 
-    def value(self, x: Operand) -> ir.Value:
-        """A graph value as it is; a constant tensor or number as a float32 initializer."""
+    def value(self, x: Operand, dtype: ir.DataType = FLOAT) -> ir.Value:
+        """A graph value as it is; a constant tensor or number as an initializer of ``dtype``."""
         if isinstance(x, ir.Value):
             return x
         if isinstance(x, (bool, int, float)):
-            return self.array(np.asarray(x, np.float32))
-        return self.tensor(x)
+            return self.array(np.asarray(x, dtype.numpy()))
+        return self.tensor(x, dtype)
 
-    def tensor(self, x: torch.Tensor) -> ir.Value:
-        """A constant tensor as a float32 initializer that shares the tensor's memory."""
-        key = tensor_key(x)
+    def tensor(self, x: torch.Tensor, dtype: ir.DataType = FLOAT) -> ir.Value:
+        """A constant tensor as an initializer that shares the tensor's memory where the type is the same."""
+        key = (*tensor_key(x), dtype)
         if key not in self._constants:
-            array = x.detach().float().contiguous().numpy()
+            array = x.detach().contiguous().numpy().astype(dtype.numpy(), copy=False)
             self._constants[key] = self._initializer(self._name(x), array)
             self._kept.append(x)
         return self._constants[key]
+
+    def cast(self, x: Operand, dtype: ir.DataType) -> ir.Value:
+        """``x`` in another element type."""
+        value = self.value(x, dtype)
+        return (
+            value if value.dtype == dtype else self.node("Cast", [value], dims(value), dtype, to=int(dtype))
+        )
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type of torch's result (of its first tensor)."""
+        return type_of(self.result if not isinstance(self.result, (tuple, list)) else self.result[0])
 
     def _name(self, x: torch.Tensor) -> str:
         if x.ndim == 2 and tensor_key(x.t()) in self._names:
@@ -207,6 +231,34 @@ def _attribute(name: str, value: str | float | Sequence[int]) -> ir.Attr:
     if isinstance(value, float):
         return ir.AttrFloat32(name, value)
     return ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, list(value))
+
+
+def type_of(x: Operand) -> ir.DataType:
+    """Element type of an operand; numbers take part as the narrowest type that holds them."""
+    if isinstance(x, ir.Value):
+        return x.dtype or FLOAT
+    if isinstance(x, bool):
+        return BOOL
+    if isinstance(x, (int, float)):
+        return INT64 if isinstance(x, int) else FLOAT
+    return _TYPES.get(str(x.dtype).removeprefix("torch."), FLOAT)
+
+
+_TYPES = {"int64": INT64, "int32": ir.DataType.INT32, "bool": BOOL}
+"""What is not among them becomes float32: bytes and small integers are constants here."""
+
+
+def common_type(*operands: Operand) -> ir.DataType:
+    """The type that operands are brought to ahead of an operator: float before integer before truth value."""
+    kinds = [type_of(x) for x in operands]
+    return next((k for k in (FLOAT, INT64, ir.DataType.INT32) if k in kinds), BOOL)
+
+
+def finite_mask(x: Operand) -> Operand:
+    """A constant that is added, its -inf as the lowest float32: to a softmax behind it that is the same."""
+    if isinstance(x, (ir.Value, bool, int, float)) or not x.is_floating_point():
+        return x
+    return x.clamp(min=float(np.finfo(np.float32).min)) if (x == -math.inf).any() else x
 
 
 def dims(value: ir.Value) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +68,22 @@ def batch_norm(
     var: torch.Tensor | None,
     *rest: Any,
 ) -> list[ir.Value | None]:
-    """``rest`` is [training,] momentum, eps [, cudnn]; the statistics must be the stored ones."""
+    """``rest`` is [training,] momentum, eps [, cudnn]; statistics are the stored ones, or the image's own.
+
+    torch's instance_norm is a batch_norm of the batch's statistics, whose batch is one image.
+    """
     import torch
 
     training = rest[0] if isinstance(rest[0], bool) else False
     eps = next(r for r in rest[::-1] if not isinstance(r, bool))
+    if g.normalizes_instances and (training or mean is None) and dims(x)[0] == 1:
+        channels = dims(x)[1]
+        weight = torch.ones(channels) if weight is None else weight
+        bias = torch.zeros(channels) if bias is None else bias
+        y = g.node("InstanceNormalization", [x, weight, bias], g.shape(0), epsilon=eps)
+        return [y, *[None] * (len(g.result) - 1)]
     if training or mean is None or var is None:
-        raise Unlowerable("statistics of the batch itself (track_running_stats=False or instance norm)")
+        raise Unlowerable("statistics of the batch itself (track_running_stats=False)")
     weight = torch.ones_like(mean) if weight is None else weight
     bias = torch.zeros_like(mean) if bias is None else bias
     y = g.node("BatchNormalization", [x, weight, bias, mean, var], g.shape(0), epsilon=eps)
@@ -113,9 +123,12 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> ir.Value:
-    if divisor_override is not None:
-        raise Unlowerable("divisor_override")
     pads = _per_axis(padding, 2) * 2
+    if divisor_override is not None:
+        if ceil_mode:
+            raise Unlowerable("divisor_override and ceil_mode")
+        mean = avg_pool(g, x, kernel, stride, padding)
+        return g.node("Mul", [mean, math.prod(_per_axis(kernel, 2)) / divisor_override])
     attributes = _window(x, g.shape(), kernel, stride, padding, (1, 1))
     if not any(pads) or not count_include_pad:
         return g.node("AveragePool", [x], count_include_pad=0, **attributes)
@@ -131,7 +144,7 @@ def avg_pool(
 
 def _window(
     x: ir.Value, out: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any
-) -> dict[str, tuple[int, ...]]:
+) -> dict[str, Any]:
     """Attributes of a pool; ``ceil_mode`` becomes end padding, which every target knows."""
     if len(dims(x)) != 4:
         raise Unlowerable(f"a pool over rank {len(dims(x))}")
@@ -147,7 +160,9 @@ def _window(
 def adaptive_avg_pool(g: Builder, x: ir.Value, size: Sequence[int]) -> ir.Value:
     if tuple(g.shape()[2:]) == (1, 1):
         return g.node("GlobalAveragePool", [x])
-    kernel = _adaptive_kernel(x, g.shape())
+    kernel = _even_windows(x, g.shape())
+    if kernel is None:
+        return _averaged(g, x, g.shape())
     return g.node(
         "AveragePool", [x], kernel_shape=kernel, strides=kernel, pads=(0, 0, 0, 0), count_include_pad=0
     )
@@ -155,15 +170,84 @@ def adaptive_avg_pool(g: Builder, x: ir.Value, size: Sequence[int]) -> ir.Value:
 
 def adaptive_max_pool(g: Builder, x: ir.Value, size: Sequence[int]) -> list[ir.Value | None]:
     out = g.shape(0)
-    kernel = _adaptive_kernel(x, out)
+    kernel = _even_windows(x, out)
+    if kernel is None:
+        return [_largest(g, x, out), None]
     return [g.node("MaxPool", [x], out, kernel_shape=kernel, strides=kernel, pads=(0, 0, 0, 0)), None]
 
 
-def _adaptive_kernel(x: ir.Value, out: Sequence[int]) -> tuple[int, ...]:
+def _even_windows(x: ir.Value, out: Sequence[int]) -> tuple[int, ...] | None:
+    """Height and width of windows that are all alike, or None."""
     space = dims(x)[2:]
-    if len(dims(x)) != 4 or any(size % cells for size, cells in zip(space, out[2:], strict=True)):
-        raise Unlowerable(f"pooling {list(space)} to {list(out[2:])}: windows of different sizes")
+    if len(dims(x)) != 4:
+        raise Unlowerable(f"rank {len(dims(x))}")
+    if any(size % cells for size, cells in zip(space, out[2:], strict=True)):
+        return None
     return tuple(size // cells for size, cells in zip(space, out[2:], strict=True))
+
+
+def _windows(size: int, cells: int) -> list[tuple[int, int]]:
+    """Begin and end of each window of an adaptive pool (aten/native/AdaptivePooling.h)."""
+    return [(i * size // cells, -(-(i + 1) * size // cells)) for i in range(cells)]
+
+
+def _averaged(g: Builder, x: ir.Value, out: Sequence[int]) -> ir.Value:
+    """Means of windows of different sizes."""
+    matrices = []
+    for size, cells in zip(dims(x)[2:], out[2:], strict=True):
+        matrix = np.zeros((size, cells), np.float32)
+        for i, (start, end) in enumerate(_windows(size, cells)):
+            matrix[start:end, i] = 1 / (end - start)
+        matrices.append(matrix)
+    return _products(g, x, matrices)
+
+
+def _products(g: Builder, x: ir.Value, matrices: Sequence[np.ndarray]) -> ir.Value:
+    """A map times a constant matrix [old, new] along its rows and one along its columns."""
+    for perm, matrix in zip(((0, 1, 3, 2), (0, 1, 2, 3)), matrices, strict=True):
+        if len(matrix) == matrix.shape[1] and (matrix == np.eye(len(matrix))).all():
+            continue
+        rows = g.transpose(x, perm)
+        x = g.transpose(g.node("MatMul", [rows, g.array(matrix)], (*dims(rows)[:3], matrix.shape[1])), perm)
+    return x
+
+
+def _largest(g: Builder, x: ir.Value, out: Sequence[int]) -> ir.Value:
+    """Maxima of windows of different sizes, one by one along each axis."""
+    for axis, cells in ((3, out[3]), (2, out[2])):
+        size = dims(x)[axis]
+        if size == cells:
+            continue
+        one = tuple(1 if a == axis else n for a, n in enumerate(dims(x)))
+        parts = [
+            g.node("ReduceMax", [g.slice(x, axis, start, end), g.ints(axis)], one, keepdims=1)
+            for start, end in _windows(size, cells)
+        ]
+        shape = tuple(cells if a == axis else n for a, n in enumerate(dims(x)))
+        x = g.node("Concat", parts, shape, axis=axis)
+    return x
+
+
+def avg_pool3d(
+    g: Builder,
+    x: ir.Value,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> ir.Value:
+    """Over the first axis alone, as torch's local response normalization has it."""
+    k, p = _per_axis(kernel, 3), _per_axis(padding, 3)
+    s = _per_axis(stride, 3) if stride else k
+    if len(dims(x)) != 5 or k[1:] != (1, 1) or s[1:] != (1, 1) or any(p) or ceil_mode or divisor_override:
+        raise Unlowerable("windows over more than one axis")
+    n, c, depth, *space = dims(x)
+    flat = g.reshape(x, (n, c, depth, math.prod(space)))
+    attributes: dict[str, Any] = {"kernel_shape": (k[0], 1), "strides": (s[0], 1), "pads": (0, 0, 0, 0)}
+    shape = (n, c, g.shape()[2], math.prod(space))
+    return g.reshape(g.node("AveragePool", [flat], shape, count_include_pad=0, **attributes))
 
 
 def pad(mode: str) -> Callable[..., ir.Value]:
@@ -178,25 +262,61 @@ def pad(mode: str) -> Callable[..., ir.Value]:
     return lower
 
 
-def resize(mode: str) -> Callable[..., ir.Value]:
+def smooth_resize(mode: str) -> Callable[..., ir.Value]:
+    """With antialias: a product with a constant matrix along each axis, which torch itself works out."""
+
+    def lower(
+        g: Builder, x: ir.Value, size: Sequence[int], align: bool, tall: Any = None, wide: Any = None
+    ) -> ir.Value:
+        import torch
+
+        function = getattr(torch.ops.aten, f"_upsample_{mode}2d_aa")
+        matrices = []
+        for old, new, scale in zip(dims(x)[2:], g.shape()[2:], (tall, wide), strict=True):
+            unit = torch.eye(old)[None, None]
+            matrices.append(function(unit, [old, new], align, None, scale)[0, 0].numpy())
+        return _products(g, x, matrices)
+
+    return lower
+
+
+def resize(mode: str, *, exact: bool = False) -> Callable[..., ir.Value]:
+    """torch's upsample_*: of maps, or of rows, which are maps of height 1.
+
+    Args:
+        mode: ONNX's word.
+        exact: The nearest mode that samples pixel centres.
+    """
+
     def lower(g: Builder, x: ir.Value, size: Sequence[int], *rest: Any, **named: Any) -> ir.Value:
-        """``rest`` is [align_corners,] scales_h, scales_w; the nearest mode has no align_corners."""
+        """``rest`` is [align_corners,] then a scale per axis; the nearest mode has no align_corners."""
         align = bool(rest[0]) if mode != "nearest" else False
-        scales = (*rest[mode != "nearest" :], *named.values(), None, None)[:2]
+        space = len(dims(x)) - 2
+        scales = (*rest[mode != "nearest" :], *named.values(), None, None)[:space]
         attributes: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "half_pixel"}
         if mode == "nearest":
-            attributes |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            attributes["nearest_mode"] = "round_prefer_ceil" if exact else "floor"
+            if not exact:
+                attributes["coordinate_transformation_mode"] = "asymmetric"
         elif align:
             attributes["coordinate_transformation_mode"] = "align_corners"
         if mode == "cubic":
             attributes["cubic_coeff_a"] = -0.75  # torch's (aten/native/UpSample.h)
+        out = g.shape()
+        if space == 1:
+            n, c, length = dims(x)
+            x, out, scales = g.reshape(x, (n, c, 1, length)), (n, c, 1, out[2]), (1.0, *scales)
         factors = [
             _factor(mode, old, new, None if align else scale)
-            for old, new, scale in zip(dims(x)[2:], g.shape()[2:], scales, strict=True)
+            for old, new, scale in zip(dims(x)[2:], out[2:], scales, strict=True)
         ]
         if None in factors:
-            return g.node("Resize", [x, None, None, g.ints(*g.shape())], **attributes)
-        return g.node("Resize", [x, None, g.array(np.array([1, 1, *factors], np.float32))], **attributes)
+            y = g.node("Resize", [x, None, None, g.ints(*out)], out, **attributes)
+        else:
+            y = g.node(
+                "Resize", [x, None, g.array(np.array([1, 1, *factors], np.float32))], out, **attributes
+            )
+        return g.reshape(y) if space == 1 else y
 
     return lower
 
@@ -215,60 +335,6 @@ def _factor(mode: str, old: int, new: int, scale: float | None) -> float | None:
         if np.floor(np.float32(old) * candidate) == np.floor(old * float(candidate)) == new:
             return float(candidate)
     return None
-
-
-def addmm(
-    g: Builder, bias: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1
-) -> ir.Value:
-    if beta != 1 or alpha != 1:
-        raise Unlowerable("alpha or beta other than 1")
-    wide = _leading_axes(a)
-    if wide is not None:
-        product = g.node("MatMul", [wide, b], (*dims(wide)[:-1], g.shape()[-1]))
-        return g.reshape(g.node("Add", [product, bias], dims(product)))
-    return _gemm(g, a, b, bias)
-
-
-def mm(g: Builder, a: Operand, b: Operand) -> ir.Value:
-    wide = _leading_axes(a)
-    if wide is not None:
-        return g.reshape(g.node("MatMul", [wide, b], (*dims(wide)[:-1], g.shape()[-1])))
-    if isinstance(b, ir.Value) or not isinstance(a, ir.Value):
-        return g.node("MatMul", [a, b])
-    return _gemm(g, a, b, None)
-
-
-def _gemm(g: Builder, a: Operand, b: Operand, bias: Operand | None) -> ir.Value:
-    """A Gemm; a linear layer's weight arrives transposed, and is stored as the layer has it."""
-    if not isinstance(b, (ir.Value, float, int)) and b.t().is_contiguous():
-        return g.node("Gemm", [a, b.t(), bias], transB=1)
-    return g.node("Gemm", [a, b, bias])
-
-
-def _leading_axes(a: Operand) -> ir.Value | None:
-    """The source of a matrix that only flattens leading axes [.., M, K] -> [-1, K]."""
-    node = a.producer() if isinstance(a, ir.Value) else None
-    if node is None or node.op_type != "Reshape" or node.inputs[0] is None:
-        return None
-    source = node.inputs[0]
-    return source if len(dims(source)) > 2 and dims(source)[-1] == dims(a)[-1] else None  # type: ignore[arg-type]
-
-
-def bmm(g: Builder, a: ir.Value, b: ir.Value) -> ir.Value:
-    """[B, M, K] x [B, K, N]; where both only flatten the same leading axes, one MatMul over these."""
-    wide = [_batch_axes(v) for v in (a, b)]
-    if None in wide or dims(wide[0])[:-2] != dims(wide[1])[:-2]:  # type: ignore[arg-type]
-        return g.node("MatMul", [a, b])
-    left, right = wide
-    return g.reshape(g.node("MatMul", [left, right], (*dims(left)[:-1], dims(right)[-1])))  # type: ignore[arg-type]
-
-
-def _batch_axes(a: Operand) -> ir.Value | None:
-    node = a.producer() if isinstance(a, ir.Value) else None
-    if node is None or node.op_type != "Reshape" or node.inputs[0] is None:
-        return None
-    source = node.inputs[0]
-    return source if len(dims(source)) > 3 and dims(source)[-2:] == dims(a)[-2:] else None  # type: ignore[arg-type]
 
 
 def _per_axis(numbers: Any, n: int) -> tuple[int, ...]:
@@ -291,10 +357,17 @@ TABLE: dict[str, Callable[..., Any]] = {
     "reflection_pad2d": pad("reflect"),
     "reflection_pad1d": pad("reflect"),
     "replication_pad2d": pad("edge"),
+    "reflection_pad3d": pad("reflect"),
+    "replication_pad1d": pad("edge"),
+    "replication_pad3d": pad("edge"),
+    "avg_pool3d": avg_pool3d,
+    "upsample_nearest1d": resize("nearest"),
     "upsample_nearest2d": resize("nearest"),
+    "_upsample_nearest_exact1d": resize("nearest", exact=True),
+    "_upsample_nearest_exact2d": resize("nearest", exact=True),
+    "upsample_linear1d": resize("linear"),
     "upsample_bilinear2d": resize("linear"),
     "upsample_bicubic2d": resize("cubic"),
-    "addmm": addmm,
-    "mm": mm,
-    "bmm": bmm,
+    "_upsample_bilinear2d_aa": smooth_resize("bilinear"),
+    "_upsample_bicubic2d_aa": smooth_resize("bicubic"),
 }

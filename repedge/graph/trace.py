@@ -15,9 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repedge.graph.aten import TABLE
-from repedge.graph.aten_build import Builder, Unlowerable, tensor_key
+from repedge.graph.aten_build import Builder, Unlowerable, tensor_key, type_of
 
 _TAG = "_repedge_traced"
+
+METADATA_ONLY = frozenset(
+    name for kind in ("zeros", "ones", "full", "empty") for name in (f"new_{kind}", f"{kind}_like")
+)
+"""They read the shape and the type of a tensor, not its values: their results are constants."""
 
 
 class Refused(BaseException):
@@ -72,7 +77,12 @@ class Tracer(TorchDispatchMode):
         Raises:
             Refused: It does something that no graph can hold.
         """
-        with _module_path(self._module, self._builder), _Watch(self._check_read), self:
+        with (
+            _fused_attention_off(),
+            _module_path(self._module, self._builder),
+            _Watch(self._check_read, self._builder),
+            self,
+        ):
             return self._module(self._image)
 
     def finish(self, outputs: Mapping[str, torch.Tensor]) -> ir.Model | str:
@@ -84,16 +94,20 @@ class Tracer(TorchDispatchMode):
         if reasons:
             return "; ".join(reasons)
         try:
-            values = {name: self._builder.value(self._operand(t)) for name, t in outputs.items()}
+            operands = {name: self._operand(t) for name, t in outputs.items()}
         except Refused as why:
             return str(why)
+        if unknown := [name for name, operand in operands.items() if operand is None]:
+            return f"the output {unknown[0]!r} is of an operator outside repedge's table"
+        types = {name: type_of(outputs[name]) for name in operands}
+        values = {name: self._builder.value(operand, types[name]) for name, operand in operands.items()}
         return self._builder.finish([self._input], values)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         written = _written(func, args, kwargs)
         traced = [t for t in _tensors((args, kwargs)) if self._traced(t) is not None]
-        if not traced:
+        if not traced or _name(func) in METADATA_ONLY:
             self._check_constant(func, written)
             return func(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -106,6 +120,7 @@ class Tracer(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in written:
             self._writes[_storage(tensor)] = self._writes.get(_storage(tensor), 0) + 1
+        self._builder.arguments = args
         self._record(func, operands if known else None, result)
         return result
 
@@ -172,17 +187,26 @@ class Tracer(TorchDispatchMode):
 _READS = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__, torch.Tensor.__dlpack__)
 
 
-class _Watch(TorchFunctionMode):
-    """Reports the methods that read a tensor without any ATen operator."""
+_INSTANCE_NORMS = (torch.nn.functional.instance_norm, torch.instance_norm)
 
-    def __init__(self, report: Callable[[Any, torch.Tensor], None]) -> None:
+
+class _Watch(TorchFunctionMode):
+    """Reports the methods that read a tensor without any ATen operator, and what they are part of."""
+
+    def __init__(self, report: Callable[[Any, torch.Tensor], None], builder: Builder) -> None:
         super().__init__()
-        self._report = report
+        self._report, self._builder = report, builder
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _READS:
             self._report(func, args[0])
-        return func(*args, **(kwargs or {}))
+        if func not in _INSTANCE_NORMS:
+            return func(*args, **(kwargs or {}))
+        self._builder.normalizes_instances = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._builder.normalizes_instances = False
 
 
 def _name(func: Any) -> str:
@@ -234,6 +258,17 @@ def _mapped(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _mapped(function, item) for key, item in tree.items()}
     return tree
+
+
+@contextlib.contextmanager
+def _fused_attention_off() -> Iterator[None]:
+    """PyTorch's transformer layers by their parts, not as one operator of inference."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from aten_cases import CASES as MORE
 from exported import SHAPE, Fn, check
 from torch import nn
 
@@ -178,6 +179,13 @@ def test_every_row_of_the_table_equals_torch(name, no_fallback):
         assert [n.op_type for n in exported.model.graph] == ops.split()
 
 
+@pytest.mark.parametrize("name", MORE)
+def test_what_networks_are_made_of_equals_torch(name, no_fallback):
+    """The numbers; what becomes of them is the table's business."""
+    torch.manual_seed(0)
+    check(export(random_bn(MORE[name]), SHAPE), tolerance=2e-5)
+
+
 def test_the_cases_cover_the_table(no_fallback, monkeypatch):
     """A row that no case uses is either reached only in other PyTorch versions or untested."""
     used = set()
@@ -188,7 +196,7 @@ def test_the_cases_cover_the_table(no_fallback, monkeypatch):
             return super().__getitem__(key)
 
     monkeypatch.setattr("repedge.graph.trace.TABLE", Spy(TABLE))
-    for module, _ in CASES.values():
+    for module in [*(m for m, _ in CASES.values()), *MORE.values()]:
         export(module, SHAPE)
     other_versions = {
         "reshape", "contiguous", "dropout", "alias", "detach", "lift_fresh", "_to_copy", "_reshape_alias",

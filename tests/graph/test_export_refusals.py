@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import SHAPE, Fn, check
 from torch import nn
+from torch.nn import functional as F
 
 from repedge.errors import UnsupportedModel, UserError
 from repedge.graph.export import export
@@ -87,9 +88,9 @@ class Counter(nn.Module):
         (Fn(lambda x: x + torch.rand(10)), "draws random numbers"),
         (Fn(lambda x: torch.zeros(4, 8, 10).add_(x[0])), "into a constant tensor"),
         (Counter(), "changes a parameter, a buffer or a constant"),
-        (Fn(lambda x: torch.where(x > 0, x, x.argsort(1))), r"aten\.gt\.Scalar, aten\.sort\S*, aten\.where"),
-        (nn.InstanceNorm2d(4), "statistics of the batch itself"),
-        (nn.AdaptiveAvgPool2d(3), "windows of different sizes"),
+        (Fn(lambda x: torch.atan2(x, x.median(1)[0])), r"aten\.median\.dim, aten\.atan2"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "statistics of the batch itself"),
+        (Fn(lambda x: F.max_pool2d(x, 2, return_indices=True)), "output_1"),
         (Fn(lambda x: x.double()), "_to_copy with a float64 result"),
     ],
 )

@@ -37,4 +37,6 @@ def check(exported: Exported, tolerance: float = 1e-5) -> None:
     got = Session(exported.model, 1, optimize=False).run(exported.input)
     for g, want, value in zip(got, exported.outputs, exported.model.graph.outputs, strict=True):
         assert g.shape == want.shape == shape_of(value)
-        assert np.abs(g - want).max() <= tolerance * max(np.abs(want).max(), 1e-6)
+        assert g.dtype == want.dtype
+        apart = np.abs(g.astype(np.float64) - want).max()
+        assert apart <= tolerance * max(np.abs(want).max(), 1e-6)
