@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
-from repedge.graph.aten_build import OPSET
+from repedge.graph.aten.builder import OPSET
 from repedge.graph.values import check_weights
 
 if TYPE_CHECKING:

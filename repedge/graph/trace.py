@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repedge.graph.aten import TABLE
-from repedge.graph.aten_build import Builder, Unlowerable, tensor_key, type_of
+from repedge.graph.aten.builder import Builder, Unlowerable, tensor_key, type_of
 
 _TAG = "_repedge_traced"
 

@@ -1,13 +1,4 @@
-"""ATen operator -> ONNX nodes: the table, and its rows of arithmetic and structure.
-
-A key is the operator as PyTorch's dispatcher names it, without ``aten::`` and without ``.default``;
-``relu_`` and the like are looked up without the underscore. A lowering takes the builder and the
-operator's own arguments, with the defaults of its ATen schema (native_functions.yaml), and returns
-the value(s) of its result. Rows of other kinds are in the files beside this one: functions of numbers in
-``aten_math``, sums and norms in ``aten_reduce``, positions and masks in ``aten_index``, products in
-``aten_matrix``, windows and resizing in ``aten_spatial``. A missing row is a missing feature: the stock
-exporter takes the model then.
-"""
+"""ATen -> ONNX for arithmetic, and for what moves elements: joining, cutting, reshaping, shuffling."""
 
 from __future__ import annotations
 
@@ -16,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from repedge.graph import aten_index, aten_math, aten_matrix, aten_reduce, aten_spatial
-from repedge.graph.aten_build import Builder, Operand, Unlowerable, dims, finite_mask
+from repedge.graph.aten.builder import Builder, Operand, Unlowerable, dims, finite_mask
 
 if TYPE_CHECKING:
     pass
@@ -256,9 +246,4 @@ TABLE: dict[str, Lowering] = {
     "lift_fresh": same,
     "dropout": same,
     "_to_copy": to_copy,
-    **aten_math.TABLE,
-    **aten_reduce.TABLE,
-    **aten_index.TABLE,
-    **aten_matrix.TABLE,
-    **aten_spatial.TABLE,
 }

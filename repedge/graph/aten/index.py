@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from repedge.graph.aten_build import BOOL, FLOAT, INT64, Builder, Operand, Unlowerable, common_type, dims
+from repedge.graph.aten.builder import BOOL, FLOAT, INT64, Builder, Operand, Unlowerable, common_type, dims
 
 Lowering = Callable[..., Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from repedge.graph.aten_build import BOOL, FLOAT, Builder, Operand, Unlowerable, dims
+from repedge.graph.aten.builder import BOOL, FLOAT, Builder, Operand, Unlowerable, dims
 
 Lowering = Callable[..., Any]
 

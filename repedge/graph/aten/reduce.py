@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from repedge.graph.aten_build import BOOL, FLOAT, INT64, Builder, Unlowerable, dims
+from repedge.graph.aten.builder import BOOL, FLOAT, INT64, Builder, Unlowerable, dims
 
 if TYPE_CHECKING:
     import torch

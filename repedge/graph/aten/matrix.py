@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from repedge.graph.aten_build import Builder, Operand, dims, finite_mask
+from repedge.graph.aten.builder import Builder, Operand, dims, finite_mask
 
 
 def addmm(

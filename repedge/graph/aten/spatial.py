@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from repedge.graph.aten_build import Builder, Operand, Unlowerable, dims
+from repedge.graph.aten.builder import Builder, Operand, Unlowerable, dims
 
 if TYPE_CHECKING:
     import torch
