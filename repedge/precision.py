@@ -37,6 +37,8 @@ class Threshold:
         why: The reason for the numbers.
         tie: Relative gap between two values under which their order means nothing in this precision.
         elsewhere: Error that another processor may add, as a share of an output's largest value.
+        epsilon: Greatest relative error of rounding to this precision, where all of the network is in it: an
+            output that it can't tell any better passes; see `repedge.graph.resolution`. None elsewhere.
     """
 
     min_sqnr_db: float
@@ -45,13 +47,16 @@ class Threshold:
     why: str
     tie: float = 2.0**-8
     elsewhere: float = 2.0**-8
+    epsilon: float | None = None
 
 
 THRESHOLDS: dict[str, Threshold] = {
     "fp32": Threshold(
-        90, 1e-4, True, "only the order of float32 sums differs: about 120 dB is usual", 1e-5, 1e-4
+        90, 1e-4, True, "only the order of float32 sums differs: about 120 dB is usual", 1e-5, 1e-4, 2.0**-24
     ),
-    "fp16": Threshold(40, None, True, "11-bit significands leave 55 to 70 dB at the logits; 40 is a fault"),
+    "fp16": Threshold(
+        40, None, True, "11-bit significands leave 55 to 70 dB at the logits; 40 is a fault", epsilon=2.0**-11
+    ),
     "w8a32": Threshold(8, None, False, "8-bit weights, rounded to nearest: 10 to 35 dB, depth decides"),
     "w8a16": Threshold(8, None, False, "as w8a32; 16-bit activations add nothing visible"),
     "w8a8": Threshold(8, None, False, "the loss is judged by eval on a validation set, this finds faults"),

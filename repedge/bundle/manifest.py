@@ -25,7 +25,7 @@ from repedge.config import InputKind, Preprocess
 from repedge.disk import regular
 from repedge.errors import UserError
 from repedge.precision import Precision
-from repedge.tasks.base import Task
+from repedge.tasks.base import Part, Task
 
 SCHEMA_VERSION = 1
 
@@ -61,6 +61,24 @@ class Tensor(_Model):
     kind: str = "tensor"
 
 
+class PartFigures(_Model):
+    """How a part of an output compares with the float reference.
+
+    Attributes:
+        output: Name of the output.
+        axis, start, stop: The part, as the graph has the output; see `repedge.tasks.base.Part`.
+        max_abs_err, max_rel_err, sqnr_db: As of an output.
+    """
+
+    output: str
+    axis: int = Field(ge=1, le=15)
+    start: int = Field(ge=0)
+    stop: int = Field(ge=1)
+    max_abs_err: float
+    max_rel_err: float
+    sqnr_db: float
+
+
 class Verification(_Model):
     """How the artifact's outputs compare with the float reference on real images.
 
@@ -76,6 +94,11 @@ class Verification(_Model):
         failures: A sentence for each threshold that was missed.
         others: SQNR in dB of further ways to run the artifact that were held against the same thresholds,
             such as with float16 rounding after every operator.
+        simulated_sqnr_db: What the plan's integers give in simulation, of the worst output; None where there
+            are none.
+        remarks: Sentences on outputs of which these images say nothing.
+        parts: Of outputs that hold numbers of several kinds, such as boxes beside scores; the figures above
+            are then of the worst part.
     """
 
     passed: bool
@@ -88,6 +111,9 @@ class Verification(_Model):
     images: str
     failures: tuple[str, ...] = ()
     others: dict[str, float] = Field(default_factory=dict)
+    simulated_sqnr_db: float | None = None
+    remarks: tuple[str, ...] = ()
+    parts: tuple[PartFigures, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +137,7 @@ class Verification(_Model):
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         intervals = tasks.intervals_json(fields["figures"], fields["n"])
         figures = tasks.figures_json(fields.pop("figures"))
+        fields["parts"] = [part.model_dump() for part in fields["parts"]]
         before = ("passed", "n", "max_abs_err", "max_rel_err", "sqnr_db")
         head = {name: fields.pop(name) for name in before}
         return {**head, **figures, "intervals": intervals, **fields}
@@ -198,7 +225,10 @@ def task_of(manifest: Manifest) -> Task:
     Raises:
         UserError: The manifest names a task that is not known here, or one that does not fit the outputs.
     """
-    return tasks.of_outputs(manifest.outputs, manifest.labels, manifest.task)
+    parts: dict[str, tuple[Part, ...]] = {}
+    for p in manifest.verification.parts if manifest.verification else ():
+        parts[p.output] = (*parts.get(p.output, ()), Part(p.axis, p.start, p.stop))
+    return tasks.of_outputs(manifest.outputs, manifest.labels, manifest.task, parts)
 
 
 def digest_of(manifest: dict[str, Any]) -> str:

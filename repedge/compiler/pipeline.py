@@ -17,13 +17,14 @@ from repedge.bundle.folder import Draft, still_there, writing
 from repedge.bundle.manifest import REFERENCE, Manifest, Origin, Tensor, Verification
 from repedge.compiler.budget import Search, SearchResult
 from repedge.compiler.clock import Clock, Report, silent
-from repedge.compiler.quantization import Calibrated, quantize
+from repedge.compiler.quantization import Calibrated, Quantized, quantize
 from repedge.compiler.reference import Evidence, choose_samples, gather
 from repedge.compiler.request import BuildRequest, Built, bundle_path
 from repedge.compiler.toolchain import toolchain
 from repedge.disk.atomic import scratch
 from repedge.errors import RepedgeError, UnsupportedModel
 from repedge.judge import verification
+from repedge.judge.verdict import Bar
 from repedge.passes.fusion.certificate import Certificate
 from repedge.precision import Precision
 from repedge.targets.base import Artifact, Job, Target
@@ -106,11 +107,12 @@ class _Work:
 def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Clock, report: Report) -> _Work:
     """Export, run the reference, fuse, and look whether the targets can take what comes of it."""
     from repedge import passes
+    from repedge.graph.parts import parts_of
 
     with clock.stage("export"):
         graph = source.graph()
     outputs = tuple(str(v.name) for v in graph.graph.outputs)
-    task = tasks.of_graph(graph, source.labels, request.task)
+    task = tasks.of_graph(graph, source.labels, request.task, parts_of(graph))
     task.check_labels()
     with clock.stage("reference"):
         photos = choose_samples(request, source.preprocess, task)
@@ -173,23 +175,21 @@ class _Bundling:
         """Quantize where asked, compile, verify, and publish the bundle or put it aside as rejected."""
         work, target = self.work, self.target
         job = self._job()
-        graph, quantization, outcome = work.graph, None, None
+        quantized, outcome = None, None
         scheme = self.work.request.scheme_of(target.name, self.precision)
         if scheme is not None:
-            graph, quantization, outcome = self._quantized(scheme, job)
+            quantized, outcome = self._quantized(scheme, job)
         with self._stage("compile"):
+            graph = work.graph if quantized is None else quantized.graph
             artifact = target.compile(graph, job, self.draft.path)
         with self._stage("verify"):
             actual, others = self._run(artifact, job)
-            result = verification.summarize(
-                target, self.precision, self._compared(actual), source=work.evidence.samples.source,
-                min_sqnr=work.request.verify.min_sqnr,
-                others={how: self._compared(outputs) for how, outputs in others.items()},
-            )  # fmt: skip
+            result = self._verified(actual, others, quantized)
         with self._stage("bundle"):
             size = targets.size_of(target.name, self.draft.path / artifact.main)
             self._fill(actual)
-            self.draft.seal(self._manifest(artifact, result, quantization))
+            summary = None if quantized is None else quantized.summary
+            self.draft.seal(self._manifest(artifact, result, summary))
             path = self.draft.publish() if result.passed else self.draft.reject()
         stages = {name.rsplit(": ")[-1]: s for name, s in self.clock.seconds.items()}
         return Built(
@@ -219,10 +219,8 @@ class _Bundling:
             **dict(request.about),  # type: ignore[arg-type]
         )
 
-    def _quantized(
-        self, scheme: QuantScheme, job: Job
-    ) -> tuple[ir.Model, dict[str, Any], SearchResult | None]:
-        """The QDQ graph, what the manifest says of it, and what the search for a budget found."""
+    def _quantized(self, scheme: QuantScheme, job: Job) -> tuple[Quantized, SearchResult | None]:
+        """The QDQ graph, and what the search for a budget found."""
         work, search = self.work, self.work.search
         outcomes: list[SearchResult] = []
 
@@ -234,14 +232,42 @@ class _Bundling:
             return raised.model, raised.plan
 
         with self._stage("calibrate"):
-            graph, quantization = quantize(
+            found = quantize(
                 work.graph, scheme, work.source.preprocess, work.request.input_kind,
                 work.request.calibration, task=work.task,
                 raise_layers=raise_layers if search else None,
             )  # fmt: skip
         outcome = outcomes[0] if outcomes else None
-        quantization["budget"] = None if outcome is None else outcome.as_json()
-        return graph, quantization, outcome
+        found.summary["budget"] = None if outcome is None else outcome.as_json()
+        return found, outcome
+
+    def _verified(
+        self,
+        actual: Sequence[np.ndarray],
+        others: Mapping[str, Sequence[np.ndarray]],
+        quantized: Quantized | None,
+    ) -> Verification:
+        """The artifact's outputs against the float network's, and its integers against their simulation."""
+        evidence = self.work.evidence
+        simulated, steps = None, ()
+        if quantized is not None:
+            simulated = self._compared(quantized.simulate(self._inputs()[: evidence.judged]))
+            steps = quantized.summary["output_steps"]
+        bar = Bar(
+            self.precision, self.target.threshold(self.precision), self.work.request.verify.min_sqnr,
+            evidence.real.resolution, steps, simulated,
+        )  # fmt: skip
+        return verification.summarize(
+            self.target, bar, self._compared(actual), source=evidence.samples.source,
+            others={how: self._compared(outputs) for how, outputs in others.items()},
+        )  # fmt: skip
+
+    def _inputs(self) -> np.ndarray:
+        """The real images as the artifact takes them, float32 [n, C, H, W]."""
+        evidence = self.work.evidence
+        if self.work.request.input_kind == "uint8":
+            return np.ascontiguousarray(evidence.pixels.transpose(0, 3, 1, 2), dtype=np.float32)
+        return evidence.real.inputs
 
     def _run(self, artifact: Artifact, job: Job) -> tuple[list[np.ndarray], Mapping[str, list[np.ndarray]]]:
         """What the artifact makes of the real images, and what comes of the other ways to run it."""

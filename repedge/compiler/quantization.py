@@ -10,6 +10,7 @@ from repedge.config import InputKind, Preprocess
 from repedge.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
     from repedge.calib.plan import QuantPlan
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from repedge.photos.photos import Photos
     from repedge.scheme import QuantScheme
     from repedge.tasks.base import Task
+
+
+MIXED = "joins parts of an output that are of different kinds: each keeps its own scale"
 
 
 @dataclass
@@ -77,6 +81,22 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A QDQ graph for a target.
+
+    Attributes:
+        graph: The graph.
+        summary: What the manifest says of it.
+        simulate: What its integers must give: images as the artifact takes them, as float32 [n, C, H, W], to
+            every output.
+    """
+
+    graph: ir.Model
+    summary: dict[str, Any]
+    simulate: Callable[[np.ndarray], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """A calibration, before it becomes a QDQ graph.
 
@@ -101,8 +121,8 @@ def quantize(
     task: Task | None = None,
     report: Callable[[str], None] = lambda step: None,
     raise_layers: Callable[[Calibrated], tuple[ir.Model, QuantPlan]] | None = None,
-) -> tuple[ir.Model, dict[str, Any]]:
-    """Calibrate a clean float graph and return its QDQ graph and a summary for the manifest.
+) -> Quantized:
+    """Calibrate a clean float graph for a target's integers.
 
     Args:
         graph: The clean graph; not changed.
@@ -118,8 +138,10 @@ def quantize(
             graph with nothing to quantize.
     """
     from repedge.calib.mixed.choose import chosen_float
+    from repedge.calib.outputs import output_steps
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
+    from repedge.graph.parts import mixed_nodes
     from repedge.passes.preprocess import fold_preprocess
 
     if calibration is None:
@@ -128,7 +150,8 @@ def quantize(
     model = fold_preprocess(graph, pre, border=scheme.exact_pixels) if pixels else graph
     chosen = calibration.images(pre)
     feed = chosen.feed(pixels)
-    floats = chosen_float(model, scheme, calibration.keep_float)
+    mixed = {str(node.name): MIXED for node in mixed_nodes(model)}
+    floats = {**mixed, **chosen_float(model, scheme, calibration.keep_float)}
     quantized, plan = calibrate(
         model, feed, scheme, calibration.recipe, task=task, float_nodes=floats, progress=report
     )
@@ -139,6 +162,13 @@ def quantize(
         "recipe": plan.recipe,
         "images": len(chosen),
         "float_nodes": dict(plan.float_nodes),
+        "output_steps": output_steps(quantized, plan),
         "calibration": chosen.record.as_json(),
     }
-    return to_qdq(quantized, plan), summary
+
+    def simulate(x: np.ndarray) -> list[np.ndarray]:
+        from repedge.calib.simulation.simulator import Simulator
+
+        return Simulator(quantized, plan).answers(x[i : i + 1] for i in range(len(x)))
+
+    return Quantized(to_qdq(quantized, plan), summary, simulate)

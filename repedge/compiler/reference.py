@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from repedge.compiler.request import BuildRequest
     from repedge.config import Preprocess
+    from repedge.graph.resolution import Parts, Resolution
     from repedge.models.source import Source
     from repedge.tasks.base import Task
 
@@ -30,12 +31,29 @@ HALF_ROUNDING = 5e-2
 """The same where one of them is in float16: 1e-3 per operator, grown over a hundred layers."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:  # a repedge.passes.fusion.certificate.Outcome
-    """Network inputs float32 [n, C, H, W] and what the unfused float graph makes of them."""
+    """What the unfused float graph makes of some images.
+
+    Attributes:
+        inputs: float32 [n, C, H, W].
+        outputs: Every output, [n, ...] each.
+        reference: The graph, an ``.onnx`` file.
+    """
 
     inputs: np.ndarray
     outputs: list[np.ndarray]
+    reference: Path
+    _resolution: list[Resolution] | None = field(default=None, init=False, repr=False)
+
+    def resolution(self) -> list[Resolution]:
+        """What an arithmetic can tell apart at each output; measured when it is first asked for."""
+        if self._resolution is None:
+            from repedge.graph.load import load_onnx
+            from repedge.graph.resolution import resolution
+
+            self._resolution = resolution(load_onnx(self.reference), self.inputs)
+        return self._resolution
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,7 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
         CheckFailed: The model gives NaN or infinite outputs, or the graph differs from the model.
     """
     from repedge.graph.load import save_onnx
+    from repedge.graph.parts import parts_of
     from repedge.graph.run import Session, as_brought
 
     save_onnx(graph, reference)
@@ -106,32 +125,34 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
         raise CheckFailed(
             "the model itself gives NaN or infinite outputs on real images; nothing was compiled"
         )
+    real, parts = Outcome(inputs, outputs, reference), parts_of(graph)
     if source.module is not None:
-        _check_export(source.module, inputs[:2], [o[:2] for o in outputs])
+        _check_export(source.module, real, parts)
     if source.onnx is not None:
-        outputs = _check_conversion(source, inputs, outputs)
+        real.outputs = _check_conversion(source, real, parts)
     noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
-    return Evidence(photos, pixels, Outcome(inputs, outputs), Outcome(noise, session.run(noise)))
+    return Evidence(photos, pixels, real, Outcome(noise, session.run(noise), reference))
 
 
-def _check_export(module: Any, inputs: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
+def _check_export(module: Any, graph: Outcome, parts: Parts) -> None:
     """The graph against the torch module itself, so that no later check rests on the export alone."""
     import torch
 
     from repedge.graph.export import single_thread
 
-    singles = torch.from_numpy(inputs).split(1)  # one by one, as it was exported
+    singles = torch.from_numpy(graph.inputs[:2]).split(1)  # one by one, as it was exported
     with single_thread(), torch.inference_mode():
         rows = [torch.utils._pytree.tree_leaves(module.eval()(image)) for image in singles]
-    worst = _difference(outputs, [torch.cat(parts).float().numpy() for parts in zip(*rows, strict=True)])
-    if not worst < ROUNDING:
+    found = [torch.cat(tensors).float().numpy() for tensors in zip(*rows, strict=True)]
+    worst = _difference([y[:2] for y in graph.outputs], found, graph, parts)
+    if worst is not None:
         raise CheckFailed(
             f"the exported graph differs from the torch model by {worst:.1e} of its largest output; "
             "does its forward draw random numbers or keep a state?"
         )
 
 
-def _check_conversion(source: Source, inputs: np.ndarray, outputs: list[np.ndarray]) -> list[np.ndarray]:
+def _check_conversion(source: Source, graph: Outcome, parts: Parts) -> list[np.ndarray]:
     """The graph against the untouched file, so that no later check rests on the opset's conversion.
 
     Returns:
@@ -144,26 +165,36 @@ def _check_conversion(source: Source, inputs: np.ndarray, outputs: list[np.ndarr
     assert source.onnx is not None, "asked of files only"
     with as_brought(source.name):
         session = Session(source.onnx)
-        rows = [session.run(image) for image in np.split(inputs, len(inputs))]  # a file may be for one image
-    found = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        singles = np.split(graph.inputs, len(graph.inputs))  # a file may be for one image
+        rows = [session.run(image) for image in singles]
+    found = [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
     half = computes_in_half(source.onnx)
-    worst = _difference(outputs, found)
-    if not worst < (HALF_ROUNDING if half else ROUNDING):
+    worst = _difference(graph.outputs, found, graph, parts, half)
+    if worst is not None:
         raise CheckFailed(
             f"the graph that repedge made of {source.onnx} differs from the file as ONNX Runtime runs it, "
             f"by {worst:.1e} of its largest output; export it with opset 20"
         )
-    return outputs if half else found
+    return graph.outputs if half else found
 
 
-def _difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The largest difference over the largest value of the same output; inf where shapes or NaN differ."""
-    worst = 0.0
-    for mine, other in zip(ours, theirs, strict=True):
-        if mine.shape != other.shape:
-            return float("inf")
-        apart = np.abs(mine.astype(np.float64) - other).max(initial=0.0)
-        worst = max(worst, float(apart) / max(float(np.abs(other).max(initial=0.0)), 1e-30))
-        if not np.isfinite(apart):
-            return float("inf")
-    return worst
+def _difference(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], graph: Outcome, parts: Parts, half: bool = False
+) -> float | None:
+    """The largest difference over the largest value of the same part; None if rounding explains it.
+
+    Args:
+        ours, theirs: Outputs of the graph and of the model.
+        graph: The graph, for what rounding makes of its outputs.
+        parts: Of each output.
+        half: Whether the model computes in float16.
+    """
+    from repedge.graph.resolution import ROUNDINGS, SINGLE, gap, roundings
+
+    if [y.shape for y in ours] != [y.shape for y in theirs]:
+        return float("inf")
+    found = gap(ours, theirs, parts)
+    if found.relative < (HALF_ROUNDING if half else ROUNDING):
+        return None
+    times = roundings(ours, theirs, graph.resolution(), parts, 2.0**-11 if half else SINGLE)
+    return None if times <= ROUNDINGS else found.relative

@@ -72,7 +72,7 @@ def from_photos(photos: Photos, task: Task, pre: Preprocess, count: int) -> Samp
     What can't be read is left out, and `Samples.source` says how many.
 
     Raises:
-        UserError: None can be read, or what the set says of them does not fit the network.
+        UserError: None can be read.
     """
     items = (item for _, item in photos.read(spread(photos.total, count)))
     found = _gathered(photos, items, task, pre, photos.name)
@@ -104,7 +104,10 @@ def _gathered(
     photos: Photos, items: Iterable[Item], task: Task, pre: Preprocess, source: str
 ) -> Samples | dict[str, str]:
     """Readable items with their truths; name -> why it is not, where none is."""
-    truth_of = task.truths(photos)
+    try:
+        truth_of = task.truths(photos)
+    except UserError:  # folders of any other kind: nobody said that they were classes
+        truth_of = None
     loaded: list[tuple[str, Image.Image]] = []
     truths: list[object] = []
     skipped: dict[str, str] = {}

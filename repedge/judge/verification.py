@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,43 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repedge.bundle.folder import Bundle
-from repedge.bundle.manifest import Verification, task_of
+from repedge.bundle.manifest import Manifest, PartFigures, Verification, task_of
 from repedge.errors import UserError
 from repedge.judge import samples
+from repedge.judge.verdict import Bar, judge
 from repedge.photos import images
 from repedge.photos.photos import bundled_photos, open_photos
-from repedge.precision import Precision, Threshold
 from repedge.tasks.base import Task
-from repedge.tasks.comparison import Agreement
+from repedge.tasks.comparison import Agreement, Unit
 
 if TYPE_CHECKING:
     from repedge.targets.base import Job, Runner, Target
-
-
-def judge(
-    limit: Threshold,
-    precision: Precision,
-    found: Agreement,
-    min_sqnr: float | None = None,
-) -> list[str]:
-    """Sentences for every threshold that was missed; empty when all hold."""
-    floor = limit.min_sqnr_db if min_sqnr is None else min_sqnr
-    failures = []
-    for output, c in zip(found.task.outputs, found.outputs, strict=True):
-        name = output.name
-        if not c.finite:
-            failures.append(f"output {name!r} has NaN or infinite values")
-            continue
-        if c.sqnr_db < floor:
-            failures.append(f"output {name!r}: SQNR {c.sqnr_db:.1f} dB is under {floor:g} dB for {precision}")
-        if limit.max_rel_err is not None and c.max_rel_err > limit.max_rel_err:
-            failures.append(
-                f"output {name!r}: relative error {c.max_rel_err:.1e} is over {limit.max_rel_err:g}"
-            )
-        changed = c.changed(limit.tie)
-        if limit.same_decisions and changed:
-            failures.append(f"output {name!r}: {c.decision} differs on {changed} of {c.n} images")
-    return failures
 
 
 def compare(task: Task, actual: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Agreement:
@@ -62,27 +37,28 @@ def compare(task: Task, actual: Sequence[np.ndarray], reference: Sequence[np.nda
 
 def summarize(
     target: Target,
-    precision: Precision,
+    bar: Bar,
     found: Agreement,
     *,
     source: str,
-    min_sqnr: float | None = None,
     others: Mapping[str, Agreement] = MappingProxyType({}),
 ) -> Verification:
     """One `Verification` over all outputs: the worst of each figure.
 
     Args:
+        target: Whose executor ran the artifact.
+        bar: What it must reach.
+        found: Its outputs against the float network's.
         source: Where the images came from.
-        min_sqnr: Replaces the precision's SQNR threshold, dB.
         others: What came of `repedge.targets.base.Runner.others`; the figures are not theirs, the failures
             are.
     """
-    limit = target.threshold(precision)
-    failures = judge(limit, precision, found, min_sqnr)
+    verdict = judge(bar, found)
     for how, agreement in others.items():
-        failures += [f"{how}: {why}" for why in judge(limit, precision, agreement, min_sqnr)]
+        more = judge(replace(bar, simulated=None), agreement)
+        verdict.failures += [f"{how}: {why}" for why in more.failures]
     return Verification(
-        passed=not failures,
+        passed=not verdict.failures,
         n=found.n,
         max_abs_err=found.max_abs_err,
         max_rel_err=found.max_rel_err,
@@ -90,8 +66,25 @@ def summarize(
         figures=found.figures(),
         executor=target.executor,
         images=source,
-        failures=tuple(failures),
+        failures=tuple(verdict.failures),
+        simulated_sqnr_db=None if bar.simulated is None else bar.simulated.sqnr_db,
         others={how: agreement.sqnr_db for how, agreement in others.items()},
+        remarks=tuple(verdict.remarks),
+        parts=tuple(_part(found, unit) for unit in found.units if unit.part is not None),
+    )
+
+
+def _part(found: Agreement, unit: Unit) -> PartFigures:
+    part, c = unit.part, unit.comparison
+    assert part is not None, "asked of parts only"
+    return PartFigures(
+        output=found.task.outputs[unit.output].name,
+        axis=part.axis,
+        start=part.start,
+        stop=part.stop,
+        max_abs_err=c.max_abs_err,
+        max_rel_err=c.max_rel_err,
+        sqnr_db=max(-999.0, c.sqnr_db),
     )
 
 
@@ -139,25 +132,40 @@ def verify_bundle(path: Path | str, folder: Any = None, count: int = samples.COU
     Raises:
         UserError: The bundle is damaged or has no float reference.
     """
+    from repedge.graph.load import load_onnx
+    from repedge.graph.resolution import resolution
     from repedge.graph.run import Session
 
     check_count(count)
     bundle = Bundle.open(path, allow_unverified=True)  # it is what verification is about
     m = bundle.manifest
-    if bundle.reference is None:
+    reference_file = bundle.reference
+    if reference_file is None:
         raise UserError(f"{path} was made with --no-reference: there is nothing to compare it with")
     task, pre = task_of(m), m.preprocess
     photos = bundled_photos(pre) if folder is None else open_photos(folder, pre, option="--images")
     found = samples.from_photos(photos, task, pre, count)
     pixels = found.pixels(pre)
     inputs = images.normalise(pixels, pre)
-    reference = Session(bundle.reference).run(inputs)
+    reference = Session(reference_file).run(inputs)
     target, runner = open_bundle(bundle)
     batch = pixels if m.input_kind == "uint8" else inputs
     agreement = compare(task, runner.run(batch), reference)
     others = {how: compare(task, outputs, reference) for how, outputs in runner.others(batch).items()}
-    floor = m.options.get("min_sqnr")
-    return summarize(target, m.precision, agreement, source=found.source, min_sqnr=floor, others=others)
+    bar = Bar(
+        m.precision, target.threshold(m.precision), m.options.get("min_sqnr"),
+        resolve=lambda: resolution(load_onnx(reference_file, pre.size), inputs),
+        steps=_steps(m),
+    )  # fmt: skip
+    return summarize(target, bar, agreement, source=found.source, others=others)
+
+
+def _steps(manifest: Manifest) -> list[float]:
+    """The scales of the outputs' integers, if the manifest says something usable of them."""
+    found = (manifest.quantization or {}).get("output_steps")
+    if not isinstance(found, list) or len(found) != len(manifest.outputs):
+        return []
+    return [float(v) for v in found] if all(isinstance(v, (int, float)) for v in found) else []
 
 
 def check_count(count: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from repedge.graph.check import check_clean
+from repedge.graph.parts import parts_of
 from repedge.graph.values import shape_of
 from repedge.passes.activations import fuse_activations, unify_clips
 from repedge.passes.base import Pass, run_passes
@@ -151,12 +152,12 @@ def clean(model: ir.Model, real: Outcome | None = None, random: Outcome | None =
     from repedge.graph.run import Session
 
     settle(model)
-    before = count(model)
+    before, parts = count(model), parts_of(model)
     canonicalize(model)
     fused = fuse(model)
     simplify(model)
     run = None if real is None and random is None else Session(model).run
-    return certify(fused, before, count(model), run, real, random)
+    return certify(fused, before, count(model), run, real, random, parts)
 
 
 def _summed(*counts: dict[str, int]) -> dict[str, int]:

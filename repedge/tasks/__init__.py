@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from repedge.errors import UserError
@@ -12,7 +13,7 @@ from repedge.errors import UserError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from repedge.tasks.base import Figure, Network, Task
+    from repedge.tasks.base import Figure, Network, Part, Task
 
 TASKS = {
     "embed": "repedge.tasks.embed:Embed",
@@ -97,13 +98,19 @@ class Signature(Protocol):
         """One letter for each axis, such as ``NHWC``; may be empty."""
 
 
-def of_outputs(outputs: Iterable[Signature], labels: Sequence[str] = (), told: str | None = None) -> Task:
+def of_outputs(
+    outputs: Iterable[Signature],
+    labels: Sequence[str] = (),
+    told: str | None = None,
+    parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({}),
+) -> Task:
     """The task by an artifact's signature alone; tasks know outputs as the graph has them, NCHW.
 
     Args:
         outputs: In the graph's order.
         labels: Class names.
         told: The task's name where the signature does not say it.
+        parts: Of outputs that hold numbers of several kinds, by name.
     """
     from repedge.tasks.base import Network, Output
 
@@ -111,18 +118,31 @@ def of_outputs(outputs: Iterable[Signature], labels: Sequence[str] = (), told: s
     for o in outputs:
         shape = tuple(o.shape)
         last = o.layout == "NHWC" and len(shape) == 4
-        found.append(Output(o.name, (shape[3], *shape[1:3]) if last else shape[1:]))
+        shape = (shape[3], *shape[1:3]) if last else shape[1:]
+        found.append(Output(o.name, shape, parts.get(o.name, ())))
     return recognize(Network(tuple(found), tuple(labels)), told)
 
 
-def of_graph(graph: ir.Model, labels: Sequence[str] = (), told: str | None = None) -> Task:
-    """The task of a float graph with a static batch; raises as `recognize`."""
+def of_graph(
+    graph: ir.Model,
+    labels: Sequence[str] = (),
+    told: str | None = None,
+    parts: Sequence[tuple[Part, ...]] = (),
+) -> Task:
+    """The task of a float graph with a static batch; raises as `recognize`.
+
+    Args:
+        graph: The graph.
+        labels: Class names.
+        told: The task's name, if the user gave one.
+        parts: Of each output; see `repedge.graph.parts.parts_of`.
+    """
     from repedge.tasks.base import Network, Output
 
     outputs = []
-    for value in graph.graph.outputs:
+    for i, value in enumerate(graph.graph.outputs):
         shape = () if value.shape is None else tuple(value.shape.numpy()) if value.shape.is_static() else ()
-        outputs.append(Output(str(value.name), shape[1:]))
+        outputs.append(Output(str(value.name), shape[1:], parts[i] if parts else ()))
     return recognize(Network(tuple(outputs), tuple(labels), graph), told)
 
 

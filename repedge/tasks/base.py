@@ -33,16 +33,40 @@ Truths = Callable[[str, Any], Any | None]
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of an output that holds numbers of one kind, such as a detector's scores beside its boxes.
+
+    Attributes:
+        axis: Of the output as the graph has it, the batch being axis 0.
+        start, stop: Where the stretch begins and ends.
+    """
+
+    axis: int
+    start: int
+    stop: int
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """What takes it out of an array [n, ...]."""
+        return (*[slice(None)] * self.axis, slice(self.start, self.stop))
+
+    def __str__(self) -> str:
+        return f"[{':, ' * self.axis}{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
 class Output:
     """An output of a network, batch axis first.
 
     Attributes:
         name: Its name in the graph.
         shape: Without the batch axis.
+        parts: Of numbers of different kinds, each judged alone; empty where it is of one kind.
     """
 
     name: str
     shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)

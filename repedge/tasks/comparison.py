@@ -12,7 +12,7 @@ import numpy as np
 from repedge.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from repedge.tasks.base import Task
+    from repedge.tasks.base import Part, Task
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Comparison:
     max_abs_ref: float = 0.0
     _signal: float = 0.0
     _noise: float = 0.0
+    _size: int = 0
     _finite: bool = True
 
     def update(self, reference: np.ndarray, actual: np.ndarray) -> None:
@@ -47,6 +48,7 @@ class Comparison:
         self.max_abs_ref = max(self.max_abs_ref, float(np.abs(ref).max(initial=0)))
         self._signal += float((ref**2).sum())
         self._noise += float((error**2).sum())
+        self._size += error.size
         self.judge(ref, act)
 
     def judge(self, reference: np.ndarray, actual: np.ndarray) -> None:
@@ -76,6 +78,11 @@ class Comparison:
         return self.max_abs_err / self.max_abs_ref if self.max_abs_ref else self.max_abs_err
 
     @property
+    def rms_err(self) -> float:
+        """Root mean square error of an element."""
+        return math.sqrt(self._noise / self._size) if self._size else 0.0
+
+    @property
     def sqnr_db(self) -> float:
         """Signal-to-quantization-noise ratio in dB, capped at 200 (no error at all)."""
         if not self._finite:
@@ -87,16 +94,44 @@ class Comparison:
         return min(200.0, 10 * math.log10(self._signal / self._noise))
 
 
+@dataclass
+class Unit:
+    """What is judged alone: an output, or a part of one.
+
+    Attributes:
+        output: Index of the output.
+        part: The part; None for the whole output.
+        comparison: Its figures.
+    """
+
+    output: int
+    part: Part | None
+    comparison: Comparison
+
+    def of(self, y: np.ndarray) -> np.ndarray:
+        """Its numbers in an array [n, ...] of the output."""
+        return y if self.part is None else y[self.part.index]
+
+
 class Agreement:
     """Streaming comparison of all outputs of a network, each taken alone; the worst of them counts.
 
+    An output whose parts hold numbers of different kinds counts by its parts: beside boxes of 640 pixels
+    nothing could be seen of probabilities.
+
     Attributes:
-        outputs: One for each output, in the graph's order.
+        outputs: One for each output, in the graph's order: what the task makes of it.
+        units: The outputs, or their parts where they have some.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.outputs = [task.meter(i) for i in range(len(task.outputs))]
+        self.units = [
+            unit
+            for i, (output, whole) in enumerate(zip(task.outputs, self.outputs, strict=True))
+            for unit in ([Unit(i, p, Comparison()) for p in output.parts] or [Unit(i, None, whole)])
+        ]
 
     def update(self, reference: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> None:
         """Add a batch: every output of both, [N, ...] each.
@@ -109,6 +144,14 @@ class Agreement:
             raise CheckFailed(f"the artifact's outputs have shapes {shapes[0]}, the reference's {shapes[1]}")
         for comparison, ref, act in zip(self.outputs, reference, actual, strict=True):
             comparison.update(ref, act)
+        for unit in self.units:
+            if unit.part is not None:
+                unit.comparison.update(unit.of(reference[unit.output]), unit.of(actual[unit.output]))
+
+    def name(self, unit: Unit) -> str:
+        """What sentences call it."""
+        output = f"output {self.task.outputs[unit.output].name!r}"
+        return output if unit.part is None else f"{output}{unit.part}"
 
     @property
     def n(self) -> int:
@@ -127,13 +170,13 @@ class Agreement:
 
     @property
     def max_rel_err(self) -> float:
-        """Largest error of an output over its own largest reference value."""
-        return max(c.max_rel_err for c in self.outputs)
+        """Largest error of an output, or a part of one, over its own largest reference value."""
+        return max(u.comparison.max_rel_err for u in self.units)
 
     @property
     def sqnr_db(self) -> float:
-        """Least signal-to-quantization-noise ratio of the outputs, from -999 to 200 dB."""
-        return max(-999.0, min(c.sqnr_db for c in self.outputs))
+        """Least signal-to-quantization-noise ratio of outputs and parts, from -999 to 200 dB."""
+        return max(-999.0, min(u.comparison.sqnr_db for u in self.units))
 
     def figures(self) -> dict[str, float | None]:
         """The task's figures, by key: of each the worst over the outputs that have it, else None."""

@@ -18,6 +18,7 @@ from repedge.calib.structure import layers, set_array
 from repedge.calib.weights.influence import weight_influence
 from repedge.graph.values import const
 from repedge.judge import verification
+from repedge.judge.verdict import Bar
 from repedge.targets import get
 
 HEADS = {"scores": "one", "boxes": "two"}
@@ -77,7 +78,8 @@ def test_searches_see_what_a_layer_of_either_output_costs(first: str, output: st
     scheme = schemes()["openvino-w8a8"]
     rounded, plan = calibrate(model, [x], scheme, "minmax")
     layer = next(la for la in layers(rounded) if la.name == head(model, output))
-    before, after = [], []
+    before: list[float] = []
+    after: list[float] = []
     for costs in (before, after):
         costs += [c.cost for c in layer_costs(rounded, model, plan, lambda: [x]) if c.node == layer.name]
         rough = plan.weights[str(layer.weight.name)]
@@ -118,6 +120,8 @@ def test_verification_judges_either_output(first: str, output: str) -> None:
     want = [rng.standard_normal((6, *v.shape.numpy()[1:])).astype(np.float32) for v in model.graph.outputs]
     got = [w.copy() for w in want]
     got[[v.name for v in model.graph.outputs].index(output)] *= 1.5  # 6 dB, under every floor
-    found = verification.summarize(get("tflite"), "w8a8", verification.compare(task, got, want), source="")
+    target = get("tflite")
+    bar = Bar("w8a8", target.threshold("w8a8"))
+    found = verification.summarize(target, bar, verification.compare(task, got, want), source="")
     assert not found.passed
     assert output in found.failures[0]

@@ -72,7 +72,7 @@ def test_int8_takes_little_more_than_a_quarter(name, tmp_path):
     graph, preprocess, _, pixels = network()
     scheme, most = SIZES[name]
     calibration = Calibration(pixels, count=16, recipe="minmax")
-    quantized, _ = quantize(graph, schemes()[scheme], preprocess, "uint8", calibration)
+    quantized = quantize(graph, schemes()[scheme], preprocess, "uint8", calibration).graph
     floats = compiled(name, "fp32", "float32", graph, tmp_path / "floats")
     integers = compiled(name, "w8a8", "uint8", quantized, tmp_path / "integers")
     assert size(integers) <= most * size(floats)

@@ -10,7 +10,8 @@ import pytest
 
 from repedge import targets, tasks
 from repedge.bundle.manifest import Verification
-from repedge.judge.verification import judge, summarize
+from repedge.judge.verdict import Bar, judge
+from repedge.judge.verification import summarize
 from repedge.precision import THRESHOLDS
 from repedge.targets.base import TensorSpec
 from repedge.tasks.base import wilson
@@ -46,7 +47,7 @@ def test_equal_outputs_are_capped_and_maps_have_no_classes() -> None:
 
 
 def verdict(precision: str, ref: np.ndarray, act: np.ndarray) -> list[str]:
-    return judge(THRESHOLDS[precision], precision, compared((ref, act)))
+    return judge(Bar(precision, THRESHOLDS[precision]), compared((ref, act))).failures
 
 
 @pytest.mark.slow
@@ -70,9 +71,8 @@ def test_a_flip_between_equal_classes_is_a_tie() -> None:
 
 def test_summary_takes_the_worst_output() -> None:
     ones = np.ones((1, 2))
-    result = summarize(
-        targets.get("gpu"), "fp16", compared((ones, ones), (ones, np.zeros((1, 2)))), source="y"
-    )
+    bar = Bar("fp16", THRESHOLDS["fp16"])
+    result = summarize(targets.get("gpu"), bar, compared((ones, ones), (ones, np.zeros((1, 2)))), source="y")
     assert isinstance(result, Verification)
     assert not result.passed
     assert result.sqnr_db == 0
@@ -106,7 +106,8 @@ def test_verification_keeps_its_intervals_in_json_and_follows_them_from_its_figu
     ref = np.eye(20)
     act = ref.copy()
     act[3] = ref[4]
-    found = summarize(targets.get("gpu"), "fp16", compared((ref, act)), source="y")
+    bar = Bar("fp16", THRESHOLDS["fp16"])
+    found = summarize(targets.get("gpu"), bar, compared((ref, act)), source="y")
     written = json.loads(found.model_dump_json())
     assert written["agree_top1"] == 0.95
     assert written["intervals"] == {"agree_top1": pytest.approx([0.7639, 0.9911], abs=1e-4)}

@@ -96,3 +96,11 @@ def test_compile_judges_on_own_photos_then_left_over_ones_then_bundled_ones(tmp_
     assert judged(precisions=["fp32"]) == (16, "bundled photos")
     assert judged(**calibrated) == (16, "photos, those not calibrated on")
     assert judged(**calibrated, images=own) == (10, "own")
+
+
+def test_folders_that_are_no_classes_are_folders(tmp_path: Path) -> None:
+    task = tasks.recognize(Network((Output("y", (2,)),), ("cat", "dog")))
+    source = folder(tmp_path / "photos" / "test", photos(10)).parent
+    assert samples.from_photos(open_photos(source, SMALL), task, SMALL, 4).truths == (None,) * 4
+    named = folder(tmp_path / "named" / "dog", photos(10)).parent
+    assert samples.from_photos(open_photos(named, SMALL), task, SMALL, 4).truths == (1,) * 4

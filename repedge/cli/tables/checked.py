@@ -27,6 +27,8 @@ def verified(path: Path, v: Verification) -> None:
     )
     for failure in v.failures:
         say(f"  [red]{escape(failure)}[/]", err)
+    for remark in v.remarks:
+        say(f"  [yellow]{escape(remark)}[/]", err)
 
 
 def evaluated(what: str, a: Accuracy) -> None:

@@ -42,6 +42,8 @@ def compiled(result: CompileReport) -> None:
     for b in result.bundles:
         for failure in b.verify.failures:
             say(f"[red]{b.target} {b.precision}[/]: {escape(failure)}", err)
+        for remark in b.verify.remarks:
+            say(f"[yellow]{b.target} {b.precision}[/]: {escape(remark)}", err)
     good = [b for b in result.bundles if b.verify.passed]
     if good:
         path = escape(shlex.quote(str(good[0].path)))

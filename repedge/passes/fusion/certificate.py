@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from repedge.errors import CheckFailed
+from repedge.graph.resolution import ROUNDINGS, Parts, Resolution, gap, roundings
 
 END_TO_END_TOLERANCE = 1e-4
 """Largest difference of an output, relative to the largest output, that two float32 evaluations of one
@@ -69,7 +70,9 @@ class EndToEnd(BaseModel):
         inputs: What they were run on.
         n: Number of inputs.
         max_abs_err: Largest difference of an output.
-        max_rel_err: The same over the largest absolute value of that output.
+        max_rel_err: The same over the largest absolute value of that output, or of that part of it.
+        roundings: Where that is above the tolerance: how many times as large as rounding to float32 makes
+            them the differences are; see `repedge.graph.resolution`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,6 +81,7 @@ class EndToEnd(BaseModel):
     n: int
     max_abs_err: float
     max_rel_err: float
+    roundings: float | None = None
 
 
 class Certificate(BaseModel):
@@ -88,7 +92,7 @@ class Certificate(BaseModel):
         params_before, params_after: Parameters.
         macs_before, macs_after: Multiply-accumulates per image.
         end_to_end: Empty where the graph was not run.
-        tolerance: What ``max_rel_err`` may be.
+        tolerance: What ``max_rel_err`` may be, unless float32 can't tell any better.
         passed: Whether every comparison is within it.
     """
 
@@ -128,6 +132,9 @@ class Outcome(Protocol):
     def outputs(self) -> list[np.ndarray]:
         """The graph's outputs for them."""
 
+    def resolution(self) -> list[Resolution]:
+        """What float32 can tell apart at each output."""
+
 
 def certify(
     fused: Fused,
@@ -136,6 +143,7 @@ def certify(
     run: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None,
     real: Outcome | None = None,
     random: Outcome | None = None,
+    parts: Parts = (),
 ) -> Certificate:
     """The certificate of a fused graph.
 
@@ -144,18 +152,15 @@ def certify(
         before, after: Counts of the graph before fusing and of the clean graph.
         run: Executes the fused graph; None leaves the end-to-end comparisons out.
         real, random: Inputs with what the unfused graph makes of them.
+        parts: Of each output; see `repedge.graph.parts.parts_of`.
 
     Raises:
         CheckFailed: The fused graph's outputs differ.
     """
     given: tuple[tuple[Literal["random", "real"], Outcome | None], ...] = (("random", random), ("real", real))
-    found = [_compare(name, o, run(o.inputs)) for name, o in given if run is not None and o is not None]
-    worst = max(found, key=lambda c: c.max_rel_err if np.isfinite(c.max_rel_err) else np.inf, default=None)
-    if worst is not None and not worst.max_rel_err <= END_TO_END_TOLERANCE:
-        raise CheckFailed(
-            f"the fused graph differs from the unfused one by {worst.max_rel_err:.1e} of its largest "
-            f"output on {worst.inputs} inputs; at most {END_TO_END_TOLERANCE:.0e} is rounding"
-        )
+    found = [
+        _compare(name, o, run(o.inputs), parts) for name, o in given if run is not None and o is not None
+    ]
     return Certificate(
         merges=tuple(fused),
         unfused=tuple(fused.left),
@@ -168,13 +173,27 @@ def certify(
     )
 
 
-def _compare(name: Literal["random", "real"], expected: Outcome, actual: Sequence[np.ndarray]) -> EndToEnd:
-    worst_abs = worst_rel = 0.0
-    for ours, theirs in zip(actual, expected.outputs, strict=True):
-        difference = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0))
-        largest = float(np.abs(theirs).max(initial=0.0))
-        relative = difference / max(largest, float(np.finfo(np.float32).tiny))
-        if np.isnan(difference):
-            return EndToEnd(inputs=name, n=len(expected.inputs), max_abs_err=np.inf, max_rel_err=np.inf)
-        worst_abs, worst_rel = max(worst_abs, difference), max(worst_rel, relative)
-    return EndToEnd(inputs=name, n=len(expected.inputs), max_abs_err=worst_abs, max_rel_err=worst_rel)
+def _compare(
+    name: Literal["random", "real"], expected: Outcome, actual: Sequence[np.ndarray], parts: Parts
+) -> EndToEnd:
+    """The comparison, if the two agree as far as float32 can tell.
+
+    Raises:
+        CheckFailed: They don't.
+    """
+    found = gap(actual, expected.outputs, parts)
+    times = None
+    if not found.relative <= END_TO_END_TOLERANCE:
+        times = roundings(actual, expected.outputs, expected.resolution(), parts)
+        if not times <= ROUNDINGS:
+            raise CheckFailed(
+                f"the fused graph differs from the unfused one by {found.relative:.1e} of its largest "
+                f"output on {name} inputs; at most {END_TO_END_TOLERANCE:.0e} is rounding"
+            )
+    return EndToEnd(
+        inputs=name,
+        n=len(expected.inputs),
+        max_abs_err=found.absolute,
+        max_rel_err=found.relative,
+        roundings=times,
+    )

@@ -15,6 +15,7 @@ from repedge import passes
 from repedge.errors import CheckFailed
 from repedge.graph.count import count
 from repedge.graph.export import export_module
+from repedge.graph.resolution import Resolution
 from repedge.graph.run import Session
 from repedge.models import registry
 from repedge.passes.fusion.certificate import Certificate, certify
@@ -191,7 +192,8 @@ def test_certificate_is_json_and_reports_both_comparisons():
 def test_a_fused_graph_that_differs_fails(wrong):
     size = SimpleNamespace(params=1, macs=1)
     x = np.ones((2, 3, 4, 4), np.float32)
-    outcome = SimpleNamespace(inputs=x, outputs=[x[:, 0]])
+    resolved = [Resolution(np.ones_like(x[:, 0]), np.ones_like(x[:, 0]))]
+    outcome = SimpleNamespace(inputs=x, outputs=[x[:, 0]], resolution=lambda: resolved)
     with pytest.raises(CheckFailed, match="differs from the unfused one by .* on real inputs"):
         certify(fuse_nothing(), size, size, lambda inputs: [inputs[:, 0] * np.float32(wrong)], outcome)
 

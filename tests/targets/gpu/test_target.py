@@ -282,6 +282,7 @@ def test_fp16_is_also_run_with_its_rounding(tmp_path):
 
 def test_an_overflow_on_a_gpu_fails_the_verification(tmp_path):
     from repedge.judge import verification
+    from repedge.judge.verdict import Bar
     from repedge.tasks import of_graph
 
     proto = graph("s = Mul(x, big_number)\nt = Mul(s, big_number)\ny = Div(t, big_number)")
@@ -290,7 +291,8 @@ def test_an_overflow_on_a_gpu_fails_the_verification(tmp_path):
     task, exact = of_graph(clean(proto), ()), [reference(proto, x)]
     found = verification.compare(task, runner.run(x), exact)
     others = {how: verification.compare(task, y, exact) for how, y in runner.others(x).items()}
-    result = verification.summarize(TARGET, "fp16", found, source="x", others=others)
+    bar = Bar("fp16", TARGET.threshold("fp16"))
+    result = verification.summarize(TARGET, bar, found, source="x", others=others)
     assert not result.passed
     (why,) = result.failures
     assert why.startswith("with float16 rounding after every operator, as on a GPU: output 'y' has NaN")
