@@ -32,6 +32,7 @@ from repedge.diagnosis.model import Inspection, inspect, no_options
 from repedge.diagnosis.report import diagnose
 from repedge.errors import UserError
 from repedge.judge import evaluation, verification
+from repedge.models.modules import random_state_kept
 from repedge.precision import Precision
 from repedge.targets import DEFAULT
 from repedge.version import __version__
@@ -58,7 +59,7 @@ class CompileReport:
         name: The model's name.
         found: What was found in the checkpoint or model, in words.
         bundles: One per target and precision, rejected ones included; none of a dry run.
-        warnings: What to know of the calibration images.
+        warnings: What to know of the weights and of the calibration images.
         plan: What a dry run would have done.
         choices: What precision ``auto`` kept, and why.
     """
@@ -94,6 +95,7 @@ class CompileReport:
         }
 
 
+@random_state_kept()
 def compile(
     model: str | Path | nn.Module | None = None,
     *,
@@ -176,7 +178,8 @@ def compile(
     on_stage("load")
     source = _resolve(model, **more)
     if dry_run:
-        return CompileReport(source.name, source.description, (), plan=preview.preview(source, request))
+        plan = preview.preview(source, request)
+        return CompileReport(source.name, source.description, (), source.warnings, plan)
     request.check()
     request.check_destinations(source.name)
     photos = None
@@ -190,11 +193,11 @@ def compile(
         built, choices = fastest.build(lambda: _resolve(model, **more), request, on_stage)
     else:
         built = pipeline.compile_source(source, request, on_stage)
-    notes = tuple(photos.warnings) if photos else ()
+    notes = source.warnings + (tuple(photos.warnings) if photos else ())
     if calibration is not None and photos is None:
-        notes = ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
+        notes += ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # the caller of the decorated function
     return CompileReport(source.name, source.description, tuple(built), notes, choices=choices)
 
 
@@ -258,6 +261,7 @@ def verify(bundle: Path | str, *, images: Any = None, count: int = 16) -> Verifi
     return verification.verify_bundle(bundle, images, count)
 
 
+@random_state_kept()
 def evaluate(
     what: str | Path | nn.Module | None,
     data: Any,
@@ -292,10 +296,11 @@ def evaluate(
     graph = source.graph()
     meaning = tasks.of_graph(graph, source.labels, task)
     session = Session(graph)
-    return evaluation.evaluate(
+    found = evaluation.evaluate(
         lambda pixels, inputs: session.run(inputs),
         meaning, source.preprocess, data, limit=limit, progress=progress,
     )  # fmt: skip
+    return replace(found, warnings=source.warnings)
 
 
 def compare_bundles(

@@ -317,7 +317,7 @@ class _Bundling:
             labels=source.labels,
             task=self._task_word(artifact),
             requires=dict(artifact.requires),
-            notes=artifact.notes + warned,
+            notes=source.warnings + artifact.notes + warned,
             options=options,
             fusion=self.work.certificate.model_dump(mode="json"),
             quantization=quantization,

@@ -11,6 +11,7 @@ from repedge import passes
 from repedge.bundle.folder import Bundle, is_bundle
 from repedge.errors import UserError
 from repedge.models.files import SUFFIXES
+from repedge.models.modules import random_state_kept
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +48,7 @@ class Inspection:
         found: One sentence.
         before, after: The graph before and after fusing; None for a checkpoint alone.
         details: Merges, what was left unfused and why; or the bundle's manifest.
+        warnings: What is doubtful about the weights.
     """
 
     kind: Literal["checkpoint", "model", "bundle"]
@@ -55,12 +57,14 @@ class Inspection:
     before: Size | None = None
     after: Size | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``repedge inspect --json`` prints."""
         return asdict(self)
 
 
+@random_state_kept()
 def inspect(what: str | Path | nn.Module | None = None, **source_options: Any) -> Inspection:
     """Look at a bundle folder, a checkpoint file, or a model as for `repedge.compile`.
 
@@ -114,6 +118,7 @@ def _model(model: str | Path | nn.Module | None, **source_options: Any) -> Inspe
     from repedge.models.registry import spec
     from repedge.models.source import resolve
 
+    needs = False
     if isinstance(model, str) and ":" not in model and not model.lower().endswith(".onnx"):
         # What fusing does can be seen without the weights.
         needs = spec(model).bundled is None and not source_options.get("weights")
@@ -124,7 +129,8 @@ def _model(model: str | Path | nn.Module | None, **source_options: Any) -> Inspe
     before = _size(graph)
     certificate = passes.clean(graph)
     details = certificate.model_dump(mode="json")
-    return Inspection("model", source.name, source.description, before, _size(graph), details)
+    doubts = () if needs else source.warnings
+    return Inspection("model", source.name, source.description, before, _size(graph), details, doubts)
 
 
 def _size(graph: Any) -> Size:

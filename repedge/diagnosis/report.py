@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from repedge import passes, targets, tasks
 from repedge.errors import UserError
+from repedge.models.modules import random_state_kept
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
 
@@ -28,7 +29,7 @@ class Report:
         target, precision: What it was diagnosed for.
         recipe: Name of the recipe.
         photos: What was calibrated on, in words; empty without photos.
-        warnings: About the photos.
+        warnings: About the weights and the photos.
         diagnosis: The numbers.
         findings: The diagnosis in sentences.
     """
@@ -70,6 +71,7 @@ def scheme_of(target: str, precision: Precision) -> QuantScheme:
     return rules[precision]
 
 
+@random_state_kept()
 def diagnose(
     model: str | Path | nn.Module | None = None,
     *,
@@ -132,7 +134,7 @@ def diagnose(
         precision=precision,
         recipe=chosen.name,
         photos=f"{found.images} images of {images.record.source}" if images else "",
-        warnings=tuple(images.record.warnings) if images else (),
+        warnings=source.warnings + (tuple(images.record.warnings) if images else ()),
         diagnosis=found,
         findings=tuple(findings(found)),
     )

@@ -244,5 +244,8 @@ def name_of(state: Mapping[str, Tensor]) -> str:
     """
     finding = identify(state)
     if finding.name is None:
-        raise UserError(f"{_where(state)} is {finding}; name the model it belongs to")
+        raise UserError(
+            f"{_where(state)} is {finding}; name the model it belongs to, as in `package.module:factory "
+            "--weights FILE`"
+        )
     return canonical(finding.name)

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def call_factory(text: str) -> nn.Module:
-    """``package.module:factory`` -> the network it makes (or is).
+ALONE = 2
+"""References to an object that one variable holds, as `sys.getrefcount` counts: its own argument is one."""
+
+
+def call_factory(text: str) -> tuple[nn.Module, bool]:
+    """``package.module:factory`` -> the network it makes (or is), and whether nobody else holds it.
 
     Raises:
         UserError: No such module or attribute, it fails, or it makes something else; what was raised is
@@ -47,7 +51,7 @@ def call_factory(text: str) -> nn.Module:
         hint = f"; it has {', '.join(own[:5])}" if own else ""
         raise UserError(f"{where} has no {attribute!r}{hint}") from None
     if isinstance(factory, torch.nn.Module):
-        return factory
+        return factory, False
     if not callable(factory):
         raise UserError(
             f"{text} is of type {type(factory).__name__}; it should be a function that makes an nn.Module"
@@ -55,7 +59,8 @@ def call_factory(text: str) -> nn.Module:
     made = guard(factory, f"{text} failed")
     if not isinstance(made, torch.nn.Module):
         raise UserError(f"{text} returned {type(made).__name__}, not an nn.Module")
-    return made
+    alone = sys.getrefcount(made) == ALONE
+    return made, alone
 
 
 def guard(call: Callable[[], Any], what: str) -> Any:
@@ -71,16 +76,6 @@ def guard(call: Callable[[], Any], what: str) -> Any:
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def first_channels(module: nn.Module) -> int:
-    """Input channels of the first 2-D convolution; 3 where there is none."""
-    import torch
-
-    for m in module.modules():
-        if isinstance(m, torch.nn.Conv2d):
-            return m.in_channels
-    return 3
 
 
 @dataclass(frozen=True)

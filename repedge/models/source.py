@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from repedge.config import Preprocess
-from repedge.errors import MissingExtra, UserError
+from repedge.errors import UserError
 from repedge.hashing import sha256
-from repedge.models import hub
+from repedge.models import from_timm, hub
 from repedge.models.checkpoints import load_into, load_strictly, name_of
-from repedge.models.files import SUFFIXES, Checkpoint, load_checkpoint, unusable
-from repedge.models.foreign import call_factory, first_channels, guard, read_onnx_input
+from repedge.models.files import SUFFIXES, Checkpoint, load_checkpoint
+from repedge.models.foreign import call_factory, read_onnx_input
+from repedge.models.loaded import Kind, Loaded, Origin, WeightsFrom, read_weights, safe
+from repedge.models.modules import channels_of, is_initial, own_copy, settle, unwrapped
 from repedge.models.options import adjust, parse_input_size, read_labels
 from repedge.models.registry import DEMO, ModelSpec, create, spec
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-Kind = Literal["named", "onnx", "module", "timm", "demo"]
-TIMM = "timm:"
 SEED = 0  # of random weights
 OPTIONS = ("input_size", "mean", "std", "resize", "interpolation", "color")  # of `adjust`
 
@@ -45,6 +44,7 @@ class Source:
         description: What was found, for people.
         checkpoint_sha256: Of the weights (or ONNX) file; None where there was none.
         license: Of the weights, where known.
+        warnings: What is doubtful about the weights.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Source:
     description: str
     checkpoint_sha256: str | None = None
     license: str = ""
+    warnings: tuple[str, ...] = ()
 
     def graph(self) -> ir.Model:
         """The unfused float graph, static batch 1.
@@ -72,33 +73,6 @@ class Source:
 
         assert self.module is not None, "a source holds a module or an ONNX path"
         return export_module(self.module, self.input_shape)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a kind of MODEL yields before the user's options are applied."""
-
-    name: str
-    kind: Kind
-    preprocess: Preprocess
-    description: str
-    module: nn.Module | None = None
-    onnx: Path | None = None
-    channels: int = 3
-    num_classes: int | None = None
-    labels: tuple[str, ...] = ()
-    checkpoint_sha256: str | None = None
-    license: str = ""
-
-
-@dataclass(frozen=True)
-class WeightsFrom:
-    """The options that say where the weights come from."""
-
-    weights: str | None = None
-    pretrained: bool = False
-    random_weights: bool = False
-    num_classes: int | None = None
 
 
 def resolve(
@@ -146,18 +120,40 @@ def resolve(
     if found.onnx is not None:
         found = _onnx_input(found, found.onnx, options)
     _check_classes(found, num_classes)
-    pre = adjust(found.preprocess, found.channels, **options)
+    module = None if found.module is None else settle(found.module, check=found.kind in ("module", "timm"))
+    channels = found.channels or _channels(module, found, options)
+    pre = adjust(found.preprocess, channels, **options)
     return Source(
         name=found.name,
         kind=found.kind,
-        module=None if found.module is None else _settle(found.module, found.kind),
+        module=module,
         onnx=found.onnx,
-        input_shape=(1, found.channels, *pre.size),
+        input_shape=(1, channels, *pre.size),
         preprocess=pre,
         labels=found.labels if labels is None else read_labels(labels, found.num_classes),
         description=found.description,
         checkpoint_sha256=found.checkpoint_sha256,
         license=found.license,
+        warnings=_doubts(module, found.name, chosen),
+    )
+
+
+def _channels(module: Any, found: Loaded, options: dict[str, Any]) -> int:
+    said = {"GRAY": (1,), "RGB": (3,), "BGR": (3,)}.get(str(options.get("color")).upper(), ())
+    return channels_of(module, options.get("input_size", found.preprocess.size), said)
+
+
+def _doubts(module: nn.Module | None, name: str, chosen: WeightsFrom) -> tuple[str, ...]:
+    """What to know of weights that nobody trained."""
+    if chosen.random_weights:
+        return (f"{name} has random weights: good for latency, its answers mean nothing",)
+    if module is None or not is_initial(module):
+        return ()
+    where = f"in {chosen.weights}" if chosen.weights else f"of {name}"
+    hint = "pass the trained ones" if chosen.weights else "pass the trained ones with --weights FILE"
+    return (
+        f"the weights {where} are all at their initial values, as nobody trained them: its answers mean "
+        f"nothing; {hint}",
     )
 
 
@@ -169,15 +165,18 @@ def _find(model: str | nn.Module | None, chosen: WeightsFrom) -> Loaded:
             raise UserError(f"{model.__name__} is a class; pass a network made of it: {model.__name__}(...)")
         if not hasattr(model, "state_dict"):
             raise UserError(f"a model is a name, a file or an nn.Module, not a {type(model).__name__}")
-        return _module(model, type(model).__name__, chosen)
+        model = unwrapped(model)
+        return _module(own_copy(model), type(model).__name__, chosen)
     if model.lower().endswith(".onnx"):
         return _onnx(Path(model), chosen)
-    if model.startswith(TIMM):
-        return _timm(model.removeprefix(TIMM), chosen)
+    if model.startswith(from_timm.PREFIX):
+        return from_timm.load(model.removeprefix(from_timm.PREFIX), chosen)
     if model.startswith(hub.SCHEME) or model.lower().endswith(SUFFIXES):
-        raise UserError(f"{model} is weights, not a model; pass it as --weights {model}")
+        return _unnamed(_alone(model, chosen))
     if ":" in model:
-        return _module(call_factory(model), model.rpartition(":")[2], chosen)
+        made, ours = call_factory(model)
+        made = unwrapped(made)
+        return _module(made if ours else own_copy(made), model.rpartition(":")[2], chosen)
     return _named(spec(model), chosen)
 
 
@@ -188,17 +187,30 @@ def _demo(chosen: WeightsFrom) -> Loaded:
     return _named(spec(DEMO), chosen)
 
 
+def _alone(model: str, chosen: WeightsFrom) -> WeightsFrom:
+    """The same with a weights file that stands where the model's name would.
+
+    Raises:
+        UserError: Other weights are asked for, too.
+    """
+    if chosen.weights or chosen.pretrained or chosen.random_weights:
+        raise UserError(
+            f"{model} is weights, and other weights are asked for, too; name the model, or leave one out"
+        )
+    return replace(chosen, weights=model)
+
+
 def _unnamed(chosen: WeightsFrom) -> Loaded:
-    """--weights without MODEL: the file says which model it is."""
-    state, origin = _read_weights(str(chosen.weights))
+    """Weights without a model's name: the file says which model it is."""
+    state, origin = read_weights(str(chosen.weights))
     return _loaded(spec(name_of(state)), state, origin)
 
 
 def _named(row: ModelSpec, chosen: WeightsFrom) -> Loaded:
     if chosen.weights is not None:
-        return _loaded(row, *_read_weights(chosen.weights))
+        return _loaded(row, *read_weights(chosen.weights))
     if chosen.pretrained and row.bundled is None:
-        return _loaded(row, *_read_weights(str(hub.pretrained(row))))
+        return _loaded(row, *read_weights(str(hub.pretrained(row))))
     if chosen.random_weights and not chosen.pretrained:
         return _random(row, chosen.num_classes)
     if row.bundled is not None:
@@ -213,25 +225,6 @@ def _named(row: ModelSpec, chosen: WeightsFrom) -> Loaded:
         f"{row.name} has no weights yet: pass --weights FILE, {fetchable}"
         "or --random-weights (good for latency, not for accuracy)"
     )
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where weights came from: a phrase for people, the file, and the hub's config.json."""
-
-    phrase: str
-    path: Path
-    config: dict[str, Any] | None = None
-
-
-def _read_weights(weights: str) -> tuple[Checkpoint, Origin]:
-    if weights.startswith(hub.SCHEME):
-        fetched = hub.fetch(hub.Address.parse(weights))
-        commit = f" at {fetched.commit[:12]}" if fetched.commit else ""
-        origin = Origin(f"{fetched.address}{commit}", fetched.path, fetched.config)
-    else:
-        origin = Origin(Path(weights).name, Path(weights))
-    return load_checkpoint(origin.path), origin
 
 
 def _loaded(row: ModelSpec, state: Checkpoint, origin: Origin) -> Loaded:
@@ -277,65 +270,19 @@ def _module(module: nn.Module, name: str, chosen: WeightsFrom) -> Loaded:
         raise UserError("--pretrained works for the models of `repedge models` and for timm:NAME only")
     phrase, digest, config = "with its own weights", None, None
     if chosen.weights is not None:
-        state, origin = _read_weights(chosen.weights)
+        state, origin = read_weights(chosen.weights)
         load_strictly(module, state)
         phrase, digest, config = f"with weights from {origin.phrase}", sha256(origin.path), origin.config
     parameters = sum(p.numel() for p in module.parameters())
     return Loaded(
-        _safe(name),
+        safe(name),
         "module",
         hub.preprocess_of(config or {}, Preprocess()),
         f"{type(module).__name__} {phrase}, {parameters / 1e6:.2f} M parameters",
         module,
-        channels=first_channels(module),
+        channels=None,
         checkpoint_sha256=digest,
     )
-
-
-def _timm(name: str, chosen: WeightsFrom) -> Loaded:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtra("timm", "timm", f"{TIMM}{name}") from error
-    if not (chosen.weights or chosen.pretrained or chosen.random_weights):
-        raise UserError(
-            f"{TIMM}{name} has no weights yet: pass --weights FILE, --pretrained or --random-weights"
-        )
-    state, origin, options = None, None, {}
-    if chosen.weights is not None:
-        state, origin = _read_weights(chosen.weights)
-    elif chosen.num_classes is not None:
-        options["num_classes"] = chosen.num_classes
-
-    def build(**more: Any) -> nn.Module:
-        return timm.create_model(name, pretrained=chosen.pretrained, **more)
-
-    module = guard(lambda: build(**options), f"timm could not make {name!r}")
-    cfg = dict(getattr(module, "pretrained_cfg", None) or {})
-    if state is not None:
-        classes = _classifier_rows(state, cfg.get("classifier"))
-        if classes and classes != getattr(module, "num_classes", classes):
-            module = guard(lambda: build(num_classes=classes), f"timm could not make {name!r}")
-        load_strictly(module, state)
-    weights = "pretrained" if chosen.pretrained else "random weights"
-    return Loaded(
-        _safe(name),
-        "timm",
-        hub.preprocess_of((origin.config if origin else None) or cfg, Preprocess()),
-        f"timm's {name} with {f'weights from {origin.phrase}' if origin else weights}",
-        module,
-        channels=first_channels(module),
-        num_classes=getattr(module, "num_classes", None),
-        checkpoint_sha256=sha256(origin.path) if origin else None,
-        license=str(cfg.get("license") or "") if chosen.pretrained else "",
-    )
-
-
-def _classifier_rows(state: Checkpoint, classifier: Any) -> int:
-    """Classes of a timm checkpoint: rows of what ``pretrained_cfg`` calls the classifier."""
-    first = classifier[0] if isinstance(classifier, (list, tuple)) and classifier else classifier
-    weight = state.get(f"{first}.weight")
-    return 0 if weight is None else int(weight.shape[0])
 
 
 def _onnx(path: Path, chosen: WeightsFrom) -> Loaded:
@@ -347,7 +294,7 @@ def _onnx(path: Path, chosen: WeightsFrom) -> Loaded:
         raise UserError(f"{path} is a folder, not an ONNX file")
     if not path.exists():
         raise UserError(f"there is no file {path}")
-    return Loaded(_safe(path.stem), "onnx", Preprocess(), "", onnx=path)
+    return Loaded(safe(path.stem), "onnx", Preprocess(), "", onnx=path)
 
 
 def _onnx_input(found: Loaded, path: Path, options: dict[str, Any]) -> Loaded:
@@ -376,22 +323,6 @@ def _onnx_input(found: Loaded, path: Path, options: dict[str, Any]) -> Loaded:
 # --- common ends ----------------------------------------------------------------------------------
 
 
-def _safe(name: str) -> str:
-    """A name that every file system and every target takes."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "model"
-
-
 def _check_classes(found: Loaded, num_classes: int | None) -> None:
     if num_classes is not None and found.num_classes not in (None, num_classes):
         raise UserError(f"{found.name}'s weights have {found.num_classes} classes, not {num_classes}")
-
-
-def _settle(module: nn.Module, kind: Kind) -> nn.Module:
-    """Eval mode, CPU, float32, no gradients; refuses weights that are not numbers."""
-    import torch
-
-    foreign = kind in ("module", "timm")  # the others' weights were checked when they were read
-    for key, value in module.state_dict().items() if foreign else ():
-        if isinstance(value, torch.Tensor) and (problem := unusable(key, value)):
-            raise UserError(f"{problem}; the network can't be compiled like this")
-    return module.to("cpu", torch.float32).eval().requires_grad_(False)

@@ -131,8 +131,11 @@ def test_contradictions(weights: Path) -> None:
     assert "--random-weights" in fails("repvgg_demo", weights=weights, random_weights=True)
     assert "4 classes, not 9" in fails("repvgg_demo", weights=weights, num_classes=9)
     assert "at least one class" in fails("repvgg_demo", random_weights=True, num_classes=0)
-    assert "pass it as --weights" in fails(str(weights))
-    assert "pass it as --weights" in fails("hf://timm/repvgg_a0.rvgg_in1k")
+    assert "other weights are asked for, too" in fails(str(weights), weights=weights)
+    assert "other weights are asked for, too" in fails(str(weights), random_weights=True)
+    assert "is not in the cache" in fails(
+        "hf://timm/repvgg_a0.rvgg_in1k"
+    )  # weights, which say what they are of
     assert "did you mean repvgg_a0" in fails("repvgg_a00")
 
 

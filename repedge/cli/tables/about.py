@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from repedge.cli.tables.console import columns, out, say, titled
+from repedge.cli.tables.console import columns, out, say, titled, warn
 
 if TYPE_CHECKING:
     from repedge.diagnosis.machine import Health
@@ -23,6 +23,7 @@ SHOWN = 10  # candidates left unfused that `inspect` prints
 def inspected(i: Inspection) -> None:
     """What was found; for models, the before/after table of fusing."""
     say(titled(i.path, i.found))
+    warn(i.warnings)
     if i.before and i.after:
         _before_after(i.before, i.after)
         left = i.details.get("unfused", [])
