@@ -22,7 +22,7 @@ from repedge.models.source import resolve
 
 
 class Training(nn.Module):
-    """A network in the middle of its training: partly frozen and in eval mode, hooks, tied weights, a lock."""
+    """A network in the middle of its training: partly frozen, in eval mode, hooks, tied weights, a lock."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -133,9 +133,7 @@ def test_contradictions(weights: Path) -> None:
     assert "at least one class" in fails("repvgg_demo", random_weights=True, num_classes=0)
     assert "other weights are asked for, too" in fails(str(weights), weights=weights)
     assert "other weights are asked for, too" in fails(str(weights), random_weights=True)
-    assert "is not in the cache" in fails(
-        "hf://timm/repvgg_a0.rvgg_in1k"
-    )  # weights, which say what they are of
+    assert "is not in the cache" in fails("hf://timm/repvgg_a0.rvgg_in1k")  # a file, too
     assert "did you mean repvgg_a0" in fails("repvgg_a00")
 
 
