@@ -65,6 +65,10 @@ def compile(
             help="TARGET.NAME=VALUE, what only that target knows (`repedge targets`); repeatable.",
         ),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="GPU: images at once, fixed in the file; default: any number, where that can be."),
+    ] = None,
     deployment_target: Annotated[
         str | None, typer.Option(help="Core ML: iOS16, iOS17 or iOS18.", show_default="iOS16")
     ] = None,
@@ -99,7 +103,11 @@ def compile(
                 count=count,
                 reference=not no_reference,
                 min_sqnr=min_sqnr,
-                options={**pairs("target-option", target_option), "deployment_target": deployment_target},
+                options={
+                    **pairs("target-option", target_option),
+                    "deployment_target": deployment_target,
+                    "batch": batch,
+                },
                 about={"description": description, "author": author, "license": license},
                 command=["repedge", *sys.argv[1:]],
                 dry_run=dry_run,

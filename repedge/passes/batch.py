@@ -11,47 +11,73 @@ from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.operators import UNARY
 from repedge.passes.base import input_at, ints
-
-BATCH = "N"
-"""Name of the symbolic batch dimension."""
+from repedge.passes.lift import ALONG_AXIS, BATCH, BROADCASTING, FOLDED, REDUCTIONS, Lift
 
 Rule = Callable[[ir.Node, set[ir.Value]], str | None]
-"""(node, values that depend on the input) -> why the node mixes images or fixes their number, or None."""
+"""(node, values that depend on the input) -> why it needs an axis of images of its own, or None."""
 
 
 def dynamic_batch(model: ir.Model) -> ir.Model:
-    """A copy of the clean graph whose leading axis is ``N`` on the input, the outputs and all between.
+    """A copy of the clean graph for any number of images: the leading axis of inputs and outputs is ``N``.
+
+    Most operators work on N images as they do on one. Those that fold, move or lose the batch axis get an
+    axis of images in front (`repedge.passes.lift`).
 
     Args:
         model: A clean graph, batch size 1; it is not changed, and its weights are shared.
 
     Raises:
-        UserError: A node mixes the images of a batch or is written for one image; the message names it.
+        UserError: A node mixes the images of a batch, or is not known not to; the message names it.
     """
     copy = model.clone()
     graph = copy.graph
-    batched: set[ir.Value] = set(graph.inputs)
-    for node in graph:
-        if not any(v in batched for v in node.inputs):
+    lift = Lift(graph)
+    for node in list(graph):
+        if not any(v in lift.batched for v in node.inputs):
             continue  # constants only: the same for every image
-        rule = RULES.get(node.op_type, _unknown)
-        reason = rule(node, batched) or _leading_axis(node)
+        reason = _batched(node, lift)
         if reason is not None:
             raise UserError(
-                f"the batch size can't be made dynamic: {node.op_type} node {node.name!r} {reason}; "
-                "compile with a fixed batch of 1"
+                f"the batch size can't be made dynamic: {node.op_type} node {node.name!r} {reason}"
             )
-        if node.op_type == "Resize":
-            _resize_map_only(node)
-        batched.update(node.outputs)
-    for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
-        if value in batched:
-            value.shape = ir.Shape([BATCH, *shape_of(value)[1:]])
     for value in graph.outputs:
-        if value not in batched:
+        if value not in lift.batched:
             raise UserError(f"the batch size can't be made dynamic: the output {value.name!r} is a constant")
+        if value in lift.lifted:
+            raise UserError(
+                f"the batch size can't be made dynamic: the output {value.name!r} is "
+                f"{list(shape_of(value))}, whose first axis is not the batch"
+            )
+    lift.finish()
     _forget_unread(graph)
     return copy
+
+
+def fixed_batch(model: ir.Model, count: int) -> ir.Model:
+    """A copy of the clean graph for ``count`` images at once.
+
+    Raises:
+        UserError: As `dynamic_batch`, for more than one image.
+    """
+    if count == 1:
+        return model.clone()
+    copy = dynamic_batch(model)
+    for value in (*copy.graph.inputs, *(v for node in copy.graph for v in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([count if str(d) == BATCH else d for d in value.shape])
+    return copy
+
+
+def _batched(node: ir.Node, lift: Lift) -> str | None:
+    """Make the node work on N images; a reason where it can't."""
+    if node.op_type == "Resize":
+        _resize_map_only(node)
+    plain = not any(v in lift.lifted for v in node.inputs)
+    rule = RULES.get(node.op_type, _unknown)
+    if plain and (rule(node, lift.batched) or _leading_axis(node)) is None:
+        lift.batched.update(node.outputs)
+        return None
+    return lift.apply(node)
 
 
 # --- what keeps images apart -------------------------------------------------------------------
@@ -195,30 +221,11 @@ def _resize(node: ir.Node, batched: set[ir.Value]) -> str | None:
     return _data_input_only(node, batched)
 
 
-ONE_INPUT = (
-    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"),
-    *("BatchNormalization", "InstanceNormalization", "LRN", "DepthToSpace", "SpaceToDepth"),
-)
-"""Per image by definition, with constant weights."""
-
-BROADCASTING = (
-    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "And", "Or"),
-    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Xor", "Mod"),
-)
-ALONG_AXIS = (
-    *("Split", "Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "Flatten", "TopK"),
-    "LayerNormalization",
-)
-REDUCTIONS = (
-    *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd"),
-    *("ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"),
-)
-
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(ONE_INPUT, _data_input_only),
+    **dict.fromkeys(FOLDED, _data_input_only),
     **dict.fromkeys(UNARY, _data_input_only),
     **dict.fromkeys(BROADCASTING, _elementwise),
-    **dict.fromkeys(ALONG_AXIS, _axis_is_not_batch),
+    **dict.fromkeys((*ALONG_AXIS, "Flatten"), _axis_is_not_batch),
     **dict.fromkeys(REDUCTIONS, _reduction),
     "Concat": _concat,
     "Reshape": _reshape,

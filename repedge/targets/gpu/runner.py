@@ -32,7 +32,7 @@ ROUNDED = "with float16 rounding after every operator, as on a GPU"
 
 
 class ONNXRuntimeRunner(Runner):
-    """An ONNX Runtime session with dynamic batch: on CUDA without TF32, else on the CPU."""
+    """An ONNX Runtime session on CUDA without TF32, else on the CPU; a fixed batch is filled up."""
 
     def __init__(self, path: Path, outputs: Sequence[str], threads: int | None) -> None:
         import onnxruntime as ort
@@ -41,6 +41,8 @@ class ONNXRuntimeRunner(Runner):
         self._cuda = "CUDAExecutionProvider" in ort.get_available_providers()
         self._session = _session(path, path.name, threads, self._cuda)
         self._input = self._session.get_inputs()[0].name
+        first = self._session.get_inputs()[0].shape[0]
+        self._fixed = first if isinstance(first, int) else 0
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
         """See `Runner.run`."""
@@ -55,11 +57,14 @@ class ONNXRuntimeRunner(Runner):
         return {ROUNDED: self._run(_session(source, self._path.name, self._threads, False), batch)}
 
     def _run(self, session: Any, batch: np.ndarray) -> list[np.ndarray]:
-        parts = []
-        for i in range(0, len(batch), CHUNK):
-            feeds = {self._input: np.ascontiguousarray(batch[i : i + CHUNK])}
+        parts, step = [], self._fixed or CHUNK
+        for i in range(0, len(batch), step):
+            chunk = batch[i : i + step]
+            missing = self._fixed - len(chunk) if self._fixed else 0
+            filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
+            feeds = {self._input: np.ascontiguousarray(filled)}
             try:
-                parts.append(session.run(self._outputs, feeds))
+                parts.append([y[: len(chunk)] for y in session.run(self._outputs, feeds)])
             except Exception as error:  # onnxruntime raises a class of its own for each status code
                 raise DeviceError(f"ONNX Runtime failed to run: {error}") from error
         return [np.concatenate(column) for column in zip(*parts, strict=True)]

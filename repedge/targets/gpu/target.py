@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from repedge.errors import UnsupportedModel
+from repedge.errors import UnsupportedModel, UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
 from repedge.operators import ACTIVATIONS
@@ -207,6 +207,9 @@ class GPU(Target):
     schemes: ClassVar[Mapping[Precision, QuantScheme]] = {"w8a8": TENSORRT_W8A8}
     options: ClassVar[Mapping[str, Option]] = {
         "max_batch_size": Option("the largest batch that Triton forms (default 32)", whole(1)),
+        "batch": Option(
+            "images at once, fixed in the file (default: any number, or 1 where that can't be)", whole(1)
+        ),
         "form": Option(
             "tensorrt (default), or ort: integers as ONNX Runtime runs them on a CPU",
             choice(*FORMS),
@@ -241,7 +244,8 @@ class GPU(Target):
 
         For ``w8a8`` the graph is a QDQ graph; what has no QuantizeLinear around it runs in float32.
 
-        ``job.options``: ``max_batch_size``, the largest batch that Triton forms (default 32), and ``form``.
+        ``job.options``: ``max_batch_size``, the largest batch that Triton forms (default 32); ``batch``, a
+        fixed one in its place, which is 1 where the network can't be made for any; ``form``.
 
         Raises:
             UnsupportedModel: The graph has nodes that can't go through; all are named.
@@ -249,8 +253,6 @@ class GPU(Target):
                 graph that nobody quantized.
             CheckFailed: onnx.checker refuses the file.
         """
-        from repedge.passes.batch import dynamic_batch
-
         self.check(job)
         qdq.check_precision(model, job.precision)
         if job.input_kind == "uint8":
@@ -260,7 +262,9 @@ class GPU(Target):
         ort = job.options.get("form") == "ort"
         self._refuse(qdq.prepare(model), ORT_TABLE if ort else TABLE)
         model = qdq.prepare(model, integer_constants=ort)
-        inputs, outputs = (_input_spec(model, job),), tuple(map(_output_spec, model.graph.outputs))
+        batched, count, why = _batched(weigh_resizes(model), job.options.get("batch"))
+        inputs = (_input_spec(model, job, count),)
+        outputs = tuple(_output_spec(value, count) for value in model.graph.outputs)
         served = triton.Served(
             triton.model_name(job.name),
             inputs,
@@ -270,13 +274,13 @@ class GPU(Target):
             job.precision,
             tensorrt=not ort,
         )
-        model = dynamic_batch(weigh_resizes(model))
+        model = batched
         scale_resizes(model.graph)
         keep_float(model.graph)
         half = job.precision == "fp16"
-        notes = to_float16(model.graph) if half else ()
+        notes = why + (to_float16(model.graph) if half else ())
         if job.precision == "w8a8":
-            notes = (FOR_ORT if ort else FOR_TENSORRT,)
+            notes += (FOR_ORT if ort else FOR_TENSORRT,)
         enter(model.graph, pixels=job.input_kind == "uint8", half=half)
         _describe(model, job, served.name)
         main = triton.write_repository(out, served)
@@ -322,6 +326,20 @@ def _refusal(node: ir.Node, table: Mapping[str, Refusal]) -> str | None:
     return "not among the supported operators" if refuse is None else refuse(node)
 
 
+def _batched(model: ir.Model, wanted: int | None) -> tuple[ir.Model, int, tuple[str, ...]]:
+    """The graph for ``wanted`` images or any number, how many (-1: any), and a note where it had to be 1."""
+    from repedge.passes.batch import dynamic_batch, fixed_batch
+
+    try:
+        if wanted is not None:
+            return fixed_batch(model, wanted), wanted, ()
+        return dynamic_batch(model), -1, ()
+    except UserError as error:
+        if wanted is not None:
+            raise UserError(f"{error}; without --batch the file takes one image at a time") from error
+        return fixed_batch(model, 1), 1, (f"the file takes one image at a time: {error}",)
+
+
 def _describe(model: ir.Model, job: Job, name: str) -> None:
     """Names, versions and metadata of the file."""
     model.ir_version = 10
@@ -341,15 +359,15 @@ def _describe(model: ir.Model, job: Job, name: str) -> None:
     model.metadata_props.update({key: value for key, value in entries.items() if value})
 
 
-def _input_spec(model: ir.Model, job: Job) -> TensorSpec:
+def _input_spec(model: ir.Model, job: Job, count: int) -> TensorSpec:
     value = model.graph.inputs[0]
     _, c, h, w = shape_of(value)
     if job.input_kind == "uint8":
-        return TensorSpec(str(value.name), "uint8", (-1, h, w, c), "NHWC")
-    return TensorSpec(str(value.name), "float32", (-1, c, h, w), "NCHW")
+        return TensorSpec(str(value.name), "uint8", (count, h, w, c), "NHWC")
+    return TensorSpec(str(value.name), "float32", (count, c, h, w), "NCHW")
 
 
-def _output_spec(value: ir.Value) -> TensorSpec:
+def _output_spec(value: ir.Value, count: int) -> TensorSpec:
     shape = shape_of(value)
     dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
-    return TensorSpec(str(value.name), dtype, (-1, *shape[1:]), {2: "NC", 4: "NCHW"}.get(len(shape), ""))
+    return TensorSpec(str(value.name), dtype, (count, *shape[1:]), {2: "NC", 4: "NCHW"}.get(len(shape), ""))

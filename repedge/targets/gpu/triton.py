@@ -70,9 +70,9 @@ class Served:
 
     Attributes:
         name: The model's name, already a valid one.
-        inputs, outputs: The ONNX file's signature, batch axis first and dynamic.
+        inputs, outputs: The ONNX file's signature, batch axis first, -1 where it is dynamic.
         labels: Class names of the output with as many columns; empty if there are none.
-        max_batch_size: Largest batch that Triton forms.
+        max_batch_size: Largest batch that Triton forms, where the batch axis is dynamic.
         precision: fp16, fp32 or w8a8.
         tensorrt: Whether TensorRT reads the file.
     """
@@ -88,6 +88,15 @@ class Served:
     def __post_init__(self) -> None:
         if type(self.max_batch_size) is not int or self.max_batch_size < 1:  # a bool is an int too
             raise UserError(f"max_batch_size must be a whole number above 0, not {self.max_batch_size!r}")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the batch size is: Triton then forms no batches, and knows the first axis as any other."""
+        return self.inputs[0].shape[0] != -1
+
+    def dims(self, spec: TensorSpec) -> list[int]:
+        """A shape as Triton wants it, which leaves a dynamic batch axis out."""
+        return list(spec.shape if self.fixed else spec.shape[1:])
 
     @property
     def labelled(self) -> TensorSpec | None:
@@ -151,12 +160,12 @@ def engine_config(served: Served) -> str:
     fields |= {"default_model_filename": "model.plan"} | _common_fields(served)
     fields["instance_group"] = [{"kind": Word("KIND_GPU"), "count": 1}]
     fields["optimization"] = {"cuda": {"graphs": True}}
-    flags = " ".join(f"--{which}Shapes={shapes}" for which, shapes in _profile(served).items())
+    flags = "".join(f" --{which}Shapes={shapes}" for which, shapes in _profile(served).items())
     typed, until = ENGINE_FLAGS[served.precision]
     head = (
         f"# Served by TensorRT. Build the engine once, on the GPU it will run on (TensorRT 10; {until}):\n"
         f"#   cd model_repository/{served.name}/1\n"
-        f"#   trtexec --onnx=model.onnx {typed} {flags} --saveEngine=model.plan\n"
+        f"#   trtexec --onnx=model.onnx {typed}{flags} --saveEngine=model.plan\n"
         "#   tritonserver --model-repository=model_repository --model-config-name=tensorrt\n"
     )
     return head + text_format(fields)
@@ -171,25 +180,27 @@ def _onnx_fields(served: Served) -> dict[str, Any]:
 
 def _common_fields(served: Served) -> dict[str, Any]:
     warmup = {
-        i.name: {"data_type": Word(DATA_TYPES[i.dtype]), "dims": list(i.shape[1:]), "zero_data": True}
+        i.name: {"data_type": Word(DATA_TYPES[i.dtype]), "dims": served.dims(i), "zero_data": True}
         for i in served.inputs
     }
+    batching = {} if served.fixed else {"dynamic_batching": {"max_queue_delay_microseconds": QUEUE_DELAY}}
     return {
-        "max_batch_size": served.max_batch_size,
-        "input": [_tensor(i) | _format(i) for i in served.inputs],
-        "output": [_tensor(o) | _label_file(o, served) for o in served.outputs],
-        "dynamic_batching": {"max_queue_delay_microseconds": QUEUE_DELAY},
+        "max_batch_size": 0 if served.fixed else served.max_batch_size,
+        "input": [_tensor(i, served) | _format(i, served) for i in served.inputs],
+        "output": [_tensor(o, served) | _label_file(o, served) for o in served.outputs],
+        **batching,
         "model_warmup": [{"name": "first request", "batch_size": 1, "inputs": _map(warmup)}],
     }
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    """Triton leaves the batch axis out of ``dims``."""
-    return {"name": spec.name, "data_type": Word(DATA_TYPES[spec.dtype]), "dims": list(spec.shape[1:])}
+def _tensor(spec: TensorSpec, served: Served) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": Word(DATA_TYPES[spec.dtype]), "dims": served.dims(spec)}
 
 
-def _format(spec: TensorSpec) -> dict[str, Any]:
-    return {"format": Word(FORMATS[spec.layout])} if spec.layout in FORMATS else {}
+def _format(spec: TensorSpec, served: Served) -> dict[str, Any]:
+    """Triton's formats are of three axes."""
+    known = spec.layout in FORMATS and not served.fixed
+    return {"format": Word(FORMATS[spec.layout])} if known else {}
 
 
 def _label_file(spec: TensorSpec, served: Served) -> dict[str, Any]:
@@ -197,7 +208,9 @@ def _label_file(spec: TensorSpec, served: Served) -> dict[str, Any]:
 
 
 def _profile(served: Served) -> dict[str, str]:
-    """The smallest, most usual and largest shapes of the inputs, as TensorRT's tools write them."""
+    """The smallest, most usual and largest shapes of dynamic inputs, as TensorRT's tools write them."""
+    if served.fixed:
+        return {}
     batches = {"min": 1, "opt": max(1, served.max_batch_size // 4), "max": served.max_batch_size}
     return {
         which: ",".join(f"{i.name}:{'x'.join(map(str, (n, *i.shape[1:])))}" for i in served.inputs)

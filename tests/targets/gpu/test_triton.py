@@ -149,6 +149,22 @@ def test_integers_are_allowed_where_they_are(definition, tmp_path):
     assert accelerator.parameters["precision_mode"] == "INT8"
 
 
+def test_a_fixed_batch_is_an_axis_as_any_other(definition, tmp_path):
+    """Triton refuses a batch that it may form where the file's first axis is not dynamic."""
+    image = TensorSpec("image", "uint8", (2, *IMAGE[2:], 3), "NHWC")
+    logits = TensorSpec("logits", "float32", (2, 5), "NC")
+    write_repository(tmp_path, Served("net", [image], [logits], LABELS, 32, "fp16"))
+    folder = tmp_path / "model_repository" / "net"
+    for config in (parse(definition, folder / name) for name in CONFIGS):
+        assert config.max_batch_size == 0
+        assert config.WhichOneof("scheduling_choice") is None
+        assert list(config.input[0].dims) == [2, *IMAGE[2:], 3]
+        assert config.input[0].format == definition.ModelInput.FORMAT_NONE
+        assert list(config.output[0].dims) == [2, 5]
+        assert config.output[0].label_filename == "labels.txt"
+    assert "Shapes=" not in (folder / "configs" / "tensorrt.pbtxt").read_text()
+
+
 def test_a_file_that_tensorrt_does_not_read_has_no_configuration_for_it(definition, tmp_path):
     write_repository(tmp_path, served(precision="w8a8", tensorrt=False))
     folder = tmp_path / "model_repository" / "net"
