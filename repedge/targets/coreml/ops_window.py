@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.graph.attrs import Window, attr, conv_attrs, pool_attrs
-from repedge.graph.values import shape_of
+from repedge.graph.values import const, shape_of
 from repedge.targets import resampling
 from repedge.targets.coreml.nodes import is_constant
 
@@ -62,31 +62,39 @@ def refuse_conv(n: ir.Node) -> str | None:
 
 
 def conv_transpose(c: Lowerer, n: ir.Node) -> Any:
-    """ONNX's output padding is a smaller end padding, as long as that stays positive."""
-    a = conv_attrs(n)
+    """ONNX's output padding is a smaller end padding; what goes beyond that is zeros and the bias."""
+    a, name, out = conv_attrs(n), c.name(n), shape_of(n.outputs[0])
     top, left, bottom, right = a.pads
-    pads = (top, left, bottom - a.output_padding[0], right - a.output_padding[1])
+    ends = (bottom - a.output_padding[0], right - a.output_padding[1])
+    beyond = (max(0, -ends[0]), max(0, -ends[1]))
     bias = c.var(n, 2) if len(n.inputs) > 2 and n.inputs[2] is not None else None
-    return c.mb.conv_transpose(
+    full = (*out[:2], out[2] - beyond[0], out[3] - beyond[1])
+    y = c.mb.conv_transpose(
         x=c.var(n, 0),
         weight=c.var(n, 1),
-        bias=bias,
+        bias=None if any(beyond) else bias,
         pad_type="custom",
-        pad=interleaved(pads),
-        output_shape=list(shape_of(n.outputs[0])),
+        pad=interleaved((top, left, max(0, ends[0]), max(0, ends[1]))),
+        output_shape=list(full),
         strides=list(a.strides),
         dilations=list(a.dilations),
         groups=a.group,
-        name=c.name(n),
+        name=c.unique(f"{name}_reached") if any(beyond) else name,
     )
+    if not any(beyond):
+        return y
+    amounts = np.array([0, beyond[0], 0, beyond[1]], np.int32)
+    padded = c.unique(f"{name}_padded") if bias is not None else name
+    y = c.mb.pad(x=y, pad=amounts, mode="constant", constant_val=c.scalar(0.0), name=padded)
+    if bias is None:
+        return y
+    column = c.weight(np.asarray(const(n.inputs[2])).reshape(-1, 1, 1), str(n.inputs[2].name))  # type: ignore[union-attr]
+    return c.mb.add(x=y, y=column, name=name)
 
 
 def refuse_conv_transpose(n: ir.Node) -> str | None:
-    a = conv_attrs(n)
     if attr(n, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or attr(n, "output_shape"):
         return "its padding is given as auto_pad or output_shape instead of pads"
-    if a.output_padding[0] > a.pads[2] or a.output_padding[1] > a.pads[3]:
-        return f"its output padding {a.output_padding} exceeds its end padding {a.pads[2:]}"
     return refuse_conv(n)
 
 

@@ -81,6 +81,27 @@ WINDOWS = {
         (1, 4, 6, 8),
         w=(4, 3, 3, 3),
     ),
+    "deconv_beyond": case(
+        "y = ConvTranspose<strides=[3,2], output_padding=[2,1]>(x, w, b)",
+        (1, 4, 6, 5),
+        w=(4, 6, 2, 3),
+        b=(6,),
+    ),
+    "deconv_beyond_pads": case(
+        "y = ConvTranspose<strides=[4,4], pads=[1,0,1,1], output_padding=[3,2]>(x, w)",
+        (1, 4, 6, 5),
+        w=(4, 2, 3, 3),
+    ),
+    "deconv_beyond_grouped": case(
+        "y = ConvTranspose<strides=[2,3], output_padding=[1,2], group=2, dilations=[2,1]>(x, w, b)",
+        (1, 4, 6, 5),
+        w=(4, 3, 3, 2),
+        b=(6,),
+    ),
+    "deconv_gaps": case("y = ConvTranspose<strides=[4,3]>(x, w, b)", (1, 4, 6, 5), w=(4, 6, 2, 2), b=(6,)),
+    "deconv_odd_strides": case(
+        "y = ConvTranspose<strides=[3,5], pads=[1,2,0,1]>(x, w)", (1, 4, 6, 5), w=(4, 3, 4, 7)
+    ),
     "deconv_grouped": case("y = ConvTranspose<group=2, strides=[2,2]>(x, w)", (1, 4, 7, 9), w=(4, 3, 2, 2)),
     "deconv_grouped_dilated": case(
         "y = ConvTranspose<group=2, dilations=[2,2], pads=[1,1,1,1]>(x, w)", (1, 6, 5, 5), w=(6, 2, 3, 3)
