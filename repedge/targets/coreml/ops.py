@@ -328,6 +328,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Squeeze": Lowering(shapes.squeeze),
     "Unsqueeze": Lowering(shapes.unsqueeze),
     "Transpose": Lowering(shapes.transpose),
+    "Identity": unary("identity"),
     "DepthToSpace": Lowering(shapes.depth_to_space),
     "SpaceToDepth": Lowering(shapes.space_to_depth),
     "Pad": Lowering(shapes.pad, shapes.refuse_pad),

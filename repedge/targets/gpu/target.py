@@ -164,6 +164,7 @@ TABLE: dict[str, Refusal] = {
     "Reshape": constant(1),
     "Flatten": anything,
     "Transpose": anything,
+    "Identity": anything,
     "Pad": constant(1, 2, 3),
     "Resize": resampling.refuse,
     "DepthToSpace": anything,

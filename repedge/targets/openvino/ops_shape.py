@@ -39,6 +39,11 @@ def reshape(b: Builder, node: ir.Node) -> Any:
     return b.ops.reshape(b.x(node, 0), b.ints(*shape), special_zero=not attr(node, "allowzero", 0))
 
 
+def identity(b: Builder, node: ir.Node) -> Any:
+    """The same tensor as another output: one port has one set of names, so there is a Reshape to itself."""
+    return b.ops.reshape(b.x(node, 0), b.ints(*[0] * len(shape_of(node.inputs[0]))), special_zero=True)
+
+
 def flatten(b: Builder, node: ir.Node) -> Any:
     shape = shape_of(node.inputs[0])
     axis = attr(node, "axis", 1)

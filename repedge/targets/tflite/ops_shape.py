@@ -54,6 +54,15 @@ def _only_gemms_read(value: ir.Value) -> bool:
     )
 
 
+def identity(c: Emitter, node: ir.Node) -> None:
+    """Identity -> nothing: the same tensors under another name."""
+    value, out = node.inputs[0], node.outputs[0]
+    assert value is not None
+    c.read(value)
+    for layout, tensor in c.layouts(value).items():
+        c.store(out, layout, tensor)
+
+
 def transpose(c: Emitter, node: ir.Node) -> None:
     """Transpose -> nothing: the same tensors, read in another layout."""
     value, out = node.inputs[0], node.outputs[0]

@@ -178,7 +178,7 @@ ACTIVATIONS = {
     "mish": case("y = Mish(x)"),
     "mish_large": case("t = Mul(x, k) y = Mish(t)", k=60.0),
     "softsign": case("y = Softsign(x)"),
-    "thresholded_relu": case("y = ThresholdedRelu<alpha=0.5>(x)", refused=lacking("tflite")),
+    "thresholded_relu": case("y = ThresholdedRelu<alpha=0.5>(x)"),
     "swish_beta": case("t = Mul(x, k) s = Sigmoid(t) y = Mul(x, s)", k=1.7),
     "hard_sigmoid_steep": case("y = HardSigmoid<alpha=0.7, beta=-0.1>(x)"),
     "prelu_column": case("y = PRelu(x, w)", w=(7,)),
@@ -279,6 +279,8 @@ SHAPES = {
     "space_to_depth_padded": case(
         "p = Pad(x, s) y = SpaceToDepth<blocksize=2>(p)", (1, 4, 7, 9), s=[0, 0, 1, 1, 0, 0, 0, 0]
     ),
+    "one_tensor_twice": case("y = Tanh(x) z = Identity(y)", outputs="y, z"),
+    "input_as_output": case("y = Tanh(x) z = Identity(x)", outputs="y, z"),
     "pixel_unshuffle": case(
         "a = Reshape(x, s) b = Transpose<perm=[0,1,3,5,2,4]>(a) y = Reshape(b, t)",
         (1, 3, 6, 8),

@@ -71,6 +71,15 @@ def softsign(c: Emitter, node: ir.Node) -> None:
     s.last("DIV", s.x, s("ADD", s("ABS", s.x), s.number(1.0)))
 
 
+def thresholded_relu(c: Emitter, node: ir.Node) -> None:
+    """ThresholdedRelu: x where it is above alpha, else 0."""
+    s = Steps(c, node)
+    shape = c.writer.tensors[s.x].shape
+    above = c.scratch(f"{node.outputs[0].name}/above", shape, dtype="bool")
+    c.op("GREATER", [s.x, s.number(attr(node, "alpha", 1.0))], [above])
+    s.last("SELECT_V2", above, s.x, s.number(0.0))
+
+
 def exponential(of: Callable[[ir.Node], tuple[float, float, float]]) -> Callable[[Emitter, ir.Node], None]:
     """Elu and its kin: gain * (relu(x) + alpha * elu(min(x, 0) / stretch)); ``of`` gives the three."""
 

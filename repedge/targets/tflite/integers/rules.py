@@ -100,6 +100,7 @@ RULES: dict[str, Rule] = {
     "Squeeze": Rule("move"),
     "Unsqueeze": Rule("move"),
     "Transpose": Rule("move"),
+    "Identity": Rule("move"),
     "Slice": Rule("move"),
     "Split": Rule("move"),
 }
