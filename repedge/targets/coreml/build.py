@@ -19,6 +19,7 @@ from repedge.targets import qdq
 from repedge.targets.coreml.lowerer import Lowerer, identifier
 from repedge.targets.coreml.ops import LOWERINGS
 from repedge.targets.coreml.rounding import first_weights
+from repedge.targets.wide import wide_nodes
 
 PROBABILITIES = "classLabel_probabilities"
 """The tensor that coremltools turns into the outputs ``classLabel`` and ``classLabel_probs``."""
@@ -77,9 +78,11 @@ def build(model: ir.Model, dtype: Any, opset: Any, scores: int | None = None) ->
         if c.dtype == np.float16:
             x = mb.cast(x=x, dtype="fp16", name=c.unique(f"{input_name}_fp16"))
         c.bind(source, x)
+        wide = wide_nodes(graph)
         for node in graph:
             if qdq.weight(node.outputs[0]) is None:  # those are made where they are read
-                _lower(c, node)
+                with c.computing_in(np.float32 if node in wide else dtype):
+                    _lower(c, node)
         results = [_output(c, v, name) for v, name in zip(graph.outputs, outputs, strict=True)]
         if scores is not None:
             results.append(_probabilities(mb, graph.outputs[scores], results[scores]))
@@ -112,12 +115,12 @@ def _lower(c: Lowerer, node: ir.Node) -> None:
 
 def _output(c: Lowerer, value: ir.Value, name: str) -> Any:
     """The value as an output of exactly this name: float32, or int32 for whole numbers and truths."""
-    var = c._vars.get(value)
+    var = c.computed(value)
     if var is None:
         raise UserError(f"output {value.name!r} is a constant; a Core ML model has to compute its outputs")
     if value.dtype == ir.DataType.BOOL:
         return c.mb.cast(x=var, dtype="int32", name=name)
-    if c.dtype == np.float16 and value.dtype == ir.DataType.FLOAT:
+    if "fp16" in str(var.dtype):
         return c.mb.cast(x=var, dtype="fp32", name=name)
     return c.mb.identity(x=var, name=name)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,10 @@ class Lowerer:
         blockwise: bool = False,
     ) -> None:
         self.mb = mb
-        self.dtype = np.dtype(dtype)
+        self.dtype = self._own = np.dtype(dtype)
         self._first_weights = first_weights
         self._blockwise = blockwise
-        self._vars: dict[ir.Value, Any] = {}
+        self._vars: dict[tuple[ir.Value, str], Any] = {}
         self._names: set[str] = set(reserved)
 
     def unique(self, name: str) -> str:
@@ -59,29 +60,52 @@ class Lowerer:
         """A fresh op name after the node's first output."""
         return self.unique(str(node.outputs[0].name))
 
+    @contextlib.contextmanager
+    def computing_in(self, dtype: Any) -> Iterator[None]:
+        """Lower nodes in another precision than the program's."""
+        self.dtype = np.dtype(dtype)
+        try:
+            yield
+        finally:
+            self.dtype = self._own
+
     def bind(self, value: ir.Value, var: Any) -> None:
         """From now on, a value is this MIL variable."""
-        self._vars[value] = var
+        self._vars[value, self.dtype.name] = var
+
+    def computed(self, value: ir.Value) -> Any:
+        """The MIL variable that a node made of a value, in whatever precision; None if none did."""
+        kinds = (self.dtype.name, "float32", "float16")
+        return next((self._vars[value, k] for k in kinds if (value, k) in self._vars), None)
 
     def var(self, node: ir.Node, i: int) -> Any:
         """MIL variable of the node's i-th input; a constant is written on its first use."""
         value = node.inputs[i]
         if value is None:
             raise UserError(f"{node.op_type} node {node.name!r} lacks its input {i}")
+        key = (value, self.dtype.name)
+        if key not in self._vars:
+            self._vars[key] = self._made(node, value)
+        return self._vars[key]
+
+    def _made(self, node: ir.Node, value: ir.Value) -> Any:
+        """A value that this precision does not have yet: a constant, or cast from the other one."""
         integers = qdq.weight(value)
-        if value not in self._vars and integers is not None:
-            self._vars[value] = self.quantized(integers, str(value.name))
-        if value not in self._vars:
-            array = const(value)
-            if array is None:
-                raise UserError(
-                    f"{node.op_type} node {node.name!r} reads {value.name!r}, which nothing computes"
-                )
+        if integers is not None:
+            return self.quantized(integers, str(value.name))
+        array = const(value)
+        if array is not None:
             if value in self._first_weights and self.dtype == np.float16:
                 self.cast(array, str(value.name))  # for its check
                 array = round_keeping_sums(array)
-            self._vars[value] = self.weight(array, str(value.name))
-        return self._vars[value]
+            return self.weight(array, str(value.name))
+        other = self.computed(value)
+        if other is None:
+            raise UserError(f"{node.op_type} node {node.name!r} reads {value.name!r}, which nothing computes")
+        if value.dtype not in (None, ir.DataType.FLOAT):
+            return other
+        word = self.float_word
+        return self.mb.cast(x=other, dtype=word, name=self.unique(f"{value.name}_{word}"))
 
     def weight(self, array: np.ndarray, name: str) -> Any:
         """A constant in the program's precision, called after the initializer ``name``.

@@ -1,10 +1,12 @@
 """The types of the GPU artifact: float16 throughout, or pixels at the input.
 
 Everything works on the graph in place and keeps it strictly typed: no operator gets inputs of two float
-types, and Casts stand at the graph's ends only.
+types. Casts stand at the graph's ends and around norms, which stay float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +14,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const
+from repedge.targets.wide import wide_nodes
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -26,7 +29,7 @@ STAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
 def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     """Make all weights and activations float16, and cast the outputs back to float32.
 
-    The input's type is left to `enter`.
+    The input's type is left to `enter`. What `wide_nodes` names stays float32, between Casts.
 
     Returns:
         A sentence for each weight that float16 holds badly.
@@ -34,13 +37,17 @@ def to_float16(graph: ir.Graph) -> tuple[str, ...]:
     Raises:
         UserError: A weight is beyond float16's range.
     """
-    notes = [note for value in list(graph.initializers.values()) if (note := _halve(graph, value))]
+    wide = wide_nodes(graph)
+    notes = [note for value in list(graph.initializers.values()) if (note := _halve(graph, value, wide))]
     for node in graph:
+        if node in wide:
+            continue
         if node.op_type == "Cast" and attr(node, "to") == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(ir.DataType.FLOAT16)
+    _border(graph, wide)
     for i, value in enumerate(list(graph.outputs)):
         if value.dtype == ir.DataType.FLOAT16:
             name = str(value.name)
@@ -49,6 +56,27 @@ def to_float16(graph: ir.Graph) -> tuple[str, ...]:
             graph.append(cast)
             graph.outputs[i] = cast.outputs[0]
     return tuple(notes)
+
+
+def _border(graph: ir.Graph, wide: Collection[ir.Node]) -> None:
+    """Cast what passes between float32 nodes and the float16 ones around them, each value once."""
+    inside = {value for node in wide for value in node.outputs if value.dtype == ir.DataType.FLOAT}
+    for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
+        if value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            continue
+        crossing = [use for use in value.uses() if (use.node in wide) != (value in inside)]
+        if not crossing:
+            continue
+        dtype = ir.DataType.FLOAT16 if value in inside else ir.DataType.FLOAT
+        name = f"{value.name}/{dtype.name.lower()}"
+        cast = _cast(value, dtype, f"{name}/cast", name)
+        for use in crossing:
+            use.node.replace_input_with(use.idx, cast.outputs[0])
+        producer = value.producer()
+        if producer is None:
+            graph.insert_before(graph[0], cast)
+        else:
+            graph.insert_after(producer, cast)
 
 
 def enter(graph: ir.Graph, pixels: bool, half: bool) -> None:
@@ -79,12 +107,16 @@ def enter(graph: ir.Graph, pixels: bool, half: bool) -> None:
         graph.insert_before(graph[0], made)
 
 
-def _halve(graph: ir.Graph, value: ir.Value) -> str | None:
+def _halve(graph: ir.Graph, value: ir.Value, wide: Collection[ir.Node]) -> str | None:
     """Make one initializer float16 where its readers want that; a sentence if much is lost."""
     array = const(value)
     if array is None or array.dtype != np.float32:
         return None
-    readers = [use for use in value.uses() if (use.node.op_type, use.idx) not in STAYS_FLOAT32]
+    readers = [
+        use
+        for use in value.uses()
+        if (use.node.op_type, use.idx) not in STAYS_FLOAT32 and use.node not in wide
+    ]
     if not readers:
         return None
     bounds = all(use.node.op_type == "Clip" for use in readers)
