@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repedge.compiler.fastest import Choice
+    from repedge.compiler.refusals import Refused
     from repedge.judge.side_by_side import Parity
     from repedge.models.source import Source
     from repedge.tasks.base import Task
@@ -62,6 +63,7 @@ class CompileReport:
         warnings: What to know of the weights and of the calibration images.
         plan: What a dry run would have done.
         choices: What precision ``auto`` kept, and why.
+        refused: What a target can't take, and why.
     """
 
     name: str
@@ -70,6 +72,7 @@ class CompileReport:
     warnings: tuple[str, ...] = ()
     plan: Preview | None = None
     choices: tuple[Choice, ...] = ()
+    refused: tuple[Refused, ...] = ()
 
     @property
     def task(self) -> Task | None:
@@ -78,8 +81,8 @@ class CompileReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every bundle is proven equal to the model within its precision's thresholds."""
-        return all(b.verify.passed for b in self.bundles)
+        """Whether all that was asked for is there, and proven equal within its precision's thresholds."""
+        return not self.refused and all(b.verify.passed for b in self.bundles)
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``repedge compile --json`` prints."""
@@ -89,6 +92,7 @@ class CompileReport:
             "found": self.found,
             **({} if self.task is None else {"task": self.task.name}),
             "bundles": [b.as_json() for b in self.bundles],
+            "refused": [r.as_json() for r in self.refused],
             "warnings": list(self.warnings),
             **({} if self.plan is None else {"plan": self.plan.as_json()}),
             **({"auto": [c.as_json() for c in self.choices]} if self.choices else {}),
@@ -190,15 +194,18 @@ def compile(
     if automatic:
         from repedge.compiler import fastest
 
-        built, choices = fastest.build(lambda: _resolve(model, **more), request, on_stage)
+        outcome, choices = fastest.build(lambda: _resolve(model, **more), request, on_stage)
     else:
-        built = pipeline.compile_source(source, request, on_stage)
+        outcome = pipeline.compile_source(source, request, on_stage)
     notes = source.warnings + (tuple(photos.warnings) if photos else ())
     if calibration is not None and photos is None:
         notes += ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
-    for note in notes:
+    missing = (f"{r.target} {r.precision} was not built: {r.why}" for r in outcome.refused)
+    for note in (*notes, *missing):
         warnings.warn(note, stacklevel=3)  # the caller of the decorated function
-    return CompileReport(source.name, source.description, tuple(built), notes, choices=choices)
+    return CompileReport(
+        source.name, source.description, outcome.built, notes, choices=choices, refused=outcome.refused
+    )
 
 
 def _folder(out: Path | str) -> Path:

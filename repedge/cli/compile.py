@@ -122,14 +122,18 @@ def compile(
         raise
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    show(as_json, result.as_json(), lambda: _table(result), _rejected(result))
-    return 0 if result.passed else 3
+    show(as_json, result.as_json(), lambda: _table(result), _missing(result))
+    if not all(b.verify.passed for b in result.bundles):
+        return 3
+    return 2 if result.refused else 0
 
 
-def _rejected(result: CompileReport) -> str:
-    """A sentence of the bundles that failed their checks; empty where none did."""
+def _missing(result: CompileReport) -> str:
+    """A sentence of what was refused, and of the bundles that failed their checks; empty where none did."""
+    said = [f"{r.target} {r.precision} was not built: {r.why}" for r in result.refused]
     bad = [b for b in result.bundles if not b.verify.passed]
-    return "; ".join(f"{b.target} {b.precision} was rejected: {', '.join(b.verify.failures)}" for b in bad)
+    said += [f"{b.target} {b.precision} was rejected: {', '.join(b.verify.failures)}" for b in bad]
+    return "; ".join(said)
 
 
 def _table(result: CompileReport) -> None:

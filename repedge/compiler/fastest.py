@@ -14,6 +14,7 @@ from repedge import targets
 from repedge.bundle.folder import Bundle, Draft
 from repedge.compiler.budget import NotMet
 from repedge.compiler.pipeline import compile_source
+from repedge.compiler.refusals import Outcome, Refused, nothing_built
 from repedge.compiler.request import BuildRequest, Built, bundle_path
 from repedge.disk import leftovers
 from repedge.errors import CheckFailed, UserError
@@ -97,7 +98,7 @@ def build(
     source_of: Callable[[], Source],
     request: BuildRequest,
     report: Callable[[str], None] = lambda stage: None,
-) -> tuple[list[Built], tuple[Choice, ...]]:
+) -> tuple[Outcome, tuple[Choice, ...]]:
     """Build, time and keep one bundle for each target of ``request``.
 
     The candidates are built in a hidden folder beside their final place, of which nothing is left.
@@ -108,14 +109,21 @@ def build(
         report: Told each stage.
 
     Raises:
+        UserError: No target takes the model.
         CheckFailed: No candidate of a target equals the model.
     """
-    built, choices = [], []
+    built: list[Built] = []
+    choices: list[Choice] = []
+    refused: list[tuple[Refused, UserError]] = []
     request.out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(target for target, _ in request.builds):
         with leftovers.held(request.out, ".auto.partial") as staging:
             mine = tuple(pair for pair in request.builds if pair[0] == name)
-            found, lost = _candidates(source_of, replace(request, out=staging, builds=mine), report)
+            try:
+                found, lost = _candidates(source_of, replace(request, out=staging, builds=mine), report)
+            except UserError as error:
+                refused.append((Refused(name, "auto", str(error)), error))
+                continue
             if not found:
                 raise CheckFailed(f"no precision of {name} equals the model: {lost}")
             rows = _time(found, report)
@@ -128,7 +136,9 @@ def build(
             draft.seal(manifest.model_copy(update={"notes": (*manifest.notes, f"precision auto: {why}")}))
             built.append(replace(winner, path=draft.publish()))
             choices.append(Choice(name, best, why, rows))
-    return built, tuple(choices)
+    if not built:
+        raise nothing_built(refused)
+    return Outcome(tuple(built), tuple(r for r, _ in refused)), tuple(choices)
 
 
 def _candidates(
@@ -137,13 +147,15 @@ def _candidates(
     """The bundles that passed, and what is wrong with the others."""
     lost = []
     try:
-        built = compile_source(source_of(), request, report)
+        outcome = compile_source(source_of(), request, report)
     except NotMet as e:
         lost.append(str(e))
         floats = tuple(pair for pair in request.builds if pair[1] != INTEGERS)
-        built = compile_source(
+        outcome = compile_source(
             source_of(), replace(request, builds=floats, budget=None, calibration=None), report
         )
+    built = outcome.built
+    lost += [f"{r.precision}: {r.why}" for r in outcome.refused]
     lost += [f"{b.precision}: {b.verify.failures[0]}" for b in built if not b.verify.passed]
     return [b for b in built if b.verify.passed], "; ".join(lost)
 

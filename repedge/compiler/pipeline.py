@@ -19,10 +19,11 @@ from repedge.compiler.budget import Search, SearchResult
 from repedge.compiler.clock import Clock, Report, silent
 from repedge.compiler.quantization import Calibrated, Quantized, quantize
 from repedge.compiler.reference import Evidence, choose_samples, gather
+from repedge.compiler.refusals import Outcome, Refused, nothing_built, operators_missing
 from repedge.compiler.request import BuildRequest, Built, bundle_path
 from repedge.compiler.toolchain import toolchain
 from repedge.disk.atomic import scratch
-from repedge.errors import RepedgeError, UnsupportedModel
+from repedge.errors import RepedgeError, UnsupportedModel, UserError
 from repedge.judge import verification
 from repedge.judge.verdict import Bar
 from repedge.passes.fusion.certificate import Certificate
@@ -40,14 +41,15 @@ if TYPE_CHECKING:
     from repedge.scheme import QuantScheme
 
 
-def compile_source(source: Source, request: BuildRequest, report: Report = silent) -> list[Built]:
-    """Build every bundle of ``request``.
+def compile_source(source: Source, request: BuildRequest, report: Report = silent) -> Outcome:
+    """Build every bundle of ``request``; what a target refuses does not stop the others.
 
     The network is given up as soon as its graph exists (``source.module`` becomes None), so that its
     weights are in memory once.
 
     Raises:
-        UserError: Wrong input, unsupported operators (all of them named), unwritable output.
+        UserError: Wrong input, unwritable output, or no bundle that a target does not refuse: each
+            operator that is not supported is named.
         CheckFailed: The graph or the fused graph differs from the model. A bundle that differs is
             returned as rejected instead, so that the others are still built.
     """
@@ -57,13 +59,21 @@ def compile_source(source: Source, request: BuildRequest, report: Report = silen
     with scratch() as folder:
         work = _prepare(source, request, folder / REFERENCE, clock, report)
         built: list[Built] = []
+        refused: list[tuple[Refused, UserError]] = []
         for name, precision in request.builds:
             final = bundle_path(request.out, source.name, name, precision)
-            with _after(built), writing(final, request.force) as draft:
-                built.append(_Bundling(work, targets.get(name), precision, draft, Clock(report)).build())
+            try:
+                if name in work.refused:
+                    raise UnsupportedModel(work.refused[name])
+                with _after(built), writing(final, request.force) as draft:
+                    built.append(_Bundling(work, targets.get(name), precision, draft, Clock(report)).build())
+            except UserError as error:
+                refused.append((Refused(name, precision, str(error)), error))
+    if not built:
+        raise nothing_built(refused)
     for bundle in built:
         still_there(bundle.path)
-    return built
+    return Outcome(tuple(built), tuple(r for r, _ in refused))
 
 
 @contextlib.contextmanager
@@ -72,7 +82,7 @@ def _after(built: Sequence[Built]) -> Iterator[None]:
     try:
         yield
     except RepedgeError as error:
-        if built:
+        if built and not isinstance(error, UserError):  # such a one stops nothing
             error.args = (f"{error}; written before that: {', '.join(str(b.path) for b in built)}",)
         raise
 
@@ -88,6 +98,7 @@ class _Work:
         reference: The unfused graph, an ``.onnx`` file.
         evidence: What that makes of real images.
         certificate: Of the fusion.
+        refused: Targets that can't take the graph, and why.
         search: For the accuracy budget; None without one.
         clock: Of the stages that were done once.
     """
@@ -100,6 +111,7 @@ class _Work:
     reference: Path
     evidence: Evidence
     certificate: Certificate
+    refused: Mapping[str, str]
     search: Search | None
     clock: Clock
 
@@ -120,25 +132,10 @@ def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Cloc
     source.module = None
     with clock.stage("fuse"):
         certificate = passes.clean(graph, evidence.real, evidence.random)
-    _check_supported(graph, [targets.get(name) for name, _ in request.builds])
+    refused = operators_missing(graph, [name for name, _ in request.builds])
     search = _search(source, task, graph, request, reference, report)
-    return _Work(source, request, task, graph, outputs, reference, evidence, certificate, search, clock)
-
-
-def _check_supported(graph: ir.Model, chosen: Sequence[Target]) -> None:
-    """Every node that a chosen target has no lowering for, in one error."""
-    lines = []
-    for target in {t.name: t for t in chosen}.values():
-        for u in target.unsupported(graph):
-            where = f" (from {u.source})" if u.source else ""
-            lines.append(f"{target.name}: {u.op} node {u.node!r}{where}: {u.why}")
-    if not lines:
-        return
-    others = [t for t in targets.installed() if t.name not in {c.name for c in chosen}]
-    able = [t.name for t in others if not t.unsupported(graph)]
-    hint = f"; these targets have them all: {', '.join(able)}" if able else ""
-    raise UnsupportedModel(
-        "the model has operators without a lowering: " + "; ".join(dict.fromkeys(lines)) + hint
+    return _Work(
+        source, request, task, graph, outputs, reference, evidence, certificate, refused, search, clock
     )
 
 

@@ -144,6 +144,19 @@ class Unsupported:
     source: str = ""
 
 
+def in_words(refused: Sequence[Unsupported]) -> str:
+    """Each operator once, with how many nodes of it there are, the first of them, and why."""
+    by_op: dict[str, list[Unsupported]] = {}
+    for u in refused:
+        by_op.setdefault(u.op, []).append(u)
+    lines = []
+    for op, (first, *others) in by_op.items():
+        where = f"{first.node!r}{f' (from {first.source})' if first.source else ''}"
+        what = f"{len(others) + 1} {op} nodes, the first {where}" if others else f"{op} node {where}"
+        lines.append(f"{what}: {first.why}")
+    return "; ".join(lines)
+
+
 @dataclass(frozen=True)
 class Option:
     """Something that only one target knows, such as coreml's ``deployment_target``.

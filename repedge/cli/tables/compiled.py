@@ -39,11 +39,7 @@ def compiled(result: CompileReport) -> None:
     columns(("target", "precision", *figures, ""), rows, right=figures)
     for b in result.bundles:
         say(f"  {escape(str(b.path))}")
-    for b in result.bundles:
-        for failure in b.verify.failures:
-            say(f"[red]{b.target} {b.precision}[/]: {escape(failure)}", err)
-        for remark in b.verify.remarks:
-            say(f"[yellow]{b.target} {b.precision}[/]: {escape(remark)}", err)
+    _trouble(result)
     good = [b for b in result.bundles if b.verify.passed]
     if good:
         path = escape(shlex.quote(str(good[0].path)))
@@ -51,6 +47,17 @@ def compiled(result: CompileReport) -> None:
         say(f"[dim]       repedge eval {path} YOUR_PHOTOS[/]")
     if len(good) < len(result.bundles):
         say("rejected bundles are kept aside as *.rejected for a look; they are not to be shipped", err)
+
+
+def _trouble(result: CompileReport) -> None:
+    """What was not built, what is wrong with bundles, and what to know of them."""
+    for r in result.refused:
+        say(f"[red]{r.target} {r.precision}: not built[/]: {escape(r.why)}", err)
+    for b in result.bundles:
+        for failure in b.verify.failures:
+            say(f"[red]{b.target} {b.precision}[/]: {escape(failure)}", err)
+        for remark in b.verify.remarks:
+            say(f"[yellow]{b.target} {b.precision}[/]: {escape(remark)}", err)
 
 
 def planned(p: Preview) -> None:

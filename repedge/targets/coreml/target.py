@@ -17,7 +17,17 @@ from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
 from repedge.targets import qdq
-from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.base import (
+    Artifact,
+    Engine,
+    Job,
+    Option,
+    Runner,
+    Target,
+    TensorSpec,
+    Unsupported,
+    in_words,
+)
 from repedge.targets.coreml.runner import EXECUTOR, CoreMLRunner, InterpreterRunner
 from repedge.targets.coreml.scheme import COREML_W8A8
 from repedge.targets.options import choice
@@ -117,7 +127,7 @@ class CoreML(Target):
         model = prepare(model)
         problems = self.unsupported(model)
         if problems:
-            listed = "; ".join(f"{p.op} {p.node!r}: {p.why}" for p in problems)
+            listed = in_words(problems)
             raise UnsupportedModel(f"Core ML can't take {len(problems)} of the graph's nodes: {listed}")
         task = job.meaning(model)
         task.check_labels()

@@ -27,7 +27,18 @@ from repedge.operators import ACTIVATIONS
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
 from repedge.targets import qdq, resampling
-from repedge.targets.base import NONE, Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.base import (
+    NONE,
+    Artifact,
+    Engine,
+    Job,
+    Option,
+    Runner,
+    Target,
+    TensorSpec,
+    Unsupported,
+    in_words,
+)
 from repedge.targets.gpu import triton
 from repedge.targets.gpu.file import external_files, save
 from repedge.targets.gpu.float_layers import keep_float
@@ -294,8 +305,7 @@ class GPU(Target):
     def _refuse(self, model: ir.Model, table: Mapping[str, Refusal]) -> None:
         refused = _unsupported(model, table)
         if refused:
-            listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
-            raise UnsupportedModel(f"{self.name} can't take this model: {listed}")
+            raise UnsupportedModel(f"{self.name} can't take this model: {in_words(refused)}")
 
     def open(self, path: Path, job: Job, outputs: Sequence[str], threads: int | None = None) -> Runner:
         """Open the file in ONNX Runtime, on a GPU where there is one; see `ONNXRuntimeRunner`."""

@@ -23,7 +23,7 @@ from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
 from repedge.targets import qdq
-from repedge.targets.base import Artifact, Engine, Job, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.base import Artifact, Engine, Job, Runner, Target, TensorSpec, Unsupported, in_words
 from repedge.targets.openvino import ops
 from repedge.targets.openvino.build import Builder
 from repedge.targets.openvino.importing import import_openvino
@@ -94,8 +94,7 @@ class OpenVINO(Target):
         model = qdq.prepare(qdq.quantize_weights(model) if job.precision == "w8a32" else model)
         refused = self.unsupported(model)
         if refused:
-            listed = "; ".join(f"{u.op} {u.node!r}: {u.why}" for u in refused)
-            raise UnsupportedModel(f"{self.name} can't take this model: {listed}")
+            raise UnsupportedModel(f"{self.name} can't take this model: {in_words(refused)}")
         lowered = _lower(model, job)
         if job.precision == "fp16":
             _check_float16(model)

@@ -22,7 +22,17 @@ from repedge.errors import UnsupportedModel
 from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
-from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.base import (
+    Artifact,
+    Engine,
+    Job,
+    Option,
+    Runner,
+    Target,
+    TensorSpec,
+    Unsupported,
+    in_words,
+)
 from repedge.targets.options import boolean
 from repedge.targets.tflite.layout import natural, stored
 from repedge.targets.tflite.scheme import TFLITE_W8A8, TFLITE_W8A16
@@ -137,9 +147,7 @@ class TFLite(Target):
 
         missing = unsupported_nodes(graph)
         if missing:
-            lines = "; ".join(
-                f"{u.op} node {u.node!r}{f' (from {u.source})' if u.source else ''}: {u.why}" for u in missing
-            )
+            lines = in_words(missing)
             raise UnsupportedModel(f"tflite can't take {len(missing)} of the model's operators: {lines}")
 
 

@@ -335,7 +335,9 @@ def test_weight_beyond_float16_is_named(tmp_path):
 
 def test_all_unsupported_nodes_are_named(tmp_path):
     model = graph("a = Acosh(x) b = Relu(a) y = Sinh(b)")
-    with pytest.raises(UnsupportedModel, match=r"2 of the graph's nodes: Acosh 'node0': .*; Sinh 'node2': "):
+    with pytest.raises(
+        UnsupportedModel, match=r"2 of the graph's nodes: Acosh node 'node0': .*; Sinh node 'node2': "
+    ):
         CoreML().compile(ir.from_proto(model), job(), tmp_path)
 
 

@@ -224,9 +224,9 @@ def test_all_unsupported_nodes_are_named_at_once(tmp_path):
     with pytest.raises(UnsupportedModel) as error:
         TARGET.compile(model, job(), tmp_path)
     assert str(error.value) == (
-        "gpu can't take this model: Acosh 'Acosh_0': not among the supported operators; "
-        "AveragePool 'AveragePool_1': TensorRT has no dilated pooling; "
-        "Resize 'Resize_2': its coordinate_transformation_mode 'tf_crop_and_resize' is not supported"
+        "gpu can't take this model: Acosh node 'Acosh_0': not among the supported operators; "
+        "AveragePool node 'AveragePool_1': TensorRT has no dilated pooling; "
+        "Resize node 'Resize_2': its coordinate_transformation_mode 'tf_crop_and_resize' is not supported"
     )
     assert list(tmp_path.iterdir()) == []
 

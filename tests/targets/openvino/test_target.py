@@ -222,9 +222,9 @@ def test_all_unsupported_nodes_are_named_at_once(tmp_path):
     with pytest.raises(UnsupportedModel) as error:
         TARGET.compile(model, job(), tmp_path)
     assert str(error.value) == (
-        "openvino can't take this model: Acosh 'Acosh_0': no lowering for this operator; "
-        "AveragePool 'AveragePool_1': a dilated average pool is not supported; "
-        "Resize 'Resize_2': its coordinate_transformation_mode 'tf_crop_and_resize' is not supported"
+        "openvino can't take this model: Acosh node 'Acosh_0': no lowering for this operator; "
+        "AveragePool node 'AveragePool_1': a dilated average pool is not supported; "
+        "Resize node 'Resize_2': its coordinate_transformation_mode 'tf_crop_and_resize' is not supported"
     )
     assert list(tmp_path.iterdir()) == []
 
