@@ -34,18 +34,23 @@ def affine_after(plan: MergePlan) -> bool:
         layer = value.producer() if value is not None else None
         if parts is None or value is None or layer is None or layer.op_type not in LAYERS:
             continue
-        names = (str(layer.name), str(node.name))
         if only_reader(value) is None:
+            names = (str(layer.name), str(node.name))
             plan.refuse(AFTER, names, f"the output of {layer.op_type} {layer.name!r} is read elsewhere")
             continue
-        own, above = plan.op(layer), plan.op(node)
-        if own is not None and above is not None:
-            root = plan.data(layer)
-            plan.merge(AFTER, node.outputs[0], root, plan.expr(node.outputs[0], root))
-            changed = True
-        else:
-            changed |= _scale(plan, layer, node, parts[1], parts[2])
+        changed |= fold_after(plan, node, layer)
     return changed
+
+
+def fold_after(plan: MergePlan, node: ir.Node, layer: ir.Node) -> bool:
+    """Merge an affine node into the layer that it alone reads; False where that can't be."""
+    parts = affine(node)
+    assert parts is not None, "only asked of affine nodes"
+    if plan.op(layer) is not None and plan.op(node) is not None:
+        root = plan.data(layer)
+        plan.merge(AFTER, node.outputs[0], root, plan.expr(node.outputs[0], root))
+        return True
+    return _scale(plan, layer, node, parts[1], parts[2])
 
 
 def affine_before(plan: MergePlan) -> bool:
@@ -80,12 +85,12 @@ def affine_before(plan: MergePlan) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A ConvTranspose, or a Conv that is not 2-D, with affine maps on top.
+    """A ConvTranspose, a Conv that is not 2-D, or a MatMul over the last axis, with affine maps on top.
 
     Attributes:
         weight: The layer's own, in the graph's dtype.
         bias: [O] or None.
-        transposed: Whether ``weight`` is [I, O / group, ...] rather than [O, I / group, ...].
+        transposed: Whether ``weight`` is [I, O / group, ...] rather than [O, I / group, ...]; a MatMul's is.
         group: Groups.
         maps: (scale [O], shift [O]) of each map, innermost first, float64.
         names: Of the nodes merged so far.
@@ -97,6 +102,10 @@ class Scaled:
     group: int
     maps: tuple[tuple[np.ndarray, np.ndarray], ...]
     names: tuple[str, ...]
+
+    def then(self, scale: np.ndarray, shift: np.ndarray, name: str) -> Scaled:
+        """One map more, of the node ``name``."""
+        return replace(self, maps=(*self.maps, (scale, shift)), names=(*self.names, name))
 
     def rows(self, weight: np.ndarray) -> np.ndarray:
         """``weight`` as [O, everything that one output channel multiplies], float64."""
@@ -139,9 +148,7 @@ def _scale(plan: MergePlan, layer: ir.Node, node: ir.Node, scale: np.ndarray, sh
     if scaled is None:
         plan.refuse(AFTER, names, f"the weights of {layer.op_type} {layer.name!r} are not constant")
         return False
-    layer.meta["scaled"] = replace(
-        scaled, maps=(*scaled.maps, (scale, shift)), names=(*scaled.names, str(node.name))
-    )
+    layer.meta["scaled"] = scaled.then(scale, shift, str(node.name))
     plan.kinds.setdefault(layer, []).append(AFTER)
     out = layer.outputs[0]
     plan.take_over(node.outputs[0], out)

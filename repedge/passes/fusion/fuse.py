@@ -13,11 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import CheckFailed
-from repedge.graph.values import add_initializer
+from repedge.graph.values import add_initializer, only_reader
 from repedge.passes.base import bypass
 from repedge.passes.fusion.affine import AFTER, BEFORE, Scaled, affine_after, affine_before
 from repedge.passes.fusion.border import borders
 from repedge.passes.fusion.branches import BRANCHES, branches
+from repedge.passes.fusion.carry import carry
 from repedge.passes.fusion.certificate import Fused, Merge
 from repedge.passes.fusion.chains import CHAIN, chains
 from repedge.passes.fusion.geometry import Geometry
@@ -51,6 +52,7 @@ def drop_identities(plan: MergePlan) -> bool:
 RULES: tuple[Callable[[MergePlan], bool], ...] = (
     drop_identities,  # first: an Identity between two nodes hides every pattern
     affine_after,  # before affine_before: a BN between two convolutions was trained with the first
+    carry,  # after affine_after: what is next to a layer needs no carrying
     borders,  # after affine_after, before branches: it needs the shift, they need the border
     branches,  # before affine_before: a BN that a branch begins with is part of that branch
     affine_before,  # before chains: convolutions with a BN between them are no neighbours yet
@@ -223,9 +225,14 @@ def _finish_scaled(plan: MergePlan, node: ir.Node, scaled: Scaled) -> Merge:
         _relative(scaled.rows(w) @ x + b.astype(np.float64)[:, None], expected)
         for w, b in ((weight, bias), rounded)
     ]
-    old = [v for v in node.inputs[1:3] if v is not None]
-    if len(node.inputs) < 3:
+    add = only_reader(node.outputs[0]) if node.op_type == "MatMul" else None
+    old = [v for n in (node, add) if n is not None for v in n.inputs if v is not None and v.is_initializer()]
+    if add is not None:
+        added = add_initializer(plan.graph, f"{node.name}.bias", rounded[1])
+        add.replace_input_with(1 if add.inputs[0] is node.outputs[0] else 0, added)
+        node.replace_input_with(1, add_initializer(plan.graph, f"{node.name}.weight", rounded[0]))
+    else:
         node.resize_inputs(3)
-    _put(plan, node, *rounded)
+        _put(plan, node, *rounded)
     plan.drop_unread(old)
     return _record(plan, node, scaled.names, *errors)
