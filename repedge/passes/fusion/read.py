@@ -133,9 +133,11 @@ def _pad(node: ir.Node) -> Op | None:
     axes = const(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(4)
     if amounts is None or fill is None or axes is None or attr(node, "mode", "constant") != "constant":
         return None
+    if len(shape_of(node.inputs[0])) != 4:
+        return None
     widths = np.zeros((2, 4), int)
     widths[:, axes % 4] = amounts.reshape(2, -1)
-    if len(shape_of(node.inputs[0])) != 4 or widths[:, :2].any() or (widths < 0).any():
+    if widths[:, :2].any() or (widths < 0).any():
         return None
     top, left, bottom, right = (int(w) for w in widths[:, 2:].reshape(-1))
     return Pad(str(node.name), "Pad", (top, left, bottom, right), float(fill.reshape(())))
