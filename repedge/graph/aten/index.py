@@ -231,9 +231,10 @@ def col2im(
         n - ((o - 1) * s - 2 * p + (k - 1) * d + 1)
         for n, o, k, d, p, s in zip(size, space, kernel, dilation, padding, stride, strict=True)
     ]
-    if any(a and b for a, b in zip(rest, padding, strict=True)) or any(
-        a >= b for a, b in zip(rest, stride, strict=True)
-    ):
+    # What no window reaches lies in the padding first; beyond that it is zeros at the end.
+    ends = [max(p - r, 0) for p, r in zip(padding, rest, strict=True)]
+    extra = [max(r - p, 0) for p, r in zip(padding, rest, strict=True)]
+    if any(e >= s for e, s in zip(extra, stride, strict=True)):
         raise Unlowerable("cells that no window reaches")
     attributes: dict[str, Any] = {
         "kernel_shape": tuple(kernel),
@@ -245,8 +246,8 @@ def col2im(
     return g.node(
         "ConvTranspose",
         [maps, weight],
-        pads=(*padding, *padding),
-        output_padding=tuple(rest),
+        pads=(*padding, *ends),
+        output_padding=tuple(extra),
         group=channels,
         **attributes,
     )

@@ -219,7 +219,7 @@ TABLE: dict[str, Lowering] = {
     "sign": unary("Sign"),
     "sin": unary("Sin"),
     "cos": unary("Cos"),
-    "tan": unary("Tan"),
+    "tan": lambda g, x: g.node("Div", [g.node("Sin", [x]), g.node("Cos", [x])]),
     "asin": unary("Asin"),
     "acos": unary("Acos"),
     "atan": unary("Atan"),

@@ -134,6 +134,12 @@ CASES: dict[str, nn.Module] = {
     "unfold": Fn(lambda x: x.unfold(2, 3, 2)),
     "im2col": Fn(lambda x: F.unfold(x, 3, padding=1, stride=2)),
     "col2im": Fn(lambda x: F.fold(F.unfold(x, (2, 4), stride=2), (8, 10), (2, 4), stride=2)),
+    "col2im_padded": Fn(
+        lambda x: (
+            F.fold(F.unfold(x, 3, stride=2, padding=1), (8, 10), 3, stride=2, padding=1),
+            F.fold(F.unfold(x[:, :, :7], 2, stride=2), (7, 10), 2, stride=2),
+        )
+    ),
     "grid_sample": Fn(lambda x: F.grid_sample(x, F.affine_grid(torch.eye(2, 3)[None] * 0.7, [1, 4, 8, 10]))),
     "tril": Fn(lambda x: x.tril(1) - x.triu()),
     # truth
