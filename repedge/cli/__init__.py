@@ -17,6 +17,7 @@ import typer
 from repedge import interrupts
 
 from repedge.cli import compile, diagnose, check, profile, ship, about  # isort: skip - the order in --help
+from repedge.cli import commands
 from repedge.cli.app import app
 from repedge.cli.arguments import check_arguments
 from repedge.cli.streams import answer, tidy
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     stdout, whatever happens.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    commands.started(arguments)
     as_json, debug = "--json" in arguments, "--debug" in arguments
     with interrupts.handled(), tidy(as_json, debug):
         try:

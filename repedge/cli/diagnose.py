@@ -88,6 +88,6 @@ def diagnose(
     show(
         as_json,
         {"repedge": __version__, **result.as_json()},
-        lambda: diagnosed(result, model, top, by_depth, html),
+        lambda: diagnosed(result, top, by_depth, html),
     )
     return 0

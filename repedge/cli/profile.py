@@ -241,13 +241,15 @@ def _save(
 def _hint(rows: list[Profile], saved: Path | None, html: Path | None, trace: Path | None) -> None:
     from rich.markup import escape
 
+    from repedge.cli.commands import command
     from repedge.cli.tables.console import say
 
     for file in (html, trace, saved):
         if file is not None:
             say(f"[dim]written: {escape(str(file))}[/]")
     if len(rows) == 1 and not rows[0].ops:
-        say("[dim]next: --per-op for the operators   |   name a second bundle to compare[/]")
+        once = ("trace", "html", "save_as_device", "baseline", "require", "max_regression")
+        say(f"[dim]next:  {escape(command('profile', drop=once, per_op=True))}   (the operators)[/]")
 
 
 def _predict(what: list[str], device: str, options: dict[str, Any], as_json: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Shipped:
     @property
     def next_step(self) -> str:
         """A command to go on with."""
-        return PLATFORMS[self.platform].next_step.format(out=self.path, name=self.name)
+        return PLATFORMS[self.platform].next_step.format(out=shlex.quote(str(self.path)), name=self.name)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON of ``repedge ship``, without the version."""

@@ -360,3 +360,17 @@ def test_a_real_browser_draws_the_heat_map(report, tmp_path, count):
     assert colours.get(alarm, 0) > 3000  # the peaked block's range growth
     assert colours.get(calm, 0) > 10000
     assert colours.get((0x3B, 0x6F, 0xD4), 0) > 1000  # what the recipe does
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["repvgg_demo", "repvit_demo"])
+def test_each_name_that_is_shown_can_be_kept_in_float(network: str) -> None:
+    from repedge.calib.mixed.choose import named
+    from repedge.models.source import resolve
+
+    shown = repedge.diagnose(network).diagnosis.layers
+    graph = clean(resolve(network).graph())
+    for layer in shown:
+        assert named(graph, [layer.name]) == [layer.node]
+    with pytest.raises(UserError, match=f"did you mean {shown[3].name}"):
+        named(graph, [shown[3].name + "x"])

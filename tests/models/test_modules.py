@@ -297,3 +297,15 @@ def test_networks_that_nobody_trained_are_told_of() -> None:
     (warning,) = resolve(_nets()["norms"], input_size=32).warnings
     assert "all at their initial values" in warning
     assert "--weights FILE" in warning
+
+
+@pytest.mark.slow
+def test_untrained_networks_are_told_of_wherever_one_looks(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="all at their initial values"):
+        report = repedge.compile(
+            _nets()["norms"], input_size=32, targets=["tflite"], count=1, out=tmp_path, min_sqnr=60
+        )
+    assert "all at their initial values" in report.as_json()["warnings"][0]
+    manifest = repedge.Bundle.open(report.bundles[0].path).manifest
+    assert "all at their initial values" in manifest.notes[0]
+    assert "all at their initial values" in repedge.inspect(_nets()["norms"], input_size=32).warnings[0]

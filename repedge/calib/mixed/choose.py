@@ -63,23 +63,29 @@ def named(model: ir.Model, patterns: Sequence[str]) -> list[str]:
     Args:
         model: A graph.
         patterns: Names or glob patterns (``*``, ``?``, ``[..]``), with or without the operator that a
-            node's name ends in: ``features.0.c/Conv`` and ``features.0.c`` are the same.
+            node's name ends in: ``features.0.c/Conv`` and ``features.0.c`` are the same. A layer is also
+            called by the module that it came from, as `repedge diagnose` shows it.
 
     Raises:
         UserError: A pattern matches no node.
     """
     nodes = [str(node.name) for node in model.graph]
     stems = {name: name.rpartition("/")[0] or name for name in nodes}
+    shown = {la.name: la.node.metadata_props.get("source", la.name) for la in layers(model)}
     found: dict[str, None] = {}
     for pattern in patterns:
-        hits = [n for n in nodes if fnmatchcase(n, pattern) or fnmatchcase(stems[n], pattern)]
+        hits = [n for n in nodes if _called((n, stems[n], shown.get(n, n)), pattern)]
         if not hits:
-            known = [la.name for la in layers(model)]
-            close = difflib.get_close_matches(pattern, [*known, *(stems[n] for n in known)], n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}?" if close else f"its layers are {', '.join(known[:8])}, ..."
+            known = dict.fromkeys(shown.values())
+            close = difflib.get_close_matches(pattern, [*known, *shown, *stems.values()], n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}?" if close else f"its layers are {', '.join([*known][:8])}, ..."
             raise UserError(f"no layer is called {pattern!r}; {hint}")
         found.update(dict.fromkeys(hits))
     return list(found)
+
+
+def _called(names: Sequence[str], pattern: str) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
 def chosen_float(model: ir.Model, scheme: QuantScheme, patterns: Sequence[str]) -> dict[str, str]:

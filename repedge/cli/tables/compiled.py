@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from repedge import tasks
+from repedge.cli.commands import command
 from repedge.cli.tables.console import cell, columns, err, say, titled
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def compiled(result: CompileReport) -> None:
     _trouble(result)
     good = [b for b in result.bundles if b.verify.passed]
     if good:
-        path = escape(shlex.quote(str(good[0].path)))
-        say(f"[dim]next:  repedge verify {path}[/]")
-        say(f"[dim]       repedge eval {path} YOUR_PHOTOS[/]")
+        path = str(good[0].path)
+        say(f"[dim]next:  {escape(command('verify', keep=('images', 'count'), bundle=path))}[/]")
+        say(f"[dim]       {escape(command('eval', keep=(), what=[path, 'YOUR_PHOTOS']))}[/]")
     if len(good) < len(result.bundles):
         say("rejected bundles are kept aside as *.rejected for a look; they are not to be shipped", err)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich.markup import escape
 
+from repedge import targets
+from repedge.cli.commands import command
 from repedge.cli.tables.console import columns, err, say
 from repedge.diagnosis.layers import LayerDiagnosis
 from repedge.diagnosis.metrics import BY_KEY, Metric, treatment_words
@@ -29,7 +30,7 @@ COLOURS = ((0.85, "red"), (0.6, "yellow"))
 """Least heat -> colour of a cell."""
 
 
-def diagnosed(r: Report, model: str | None, top: int, by_depth: bool, html: Path | None) -> None:
+def diagnosed(r: Report, top: int, by_depth: bool, html: Path | None) -> None:
     """Findings, the layers that matter most (or all in depth order), and what to do next."""
     say(f"[bold]{escape(r.name)}[/] for {r.target} {r.precision}: {escape(r.found)}")
     for warning in r.warnings:
@@ -47,13 +48,19 @@ def diagnosed(r: Report, model: str | None, top: int, by_depth: bool, html: Path
         say(f"[dim]{left} layers of less {measure} are not shown; --top 0 shows all, --json everything[/]")
     if html is not None:
         say(f"  {escape(str(html))}")
+    line, why = _next(r, html)
+    say(f"[dim]next:  {escape(line)}   ({why})[/]")
+
+
+def _next(r: Report, html: Path | None) -> tuple[str, str]:
+    """A command to go on with, and what it gives."""
     if not r.diagnosis.images:
-        say("[dim]next:  give photos (--calib FOLDER) for activations, costs and what will be done[/]")
-    elif html is None:
-        say("[dim]next:  --html FILE writes the heat map over depth[/]")
-    else:
-        name = f"{escape(shlex.quote(model))} " if model else ""
-        say(f"[dim]next:  repedge compile {name}-t {r.target} -p {r.precision} --calib PHOTOS[/]")
+        return command("diagnose", calib="PHOTOS"), "activations, costs and what will be done"
+    if html is None:
+        return command("diagnose", html="diagnosis.html"), "the heat map over depth"
+    offered = r.precision in targets.get(r.target).precisions
+    precision = {"precision": [r.precision]} if offered else {}
+    return command("compile", drop=("precision",), target=[r.target], **precision), "the artifact, verified"
 
 
 def ranking(layers: tuple[LayerDiagnosis, ...]) -> list[LayerDiagnosis]:
