@@ -369,7 +369,8 @@ def test_each_name_that_is_shown_can_be_kept_in_float(network: str) -> None:
     from repedge.models.source import resolve
 
     shown = repedge.diagnose(network).diagnosis.layers
-    graph = clean(resolve(network).graph())
+    graph = resolve(network).graph()
+    passes.clean(graph)
     for layer in shown:
         assert named(graph, [layer.name]) == [layer.node]
     with pytest.raises(UserError, match=f"did you mean {shown[3].name}"):
