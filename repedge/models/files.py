@@ -69,7 +69,8 @@ class Checkpoint(dict[str, "Tensor"]):
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file.
 
-    Pickles are read with ``weights_only=True``, so nothing in them runs. Nesting (``model``,
+    Pickles are read with ``weights_only=True``, so nothing in them runs; of networks that were pickled whole
+    only the tensors are (`repedge.models.objects`). Nesting (``model``,
     ``state_dict``, ``model_ema``...) and prefixes common to all keys (``module.``...) are taken off.
 
     Returns:
@@ -150,6 +151,8 @@ def _read_pickle(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if culprit := _culprit(str(error)):
+            if zipped and (networks := _networks(path)):
+                return networks
             raise UserError(
                 f"{path} holds Python objects beside tensors ({culprit}), and loading those could run "
                 "anything; re-save its state_dict as .safetensors where you trust it"
@@ -167,6 +170,18 @@ ARCHIVE = (
     zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
 )  # fmt: skip
 """What reading a damaged archive raises."""
+
+
+def _networks(path: Path) -> Mapping[str, Any]:
+    """The tensors of networks that were pickled whole; empty where there is none."""
+    from repedge.models import objects
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return objects.networks(path)
+    except Exception:  # of a damaged file or an attack; the refusal names the culprit
+        return {}
 
 
 def _check_zip(path: Path) -> None:

@@ -75,26 +75,26 @@ class _Unpickler(pickle.Unpickler):
         return type("Record", (Record,), {})
 
 
-def read(path: Path) -> Any:
-    """What a zipped checkpoint holds, with a mapping of tensors in the place of every pickled module.
+def networks(path: Path) -> Mapping[str, Any]:
+    """The tensors of the networks that a zipped checkpoint holds as objects.
 
     Args:
         path: A file of ``torch.save`` whose archive was looked at already.
+
+    Returns:
+        Of a network alone its tensors by name; of a mapping its entries that are networks, each likewise.
 
     Raises:
         Exception: Of many kinds, where the file is damaged.
     """
     import torch
 
-    reader = SimpleNamespace(Unpickler=_Unpickler, load=pickle.load, __name__="repedge.models.objects")
+    reader = SimpleNamespace(Unpickler=_Unpickler, load=pickle.load, __name__=__name__)
     found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
-    return tensors(found) if isinstance(found, Record) else _replaced(found)
-
-
-def _replaced(found: Any) -> Any:
-    if not isinstance(found, Mapping):
-        return found
-    return {k: tensors(v) if isinstance(v, Record) else v for k, v in found.items()}
+    if isinstance(found, Record):
+        return tensors(found)
+    parts = {k: tensors(v) for k, v in _items(found) if isinstance(v, Record)}
+    return {k: v for k, v in parts.items() if v}
 
 
 def tensors(module: Record, depth: int = 0) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def detector(tmp_path, monkeypatch):
 
 def test_tensors_have_the_names_of_the_state_dict(detector):
     path, state = detector
-    found = objects.read(path)["model"]
+    found = objects.networks(path)["model"]
     assert list(found) == list(state)
     assert all(torch.equal(found[k], state[k]) for k in state)
     assert "models_of_theirs" not in sys.modules
@@ -66,7 +66,7 @@ def test_tensors_have_the_names_of_the_state_dict(detector):
 def test_a_network_alone(tmp_path):
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     torch.save(network, tmp_path / "whole.pt")
-    assert list(objects.read(tmp_path / "whole.pt")) == list(network.state_dict())
+    assert list(objects.networks(tmp_path / "whole.pt")) == list(network.state_dict())
 
 
 @pytest.mark.parametrize("wrap", [lambda a: {"model": a}, lambda a: a, lambda a: {"model": nn.Sequential(a)}])
@@ -75,7 +75,7 @@ def test_nothing_runs(tmp_path, wrap):
     path = tmp_path / "attack.pt"
     torch.save(wrap(Attack()), path)
     RAN.clear()
-    objects.read(path)
+    objects.networks(path)
     assert RAN == []
     torch.load(path, weights_only=False)
     assert RAN == ["unpickled"]
@@ -103,7 +103,7 @@ def test_functions_are_not_called(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "attack.pt"
     torch.save({"model": Calls(*call)}, path)
-    assert objects.read(path)["model"] == {}
+    assert objects.networks(path) == {}
     assert os.listdir(tmp_path) == ["attack.pt"]
 
 
@@ -112,4 +112,4 @@ def test_a_module_within_itself_ends(tmp_path):
     network._modules["again"] = network
     torch.save({"model": network}, tmp_path / "loop.pt")
     with pytest.raises(ValueError, match="without end"):
-        objects.read(tmp_path / "loop.pt")
+        objects.networks(tmp_path / "loop.pt")
