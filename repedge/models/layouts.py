@@ -61,7 +61,9 @@ def to_official(keys: Iterable[str]) -> tuple[dict[str, str], Layout]:
     if any(k.startswith("stem.conv1.") for k in keys) and any(k.startswith("stages.0.blocks.") for k in keys):
         first = _numbering(keys)
         return {k: _repvit_key(k, first) for k in keys}, "timm"
-    return {k: k for k in keys}, "official"
+    from repedge.models.heads import layouts as headed
+
+    return headed.official(keys), "official"
 
 
 def _rewrite(key: str, rules: Iterable[tuple[str, str]]) -> str:
@@ -157,7 +159,11 @@ class Anatomy:
 
 
 def _body(row: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...], int, bool]:
+    from repedge.models.heads import layouts as headed
+
     c = row.config
+    if row.headed:
+        return *headed.body(row.family, c), 1, False
     if row.family == "repvit":
         return tuple(c["depths"]), tuple(c["widths"]), 1, False
     from repedge.models.repvgg import stage_channels
@@ -168,12 +174,14 @@ def _body(row: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...], int, bool]:
 def anatomy(shapes: Shapes) -> Anatomy | None:
     """Read a state dict's shapes (official names); None where they are of no family's."""
     if "features.0.0.c.weight" in shapes or "features.0.0.weight" in shapes:
-        return _repvit(shapes)
+        return repvit_body(shapes)
     if "stage0.rbr_dense.conv.weight" in shapes or "stage0.rbr_reparam.weight" in shapes:
         return _repvgg(shapes)
     if "stage0.conv.weight" in shapes or "stage0.scale_conv.weight" in shapes:
         return _repopt(shapes)
-    return None
+    from repedge.models.heads import layouts as headed
+
+    return headed.anatomy(shapes)
 
 
 def _size(shapes: Shapes, key: str, axis: int) -> int:
@@ -181,7 +189,8 @@ def _size(shapes: Shapes, key: str, axis: int) -> int:
     return shape[axis] if len(shape) > axis else 0
 
 
-def _repvit(shapes: Shapes) -> Anatomy:
+def repvit_body(shapes: Shapes) -> Anatomy:
+    """A RepViT by its shapes, with or without its classifier."""
     deploy = "features.0.0.weight" in shapes
     conv = "weight" if deploy else "c.weight"
     head = "classifier.weight" if deploy else "classifier.classifier.l.weight"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from repedge.config import Preprocess
 
-Family = Literal["repvgg", "repvggplus", "qarepvgg", "repoptvgg", "repvit"]
+Family = Literal[
+    "repvgg", "repvggplus", "qarepvgg", "repoptvgg", "repvit",
+    "yolov5", "ssd300", "ssdlite", "dilated_vgg16", "lraspp", "matching",
+]  # fmt: skip
 
 DEMO = "repvit_demo"
 """What ``repedge compile`` takes when no model is named."""
@@ -42,12 +46,13 @@ class ModelSpec:
         name: What the user types.
         family: Which class builds it.
         config: Keyword arguments of that class (training form).
-        num_classes: Classes of the published (or bundled) weights.
+        num_classes: Classes of the published (or bundled) weights; 0 of a network that has none.
         input_size: Height and width the weights were made for, in pixels.
         distillation: Whether the published RepViT weights have the second head.
         interpolation, crop: Resize filter and crop share of the published evaluation; a ``crop`` of
-            None squashes the whole image to ``input_size``.
-        mean, std: Normalization on the [0, 1] scale, RGB.
+            None squashes the whole image to ``input_size``, or fits it in between bars if ``letterbox``.
+        mean, std: Normalization on the [0, 1] scale, in the order of ``color``.
+        color: Channel order.
         labels: Class names in output order, where they come with the model.
         hub: Hugging Face hub repository with timm-layout weights; empty if there is none.
         release: The authors' own weights file, as a URL or ``FILE at URL``; empty if there is none.
@@ -62,8 +67,10 @@ class ModelSpec:
     distillation: bool = False
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop: float | None = 0.875
+    letterbox: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    color: Literal["RGB", "BGR"] = "RGB"
     labels: tuple[str, ...] = ()
     hub: str = ""
     release: str = ""
@@ -72,15 +79,22 @@ class ModelSpec:
     @property
     def preprocess(self) -> Preprocess:
         """The preprocessing that the published weights were evaluated with."""
-        from repedge.config import Preprocess
+        from repedge.config import Letterbox, Preprocess
 
         return Preprocess(
             size=self.input_size,
             resize=None if self.crop is None else resized_side(self.input_size, self.crop),
+            letterbox=Letterbox() if self.letterbox else None,
             interpolation=self.interpolation,
+            color=self.color,
             mean=self.mean,
             std=self.std,
         )
+
+    @property
+    def headed(self) -> bool:
+        """Whether it is a network with a head of its own, which there is in training form only."""
+        return self.family in _HEADED
 
     @property
     def bundled(self) -> Path | None:
@@ -132,6 +146,28 @@ def _repvit(name: str, widths: tuple[int, ...], depths: tuple[int, ...], **more:
         **more,
     }
     return ModelSpec(name, "repvit", {"widths": widths, "depths": depths}, **row)
+
+
+_CAFFE: dict[str, Any] = {"mean": (123 / 255, 117 / 255, 104 / 255), "std": (1 / 255,) * 3}
+_CAFFE_BGR: dict[str, Any] = {**_CAFFE, "mean": _CAFFE["mean"][::-1], "color": "BGR"}
+_UNIT: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels as 0..1
+_REPVIT_BODIES: dict[str, dict[str, Any]] = {
+    "m0_6": {"widths": (40, 80, 160, 320), "depths": (2, 2, 9, 1)},
+    "m0_9": {"widths": (48, 96, 192, 384), "depths": (3, 3, 15, 2)},
+}
+
+
+def _headed(name: str, family: Family, body: str = "", **more: Any) -> ModelSpec:
+    """A network with a head of its own; nobody has published weights."""
+    config = {**_REPVIT_BODIES.get(body, {}), **more.pop("config", {})}
+    return ModelSpec(name, family, config, **{"crop": None, **more})
+
+
+def _yolov5(size: str, width: float, body: str) -> ModelSpec:
+    return _headed(
+        f"yolov5{size}_repvit_{body}", "yolov5", body, config={"width": width},
+        num_classes=80, input_size=(640, 640), letterbox=True, **_UNIT,
+    )  # fmt: skip
 
 
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
@@ -211,9 +247,46 @@ _ROWS = (
     _repvit("repvit_m1_1", (64, 128, 256, 512), (3, 3, 13, 2)),
     _repvit("repvit_m1_5", (64, 128, 256, 512), (5, 5, 25, 4)),
     _repvit("repvit_m2_3", (80, 160, 320, 640), (7, 7, 35, 2)),
+    _yolov5("n", 0.25, "m0_6"),
+    _yolov5("n", 0.25, "m0_9"),
+    _yolov5("s", 0.5, "m0_6"),
+    _yolov5("s", 0.5, "m0_9"),
+    # The port that its keys are of takes off VGG's mean, from pixels of 0..255.
+    _headed("ssd300_vgg16", "ssd300", num_classes=21, input_size=(300, 300), **_CAFFE),
+    _headed("ssdlite_repvit_m0_9", "ssdlite", "m0_9", num_classes=91, input_size=(320, 320)),
+    _headed("dilated_vgg16_frontend", "dilated_vgg16", num_classes=21, input_size=(512, 512), **_CAFFE_BGR),
+    _headed(
+        "dilated_vgg16_context",
+        "dilated_vgg16",
+        config={"context": True},
+        num_classes=21,
+        input_size=(512, 512),
+        **_CAFFE_BGR,
+    ),
+    _headed("lraspp_repvit_m0_9", "lraspp", "m0_9", num_classes=21, input_size=(512, 512)),
+    _headed("matching_repvit_m0_6", "matching", "m0_6", num_classes=0, crop=0.875),
     _repvit("repvit_demo", (40, 80, 160, 320), (2, 2, 9, 1), **{**_CIFAR, "distillation": False}),
     _repvgg("repvgg_demo", _A, (0.75, 0.75, 0.4375, 0.75), **_CIFAR),
 )
+
+_PLAIN: dict[str, str] = {
+    "repvgg": "repvgg:RepVGG",
+    "repvggplus": "repvgg:RepVGGplus",
+    "qarepvgg": "qarepvgg:QARepVGG",
+    "repoptvgg": "repopt:RepOptVGG",
+    "repvit": "repvit:RepViT",
+}
+"""Family -> what builds it in training and in deploy form."""
+
+_HEADED: dict[str, str] = {
+    "yolov5": "heads.yolov5:on_repvit",
+    "ssd300": "heads.ssd:SSD300",
+    "ssdlite": "heads.ssd:SSDLite",
+    "dilated_vgg16": "heads.segment:DilatedVGG16",
+    "lraspp": "heads.segment:LRASPP",
+    "matching": "heads.matching:Matching",
+}
+"""Family -> what builds it in training form; fusing gives the other."""
 
 MODELS: dict[str, ModelSpec] = {row.name: row for row in _ROWS}
 
@@ -271,24 +344,26 @@ def create(
         aux: Auxiliary heads of a RepVGGplus in training form.
 
     Raises:
-        UserError: No model is called so.
+        UserError: No model is called so, or it has no classes.
     """
-    from repedge.models.qarepvgg import QARepVGG
-    from repedge.models.repopt import RepOptVGG
-    from repedge.models.repvgg import RepVGG, RepVGGplus
-    from repedge.models.repvit import RepViT
-
-    plain = {"repvgg": RepVGG, "qarepvgg": QARepVGG, "repoptvgg": RepOptVGG}
-
     row = spec(name)
-    options: dict[str, Any] = {
-        "num_classes": row.num_classes if num_classes is None else num_classes,
-        "in_channels": in_channels,
-        "deploy": deploy,
-    }
+    options: dict[str, Any] = {"in_channels": in_channels}
+    if row.num_classes:
+        options["num_classes"] = row.num_classes if num_classes is None else num_classes
+    elif num_classes:
+        raise UserError(f"{row.name} gives embeddings, which have no classes; leave their number out")
+    if row.headed:
+        return _built(_HEADED[row.family], **row.config, **options)
+    options["deploy"] = deploy
     if row.family == "repvit":
-        dist = row.distillation if distillation is None else distillation
-        return RepViT(**row.config, distillation=dist, **options)
-    if row.family in plain:
-        return plain[row.family](**row.config, **options)
-    return RepVGGplus(**row.config, aux=aux, **options)
+        options["distillation"] = row.distillation if distillation is None else distillation
+    if row.family == "repvggplus":
+        options["aux"] = aux
+    return _built(_PLAIN[row.family], **row.config, **options)
+
+
+def _built(place: str, **options: Any) -> nn.Module:
+    """What a class or a function of ``module:name`` makes."""
+    module, _, name = place.partition(":")
+    made: nn.Module = getattr(import_module(f"repedge.models.{module}"), name)(**options)
+    return made

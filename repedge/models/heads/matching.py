@@ -47,13 +47,13 @@ class Matching(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.backbone = RepViTFeatures(widths, depths, in_channels=in_channels)
+        self.embedder = RepViTFeatures(widths, depths, in_channels=in_channels)
         self.register_buffer("support", None)
         self.register_buffer("labels", None)
 
     def embedding(self, x: torch.Tensor) -> torch.Tensor:
         """Embeddings of images [n, C, H, W]."""
-        return normalize(self.backbone(x)[-1].mean((2, 3)), dim=1)
+        return normalize(self.embedder(x)[-1].mean((2, 3)), dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query = self.embedding(x)

@@ -17,6 +17,8 @@ from repedge.models.repvit import RepViTFeatures
 
 VARIANCES = (0.1, 0.2)  # of centres and of sizes: what the network's offsets are multiplied by
 
+Cells = Sequence[tuple[int, int]]
+
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 512, 512)
 """Channels of the 3x3 convolutions; M a pooling, C one that rounds up (38 cells of 75)."""
 
@@ -35,7 +37,7 @@ class Detections(TypedDict):
 
 
 def priors(
-    cells: Sequence[tuple[int, int]],
+    cells: Cells,
     steps: Sequence[tuple[float, float]],
     sizes: Sequence[float],
     ratios: Sequence[Sequence[float]],
@@ -93,14 +95,26 @@ def gathered(maps: Sequence[torch.Tensor], entries: int) -> torch.Tensor:
 
 
 class _SSD(nn.Module):
-    """What both networks do with their maps."""
+    """What both networks do with their maps.
+
+    Args:
+        cells: Rows and columns of each map, for an input of the usual size.
+        num_classes: Background included.
+    """
 
     priors: torch.Tensor
 
-    def __init__(self, boxes: torch.Tensor, num_classes: int) -> None:
+    def __init__(self, cells: Cells, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.register_buffer("priors", boxes, persistent=False)  # they follow from the architecture
+        self.cells = tuple(cells)
+        self.register_buffer(
+            "priors", self.boxes(cells), persistent=False
+        )  # they follow from the architecture
+
+    def boxes(self, cells: Cells) -> torch.Tensor:
+        """The prior boxes of maps of a size."""
+        raise NotImplementedError
 
     def answer(
         self, loc: Sequence[torch.Tensor], conf: Sequence[torch.Tensor]
@@ -109,7 +123,9 @@ class _SSD(nn.Module):
         offsets, logits = gathered(loc, 4), gathered(conf, self.num_classes)
         if self.training:
             return offsets, logits
-        return {"boxes": corrected(offsets, self.priors), "scores": logits.softmax(-1)}
+        cells = tuple((int(m.shape[2]), int(m.shape[3])) for m in loc)
+        usual = self.priors if cells == self.cells else self.boxes(cells).to(offsets)
+        return {"boxes": corrected(offsets, usual), "scores": logits.softmax(-1)}
 
 
 class L2Norm(nn.Module):
@@ -138,14 +154,6 @@ def vgg16(in_channels: int = 3) -> nn.ModuleList:
     return nn.ModuleList([*layers, nn.Conv2d(1024, 1024, 1), nn.ReLU()])
 
 
-def boxes_of_ssd300() -> torch.Tensor:
-    """Its 8732 priors: sizes of 0.2 to 0.88 of the image, 0.1 for conv4_3 (section 3.1, its roundings)."""
-    cells = [(c, c) for c in (38, 19, 10, 5, 3, 1)]
-    steps = [(s / 300, s / 300) for s in (8, 16, 32, 64, 100, 300)]
-    sizes = [s / 300 for s in (30, 60, 111, 162, 213, 264, 315)]
-    return priors(cells, steps, sizes, [(2,), (2, 3), (2, 3), (2, 3), (2,), (2,)])
-
-
 class SSD300(_SSD):
     """SSD300 on VGG16: 8732 priors.
 
@@ -158,7 +166,7 @@ class SSD300(_SSD):
     CONV4_3, FC7 = 22, 34  # layers of `vgg16` whose maps are taken
 
     def __init__(self, *, num_classes: int = 21, in_channels: int = 3) -> None:
-        super().__init__(boxes_of_ssd300(), num_classes)
+        super().__init__([(c, c) for c in (38, 19, 10, 5, 3, 1)], num_classes)
         self.vgg = vgg16(in_channels)
         self.L2Norm = L2Norm(512)
         self.extras = nn.ModuleList(
@@ -173,6 +181,15 @@ class SSD300(_SSD):
         pairs = list(zip(channels, self.BOXES, strict=True))
         self.loc = nn.ModuleList(nn.Conv2d(c, b * 4, 3, padding=1) for c, b in pairs)
         self.conf = nn.ModuleList(nn.Conv2d(c, b * num_classes, 3, padding=1) for c, b in pairs)
+
+    def boxes(self, cells: Cells) -> torch.Tensor:
+        """Sizes of 0.2 to 0.88 of the image and 0.1 for conv4_3 (section 3.1, its roundings).
+
+        Cells are of the maps' strides, and those of the last two are a third of the image and all of it.
+        """
+        steps = [(s / 300, s / 300) for s in (8, 16, 32, 64, 100, 300)]
+        sizes = [s / 300 for s in (30, 60, 111, 162, 213, 264, 315)]
+        return priors(cells, steps, sizes, [(2,), (2, 3), (2, 3), (2, 3), (2,), (2,)])
 
     def forward(self, x: torch.Tensor) -> Detections | tuple[torch.Tensor, torch.Tensor]:
         maps = []
@@ -212,7 +229,6 @@ class SSDLite(_SSD):
 
     Args:
         widths, depths: Of the RepViT; its maps of strides 16 and 32 are the first two.
-        size: Height and width of the input image, pixels.
         num_classes: Background included.
         in_channels: Channels of the input image.
     """
@@ -225,22 +241,20 @@ class SSDLite(_SSD):
         widths: tuple[int, int, int, int],
         depths: tuple[int, int, int, int],
         *,
-        size: tuple[int, int] = (320, 320),
         num_classes: int = 91,
         in_channels: int = 3,
     ) -> None:
-        cells = [tuple(math.ceil(side / (16 << i)) for side in size) for i in range(6)]
-        low, high = 0.2, 0.95
-        sizes = [low + (high - low) * i / 5 for i in range(6)] + [1.0]
-        super().__init__(
-            priors([(r, c) for r, c in cells], [(1 / r, 1 / c) for r, c in cells], sizes, [(2, 3)] * 6),
-            num_classes,
-        )
+        super().__init__([(c, c) for c in (20, 10, 5, 3, 2, 1)], num_classes)
         self.backbone = RepViTFeatures(widths, depths, in_channels=in_channels)
         channels = (widths[2], widths[3], *self.EXTRAS)
         self.extras = nn.ModuleList(_smaller(i, o) for i, o in zip(channels[1:], self.EXTRAS, strict=False))
         self.loc = nn.ModuleList(_head(c, self.BOXES * 4) for c in channels)
         self.conf = nn.ModuleList(_head(c, self.BOXES * num_classes) for c in channels)
+
+    def boxes(self, cells: Cells) -> torch.Tensor:
+        """Sizes of 0.2 to 0.95 of the image, cells that divide it evenly."""
+        sizes = [0.2 + 0.75 * i / 5 for i in range(6)] + [1.0]
+        return priors(cells, [(1 / r, 1 / c) for r, c in cells], sizes, [(2, 3)] * 6)
 
     def forward(self, x: torch.Tensor) -> Detections | tuple[torch.Tensor, torch.Tensor]:
         maps = self.backbone(x)[2:]

@@ -234,6 +234,11 @@ class _Map:
     stride: float
 
 
+def wide(channels: int, width: float) -> int:
+    """Channels of a row under a ``width_multiple``, rounded up to a multiple of 8."""
+    return math.ceil(channels * width / 8) * 8
+
+
 class _Layers:
     """Builds the layers of a table, one row after the other."""
 
@@ -289,21 +294,18 @@ class _Layers:
         self.last = self.maps[-1] or image
         return RepViTFeatures(widths, depths, in_channels=image.channels)
 
-    def _wide(self, channels: int) -> int:
-        return math.ceil(channels * self.width / 8) * 8
-
     def _conv(self, inputs: list[_Map], repeats: int, args: list[Any]) -> tuple[nn.Module, _Map]:
-        out, stride = self._wide(args[0]), args[2] if len(args) > 2 else 1
+        out, stride = wide(args[0], self.width), args[2] if len(args) > 2 else 1
         layer = Conv(inputs[0].channels, out, *args[1:4])
         return layer, _Map(out, inputs[0].stride * stride)
 
     def _c3(self, inputs: list[_Map], repeats: int, args: list[Any]) -> tuple[nn.Module, _Map]:
-        out = self._wide(args[0])
+        out = wide(args[0], self.width)
         number = max(round(repeats * self.depth), 1) if repeats > 1 else repeats
         return C3(inputs[0].channels, out, number, *args[1:2]), _Map(out, inputs[0].stride)
 
     def _sppf(self, inputs: list[_Map], repeats: int, args: list[Any]) -> tuple[nn.Module, _Map]:
-        out = self._wide(args[0])
+        out = wide(args[0], self.width)
         return SPPF(inputs[0].channels, out, *args[1:2]), _Map(out, inputs[0].stride)
 
     def _upsample(self, inputs: list[_Map], repeats: int, args: list[Any]) -> tuple[nn.Module, _Map]:
@@ -322,6 +324,20 @@ class _Layers:
         strides = [int(m.stride) for m in inputs]
         layer = Detect(self.num_classes, self.anchors, [m.channels for m in inputs], strides)
         return layer, inputs[-1]
+
+
+def on_repvit(
+    widths: tuple[int, int, int, int],
+    depths: tuple[int, int, int, int],
+    width: float,
+    *,
+    num_classes: int = 80,
+    in_channels: int = 3,
+) -> YOLOv5:
+    """YOLOv5 with a RepViT backbone, as `table` has it."""
+    return YOLOv5(
+        table("repvit", width), {"repvit": (widths, depths)}, num_classes=num_classes, in_channels=in_channels
+    )
 
 
 def table(backbone: str, width: float, depth: float = 0.33, num_classes: int = 80) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from repedge.models.heads.ssd import SSD300, L2Norm, SSDLite, boxes_of_ssd300
+from repedge.models.heads.ssd import SSD300, L2Norm, SSDLite
 from repedge.models.registry import spec
 
 REPVIT = spec("repvit_m0_9").config
@@ -30,8 +30,8 @@ def test_ssd300_has_the_ports_size_and_keys(ssd):
 
 
 def test_priors_are_the_papers():
-    with torch.device("cpu"):
-        found = boxes_of_ssd300()
+    cells = [(c, c) for c in (38, 19, 10, 5, 3, 1)]
+    found = SSD300.boxes(None, cells)
     assert found.shape == (8732, 4)
     # conv4_3's first cell: 30 pixels, sqrt(30 * 60), and 2:1 both ways, around (4, 4)
     side, long, short = 1800**0.5, 30 * 2**0.5, 30 / 2**0.5
@@ -50,7 +50,7 @@ def test_l2norm_is_a_length():
 @pytest.mark.slow
 def test_ssdlite_answers_with_boxes_and_probabilities():
     torch.manual_seed(0)
-    network = SSDLite(**REPVIT, size=(128, 160), num_classes=4).eval()
+    network = SSDLite(**REPVIT, num_classes=4).eval()
     image = torch.randn(2, 3, 128, 160)
     with torch.inference_mode():
         found = network(image)
@@ -58,9 +58,11 @@ def test_ssdlite_answers_with_boxes_and_probabilities():
         offsets, logits = network(image)
     count = 6 * (8 * 10 + 4 * 5 + 2 * 3 + 1 * 2 + 1 + 1)
     assert found["boxes"].shape == (2, count, 4)
+    assert len(network.priors) == 6 * (20**2 + 10**2 + 5**2 + 3**2 + 2**2 + 1)  # of 320 pixels
     np.testing.assert_allclose(found["scores"].sum(-1).numpy(), 1, rtol=1e-5)
     np.testing.assert_allclose(found["scores"].numpy(), logits.softmax(-1).numpy())
-    prior, t = network.priors.double().numpy(), offsets.double().numpy()
+    cells = [(8, 10), (4, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
+    prior, t = network.boxes(cells).double().numpy(), offsets.double().numpy()
     x, y = (prior[:, i] + 0.1 * t[..., i] * prior[:, i + 2] for i in (0, 1))
     w, h = (prior[:, i] * np.exp(0.2 * t[..., i]) for i in (2, 3))
     want = np.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), -1)
