@@ -300,15 +300,6 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, small: State, zipped:
     assert not trace.exists()
 
 
-def test_whole_modules_give_their_tensors(tmp_path: Path) -> None:
-    """As detectors' training scripts save them; see test_objects.py."""
-    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    found = load_checkpoint(saved(tmp_path / "module.pth", {"model": network.half(), "ema": None}))
-    assert list(found) == list(network.state_dict())
-    assert (found.entry, found.dtype) == ("model", "float16")
-    torch.testing.assert_close(found["0.weight"], network[0].weight.float())
-
-
 def test_zip_bombs_are_not_unpacked(tmp_path: Path, small: State) -> None:
     buffer = io.BytesIO()
     torch.save({"w": torch.zeros(4_000_000)}, buffer)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from repedge.errors import UserError
-from repedge.models import files
+from repedge.models.files import checkpoint as files
 from repedge.models.files import load_checkpoint, unusable
 
 WEIGHT = {"conv.weight": torch.ones(2, 2)}

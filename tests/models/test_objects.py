@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from repedge.models import objects
+from repedge.models.files import load_checkpoint, objects
 
 RAN: list[str] = []
 
@@ -113,3 +113,13 @@ def test_a_module_within_itself_ends(tmp_path):
     torch.save({"model": network}, tmp_path / "loop.pt")
     with pytest.raises(ValueError, match="without end"):
         objects.networks(tmp_path / "loop.pt")
+
+
+def test_whole_modules_give_their_tensors(tmp_path):
+    """As detectors' training scripts save them."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    torch.save({"model": network.half(), "ema": None}, tmp_path / "whole.pth")
+    found = load_checkpoint(tmp_path / "whole.pth")
+    assert list(found) == list(network.state_dict())
+    assert (found.entry, found.dtype) == ("model", "float16")
+    torch.testing.assert_close(found["0.weight"], network[0].weight.float())

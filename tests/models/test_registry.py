@@ -292,7 +292,12 @@ def test_every_model_of_the_issue_is_there() -> None:
     named = {f"repvgg_{v}" for v in vgg} | {"repvggplus_l2pse"} | {f"repvit_{v}" for v in vit}
     friendly = [f"qarepvgg_{v}" for v in ("a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g4")]
     friendly += [f"repopt_vgg_{v}" for v in ("b1", "b2", "l1", "l2")]
-    assert {n for n, row in MODELS.items() if not row.headed} == {*named, *friendly, "repvit_demo", "repvgg_demo"}
+    assert {n for n, row in MODELS.items() if not row.headed} == {
+        *named,
+        *friendly,
+        "repvit_demo",
+        "repvgg_demo",
+    }
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,14 @@ def test_a_detector_that_yolov5s_script_saved(tmp_path):
     """As an object in half precision, under ``model``; its anchors are those of the training."""
     torch.manual_seed(0)
     network = create("yolov5n_repvit_m0_6", num_classes=2)
-    network.model[-1].anchors.mul_(0.5)
+    network.get_buffer("model.16.anchors").mul_(0.5)
     torch.save(
         {"epoch": -1, "best_fitness": None, "model": network.half(), "ema": None}, tmp_path / "best.pt"
     )
     source = resolve(weights=tmp_path / "best.pt")
     assert source.name == "yolov5n_repvit_m0_6"
-    torch.testing.assert_close(source.module.model[-1].anchors, network.model[-1].anchors.float())
+    anchors = network.get_buffer("model.16.anchors").float()
+    torch.testing.assert_close(source.module.get_buffer("model.16.anchors"), anchors)
     assert source.module(torch.zeros(1, 3, 64, 64)).shape == (1, 3 * (64 + 16 + 4), 7)
 
 
