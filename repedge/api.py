@@ -254,18 +254,26 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
     return tuple(builds)
 
 
-def verify(bundle: Path | str, *, images: Any = None, count: int = 16) -> Verification:
+def verify(
+    bundle: Path | str,
+    *,
+    images: Any = None,
+    count: int = 16,
+    inputs: str | Path | Mapping[str, Any] | None = None,
+) -> Verification:
     """Compare a bundle's artifact with the float reference in it, on real images.
 
     Args:
         bundle: Its folder.
         images: Photos as for `evaluate`, without labels; None takes the bundled ones.
         count: How many of them.
+        inputs: Samples of what the network takes beside the image, as for `compile`; None takes those of
+            the bundle's golden vectors.
 
     Raises:
         UserError: The bundle is damaged, or was made without a reference.
     """
-    return verification.verify_bundle(bundle, images, count)
+    return verification.verify_bundle(bundle, images, count, inputs)
 
 
 @random_state_kept()
@@ -295,16 +303,17 @@ def evaluate(
     """
     _positive(limit=limit, threads=threads)
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
+        inputs = source_options.pop("inputs", None)
         no_options("a bundle", {"task": task, **source_options})
-        return _evaluate_bundle(Bundle.open(what, allow_unverified), data, limit, threads, progress)
+        return _evaluate_bundle(Bundle.open(what, allow_unverified), data, inputs, limit, threads, progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
     graph = source.graph()
     meaning = tasks.of_graph(graph, source.labels, task)
-    session = Session(graph)
+    run = source.tensors.along(Session(graph).run)
     found = evaluation.evaluate(
-        lambda pixels, inputs: session.run(inputs),
+        lambda pixels, inputs: run(inputs),
         meaning, source.preprocess, data, limit=limit, progress=progress,
     )  # fmt: skip
     return replace(found, warnings=source.warnings)
@@ -341,23 +350,27 @@ def _positive(**numbers: int | None) -> None:
 
 
 def _evaluate_bundle(
-    bundle: Bundle, data: Any, limit: int | None, threads: int | None, progress: Callable[[int, int], None]
-) -> evaluation.Accuracy:
+    bundle: Bundle, data: Any, inputs: Any, limit: int | None, threads: int | None,
+    progress: Callable[[int, int], None],
+) -> evaluation.Accuracy:  # fmt: skip
     from repedge.graph.run import Session
+    from repedge.judge.beside import artifact_run, tensors_of
 
     m = bundle.manifest
+    beside = tensors_of(bundle, inputs)
     _, runner = verification.open_bundle(bundle, threads)
-    reference = Session(bundle.reference) if bundle.reference else None
+    run = artifact_run(bundle, beside, runner.run)
+    reference = beside.along(Session(bundle.reference).run) if bundle.reference else None
 
-    def forward(pixels: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
-        return runner.run(pixels if m.input_kind == "uint8" else inputs)
+    def forward(pixels: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+        return run(pixels if m.input_kind == "uint8" else x)
 
     found = evaluation.evaluate(
         forward,
         task_of(m),
         m.preprocess,
         data,
-        reference=None if reference is None else lambda pixels, inputs: reference.run(inputs),
+        reference=None if reference is None else lambda pixels, x: reference(x),
         limit=limit,
         progress=progress,
     )

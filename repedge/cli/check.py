@@ -18,6 +18,10 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder made by `repedge compile`.")],
     images: Annotated[Path | None, typer.Option(help="Photos to compare on; default: bundled ones.")] = None,
     count: Annotated[int, typer.Option(help="How many photos.")] = 16,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="Samples of the inputs beside the image, a .npz; default: the golden ones."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -27,7 +31,7 @@ def verify(
 
     with console.stages(quiet=as_json) as on_stage:
         on_stage("verify")
-        result = api.verify(bundle, images=images, count=count)
+        result = api.verify(bundle, images=images, count=count, inputs=inputs)
     failed = "" if result.passed else f"{bundle} differs from its reference: {'; '.join(result.failures)}"
     answer = {"repedge": __version__, **result.model_dump()}
     show(as_json, answer, lambda: checked.verified(bundle, result), failed)

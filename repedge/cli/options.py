@@ -74,6 +74,34 @@ MODEL: Mapping[str, tuple[Any, Any]] = {
     ),
     "random_weights": (RandomWeights, False),
     "input_size": (InputSize, None),
+    "image_input": (
+        Annotated[
+            str | None,
+            typer.Option(help="Which of several inputs is the image.", rich_help_panel=_MODEL),
+        ],
+        None,
+    ),
+    "inputs": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="Samples of the inputs beside the image: a .npz of arrays [n, ...] by name.",
+                rich_help_panel=_MODEL,
+            ),
+        ],
+        None,
+    ),
+    "input_value": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                help="NAME=VALUE: what an input beside the image always holds (numbers with commas, or a "
+                ".npy file); it becomes part of the network; repeatable.",
+                rich_help_panel=_MODEL,
+            ),
+        ],
+        None,
+    ),
     "labels": (
         Annotated[
             Path | None, typer.Option(help="Text file, one class name per line.", rich_help_panel=_MODEL)

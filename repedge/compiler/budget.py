@@ -20,6 +20,7 @@ from repedge.disk.atomic import scratch
 from repedge.errors import CheckFailed, UserError
 from repedge.hashing import key_of, sha256
 from repedge.judge.scoring import Score, ScoringSet, held_out, with_truth
+from repedge.photos.tensors import Tensors
 from repedge.tasks.base import Limit, Task
 
 if TYPE_CHECKING:
@@ -185,13 +186,16 @@ class Search:
         kind: What the artifacts take.
         versions: Package -> version of all that has a hand in the result.
         report: Told what is being done.
+        tensors: What the model takes beside the image.
     """
 
     def __init__(
         self, budget: Budget, calibration: Calibration, pre: Preprocess, task: Task,
         reference: Path, kind: InputKind, versions: Mapping[str, str],
         report: Callable[[str], None] = lambda stage: None,
+        tensors: Tensors | None = None,
     ) -> None:  # fmt: skip
+        self._tensors = tensors or Tensors()
         self.budget = budget
         self._calibration = calibration
         self._pre, self._task, self._reference, self._kind = pre, task, reference, kind
@@ -216,7 +220,7 @@ class Search:
                 c = self._calibration
                 used = set(c.images(self._pre).record.files.values())
                 given = held_out(c.open(self._pre), used, self._pre, c.seed, b.count)
-            self._photos = ScoringSet(given, self._pre, self._reference, self._task)
+            self._photos = ScoringSet(given, self._pre, self._reference, self._task, self._tensors)
         return self._photos
 
     def run(self, target: Target, job: Job, outputs: Sequence[str], found: Calibrated) -> WithinBudget:
@@ -294,7 +298,8 @@ class Search:
             artifact = target.compile(qdq, job, folder)
             runner = target.open(folder / artifact.main, job, outputs)
             try:
-                score = photos.score(runner.run, self._kind)
+                tensors = self._tensors.named([t.name for t in artifact.inputs[1:]])
+                score = photos.score(tensors.along(runner.run), self._kind)
             finally:
                 runner.close()
         self._store.put(key, asdict(score))

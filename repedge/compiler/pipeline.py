@@ -14,6 +14,7 @@ import numpy as np
 
 from repedge import targets, tasks
 from repedge.bundle.folder import Draft, still_there, writing
+from repedge.bundle.golden import PREFIX
 from repedge.bundle.manifest import REFERENCE, Manifest, Origin, Tensor, Verification
 from repedge.compiler.budget import Search, SearchResult
 from repedge.compiler.clock import Clock, Report, silent
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from repedge.calib.plan import QuantPlan
     from repedge.models.source import Source
+    from repedge.photos.tensors import Tensors
     from repedge.scheme import QuantScheme
 
 
@@ -131,7 +133,7 @@ def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Cloc
         evidence = gather(source, graph, reference, photos)
     source.module = None
     with clock.stage("fuse"):
-        certificate = passes.clean(graph, evidence.real, evidence.random)
+        certificate = passes.clean(graph, evidence.real, evidence.random, source.tensors)
     refused = operators_missing(graph, [name for name, _ in request.builds])
     search = _search(source, task, graph, request, reference, report)
     return _Work(
@@ -152,7 +154,7 @@ def _search(
         return None
     search = Search(
         request.budget, request.calibration, source.preprocess, task, reference, request.input_kind,
-        toolchain(), report,
+        toolchain(), report, source.tensors,
     )  # fmt: skip
     search.photos()
     return search
@@ -231,7 +233,7 @@ class _Bundling:
         with self._stage("calibrate"):
             found = quantize(
                 work.graph, scheme, work.source.preprocess, work.request.input_kind,
-                work.request.calibration, task=work.task,
+                work.request.calibration, task=work.task, tensors=work.source.tensors,
                 raise_layers=raise_layers if search else None,
             )  # fmt: skip
         outcome = outcomes[0] if outcomes else None
@@ -272,7 +274,8 @@ class _Bundling:
         images = evidence.pixels if job.input_kind == "uint8" else evidence.real.inputs
         runner = self.target.open(self.draft.path / artifact.main, job, self.work.outputs)
         try:
-            return runner.run(images), runner.others(images)
+            tensors = self.work.source.tensors.named([t.name for t in artifact.inputs[1:]])
+            return tensors.from_first(runner.run)(images), tensors.from_first(runner.others)(images)
         finally:
             runner.close()
 
@@ -284,7 +287,7 @@ class _Bundling:
 
     def _fill(self, actual: Sequence[np.ndarray]) -> None:
         """Golden vectors and the float reference, beside the artifact."""
-        _golden(self.draft.path, self.work.evidence, self.work.outputs, actual)
+        _golden(self.draft.path, self.work.evidence, self.work.source.tensors, self.work.outputs, actual)
         if self.work.request.reference:
             _link(self.work.reference, self.draft.path / REFERENCE)
 
@@ -330,7 +333,9 @@ class _Bundling:
         )
 
 
-def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Sequence[np.ndarray]) -> None:
+def _golden(
+    folder: Path, evidence: Evidence, tensors: Tensors, outputs: Sequence[str], actual: Sequence[np.ndarray]
+) -> None:
     """A few image files with the pixels they become and the outputs they give, here and in the reference."""
     golden = folder / "golden"
     golden.mkdir()
@@ -338,6 +343,7 @@ def _golden(folder: Path, evidence: Evidence, outputs: Sequence[str], actual: Se
     for i, (_, image) in enumerate(evidence.samples.images[few]):
         image.save(golden / f"{i}.png", optimize=False)
     arrays = {"pixels": evidence.pixels[few]}
+    arrays |= {f"{PREFIX}{n}": a[few] for n, a in tensors.at(0, len(evidence.pixels)).items()}
     for name, mine, reference in zip(outputs, actual, evidence.real.outputs, strict=True):
         arrays[f"output:{name}"] = mine[few]
         arrays[f"reference:{name}"] = reference[few]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from repedge.config import InputKind, Preprocess
 from repedge.errors import UserError
+from repedge.photos.tensors import Tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,7 @@ def quantize(
     task: Task | None = None,
     report: Callable[[str], None] = lambda step: None,
     raise_layers: Callable[[Calibrated], tuple[ir.Model, QuantPlan]] | None = None,
+    tensors: Tensors | None = None,
 ) -> Quantized:
     """Calibrate a clean float graph for a target's integers.
 
@@ -131,6 +133,7 @@ def quantize(
         kind: What the artifact takes.
         calibration: The photos.
         task: What the outputs mean; None: what they say themselves.
+        tensors: What the graph takes beside the image.
         raise_layers: Gives the calibration with layers raised to float; see `repedge.compiler.budget`.
 
     Raises:
@@ -149,7 +152,7 @@ def quantize(
     pixels = kind == "uint8"
     model = fold_preprocess(graph, pre, border=scheme.exact_pixels) if pixels else graph
     chosen = calibration.images(pre)
-    feed = chosen.feed(pixels)
+    feed = chosen.feed(pixels, tensors)
     mixed = {str(node.name): MIXED for node in mixed_nodes(model)}
     floats = {**mixed, **chosen_float(model, scheme, calibration.keep_float)}
     quantized, plan = calibrate(
@@ -169,6 +172,7 @@ def quantize(
     def simulate(x: np.ndarray) -> list[np.ndarray]:
         from repedge.calib.simulation.simulator import Simulator
 
-        return Simulator(quantized, plan).answers(x[i : i + 1] for i in range(len(x)))
+        rows = (tensors or Tensors()).rows(x)
+        return Simulator(quantized, plan).answers(rows[i : i + 1] for i in range(len(x)))
 
     return Quantized(to_qdq(quantized, plan), summary, simulate)

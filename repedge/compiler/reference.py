@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from repedge.judge import samples
 from repedge.judge.samples import Samples
 from repedge.photos import images
 from repedge.photos.photos import open_photos
+from repedge.photos.tensors import Tensors
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,20 +40,24 @@ class Outcome:  # a repedge.passes.fusion.certificate.Outcome
         inputs: float32 [n, C, H, W].
         outputs: Every output, [n, ...] each.
         reference: The graph, an ``.onnx`` file.
+        tensors: What it takes beside the images, from the first sample on.
     """
 
     inputs: np.ndarray
     outputs: list[np.ndarray]
     reference: Path
+    tensors: Tensors = field(default_factory=Tensors)
     _resolution: list[Resolution] | None = field(default=None, init=False, repr=False)
 
     def resolution(self) -> list[Resolution]:
         """What an arithmetic can tell apart at each output; measured when it is first asked for."""
         if self._resolution is None:
+            from repedge.graph.inputs import Form
             from repedge.graph.load import load_onnx
             from repedge.graph.resolution import resolution
 
-            self._resolution = resolution(load_onnx(self.reference), self.inputs)
+            graph = load_onnx(self.reference, form=Form("", tensors=self.tensors))
+            self._resolution = resolution(graph, self.inputs, self.tensors)
         return self._resolution
 
 
@@ -119,30 +124,38 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
     inputs = images.normalise(pixels, source.preprocess)
     with as_brought(source.name):
         session = Session(reference)
-        outputs = session.run(inputs)
+        run = source.tensors.from_first(session.run)
+        outputs = run(inputs)
         session.require_batches(outputs, len(inputs))
     if not all(np.isfinite(o).all() for o in outputs):
         raise CheckFailed(
             "the model itself gives NaN or infinite outputs on real images; nothing was compiled"
         )
-    real, parts = Outcome(inputs, outputs, reference), parts_of(graph)
+    real, parts = Outcome(inputs, outputs, reference, source.tensors), parts_of(graph)
     if source.module is not None:
-        _check_export(source.module, real, parts)
+        _check_export(source, real, parts)
     if source.onnx is not None:
         real.outputs = _check_conversion(source, real, parts)
     noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
-    return Evidence(photos, pixels, real, Outcome(noise, session.run(noise), reference))
+    random = Outcome(noise, run(noise), reference, source.tensors)
+    return Evidence(photos, pixels, real, random)
 
 
-def _check_export(module: Any, graph: Outcome, parts: Parts) -> None:
+def _check_export(source: Source, graph: Outcome, parts: Parts) -> None:
     """The graph against the torch module itself, so that no later check rests on the export alone."""
     import torch
 
-    from repedge.graph.export import single_thread
+    from repedge.graph.export import Call, single_thread
 
+    assert source.module is not None, "asked of modules only"
+    call = Call(source.module.eval(), source.form)
     singles = torch.from_numpy(graph.inputs[:2]).split(1)  # one by one, as it was exported
+    beside = [torch.from_numpy(a) for a in source.tensors.at(0, len(singles)).values()]
     with single_thread(), torch.inference_mode():
-        rows = [torch.utils._pytree.tree_leaves(module.eval()(image)) for image in singles]
+        rows = [
+            torch.utils._pytree.tree_leaves(call(image, *(t[i] for t in beside)))
+            for i, image in enumerate(singles)
+        ]
     found = [torch.cat(tensors).float().numpy() for tensors in zip(*rows, strict=True)]
     worst = _difference([y[:2] for y in graph.outputs], found, graph, parts)
     if worst is not None:
@@ -164,9 +177,9 @@ def _check_conversion(source: Source, graph: Outcome, parts: Parts) -> list[np.n
 
     assert source.onnx is not None, "asked of files only"
     with as_brought(source.name):
-        session = Session(source.onnx)
+        run = source.tensors.along(Session(source.onnx, form=source.form).run)
         singles = np.split(graph.inputs, len(graph.inputs))  # a file may be for one image
-        rows = [session.run(image) for image in singles]
+        rows = [run(image) for image in singles]
     found = [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
     half = computes_in_half(source.onnx)
     worst = _difference(graph.outputs, found, graph, parts, half)

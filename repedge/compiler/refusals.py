@@ -50,12 +50,12 @@ def operators_missing(graph: ir.Model, chosen: Sequence[str]) -> Mapping[str, st
     """
     reasons = {}
     for name in dict.fromkeys(chosen):
-        refused = targets.get(name).unsupported(graph)
+        refused = targets.get(name).refused(graph)
         if refused:
             reasons[name] = in_words(refused)
     if len(reasons) == len(set(chosen)):
         others = [t for t in targets.installed() if t.name not in chosen]
-        able = [t.name for t in others if not t.unsupported(graph)]
+        able = [t.name for t in others if not t.refused(graph)]
         hint = f"; these targets have them all: {', '.join(able)}" if able else ""
         raise UnsupportedModel(f"the model has operators without a lowering: {_listed(reasons)}{hint}")
     return {name: f"the model has operators without a lowering: {why}" for name, why in reasons.items()}

@@ -23,6 +23,14 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SampleTensor(_Model):
+    """An input beside the image: its name in the artifact, its type (numpy's name), a sample's shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class SampleFile(_Model):
     """Input samples as raw little-endian numbers, one after the other, in C order.
 
@@ -32,6 +40,7 @@ class SampleFile(_Model):
         shape: Shape of one sample, batch axis included, such as [1, 224, 224, 3].
         count: How many samples the file holds; runs take them in turn.
         layout: ``NHWC`` or ``NCHW``; with it, samples are fitted to another input shape.
+        beside: What the artifact takes beside the image: behind the images, for each in this order, as many.
     """
 
     path: str
@@ -39,6 +48,7 @@ class SampleFile(_Model):
     shape: tuple[int, ...]
     count: int = Field(ge=1)
     layout: str = "NHWC"
+    beside: tuple[SampleTensor, ...] = ()
 
 
 class EngineRef(_Model):

@@ -123,7 +123,7 @@ def diagnose(
     on_stage("fuse")
     graph, branches = _fused(source, scheme.exact_pixels)
     found = diagnose_graph(
-        graph, scheme, images.feed(pixels=True) if images else None, chosen,
+        graph, scheme, images.feed(pixels=True, tensors=source.tensors) if images else None, chosen,
         task=tasks.of_graph(graph, source.labels, task), branches=branches,
         float_nodes=chosen_float(graph, scheme, keep_float), progress=on_stage,
     )  # fmt: skip

@@ -20,6 +20,10 @@ UNCLEAN_OPS = frozenset(
 """Operators that a clean graph never has (an Identity may stay where one tensor is two outputs)."""
 
 
+TENSOR_TYPES = (ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL)
+"""What a network may take beside its image."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """Names, element types and shapes of a graph's inputs and outputs; no pass may change them.
@@ -138,13 +142,16 @@ def _unclean(model: ir.Model) -> Iterator[str]:
         yield f"it uses operator set {graph.opset_imports.get('')}, and {OPSET} is needed"
     if model.functions:
         yield "it still calls model-local functions"
-    if len(graph.inputs) != 1:
-        names = ", ".join(str(v.name) for v in graph.inputs)
-        yield f"it has {len(graph.inputs)} inputs ({names}), and 1 is needed"
-    for value in graph.inputs:
+    if not len(graph.inputs):
+        yield "it has no input"
+    for value in graph.inputs[:1]:
         shape = shape_of(value)
         if len(shape) != 4 or shape[0] != 1 or value.dtype != ir.DataType.FLOAT:
             yield f"the input {value.name!r} is {value.dtype} {value.shape}, and FLOAT [1, C, H, W] is needed"
+    for value in graph.inputs[1:]:
+        if value.dtype not in TENSOR_TYPES:
+            known = ", ".join(t.name for t in TENSOR_TYPES)
+            yield f"the input {value.name!r} is {value.dtype}; beside the image there may be {known}"
     for node in graph:
         if node.op_type != "Identity" or not node.outputs[0].is_graph_output():
             yield from _unclean_node(node)

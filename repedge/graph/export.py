@@ -28,7 +28,9 @@ import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
 from repedge.graph.aten.builder import OPSET
+from repedge.graph.inputs import Form
 from repedge.graph.values import check_weights
+from repedge.photos.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +46,8 @@ class Exported:
     """A module's graph and what the module itself computed while it was exported.
 
     Attributes:
-        model: The graph: opset 20, float32, batch 1, one input named ``input``, a static shape on
-            every value. Its weights share the module's memory.
+        model: The graph: opset 20, float32, batch 1, an input named ``input`` (and the module's further ones
+            by their names), a static shape on every value. Its weights share the module's memory.
         input: The image the module ran on, float32 [1, C, H, W], standard normal.
         outputs: The module's outputs for it, in the order of the graph's outputs.
     """
@@ -55,20 +57,25 @@ class Exported:
     outputs: tuple[np.ndarray, ...]
 
 
-def export_module(module: torch.nn.Module, input_shape: tuple[int, int, int, int]) -> ir.Model:
+def export_module(
+    module: torch.nn.Module, input_shape: tuple[int, int, int, int], form: Form | None = None
+) -> ir.Model:
     """The graph of a module; see `export`."""
-    return export(module, input_shape).model
+    return export(module, input_shape, form).model
 
 
-def export(module: torch.nn.Module, input_shape: tuple[int, int, int, int]) -> Exported:
+def export(
+    module: torch.nn.Module, input_shape: tuple[int, int, int, int], form: Form | None = None
+) -> Exported:
     """Export a module in eval mode (its training flags are put back afterwards).
 
     Outputs are named after the keys of a dict, ``output_0`` and so on for a tuple or list, and
     ``logits`` (rank 2) or ``output`` for a single tensor.
 
     Args:
-        module: Takes one float32 image batch; parameters float32, on the CPU.
+        module: Takes one float32 image batch, and what ``form`` says; parameters float32, on the CPU.
         input_shape: (1, C, H, W) in pixels.
+        form: Which parameter of ``forward`` is the image, and what the others hold; None: there is one.
 
     Raises:
         UserError: The module does not run on this input, does not return tensors, is not float32,
@@ -79,8 +86,43 @@ def export(module: torch.nn.Module, input_shape: tuple[int, int, int, int]) -> E
 
     _check_input(module, input_shape)
     image = torch.randn(input_shape, generator=torch.Generator().manual_seed(SEED))
+    call = Call(module, form)
     with single_thread(), _eval_mode(module), torch.no_grad():
-        return _export(module, image)
+        return _export(call, image)
+
+
+class Call:
+    """A module as a function of its image and its further inputs, in the order of the graph's inputs.
+
+    Args:
+        module: The module.
+        form: As for `export`.
+
+    Attributes:
+        names: Of the graph's inputs.
+        held: Constants by name.
+    """
+
+    def __init__(self, module: torch.nn.Module, form: Form | None = None) -> None:
+        import torch
+
+        self.module = module
+        self._form = form or Form(INPUT)
+        self.held = {n: torch.from_numpy(a) for n, a in self._form.constants.items()}
+        self.names = (INPUT, *self._form.tensors.arrays)
+
+    def first(self) -> list[torch.Tensor]:
+        """The first sample of each further input."""
+        import torch
+
+        return [torch.from_numpy(a[0]) for a in self._form.tensors.at(0, 1).values()]
+
+    def __call__(self, image: torch.Tensor, *tensors: torch.Tensor) -> Any:
+        """The module's own result."""
+        if not tensors and not self.held:
+            return self.module(image)
+        further = dict(zip(self.names[1:], tensors, strict=True))
+        return self.module(**{self._form.image: image, **self.held, **further})
 
 
 @contextlib.contextmanager
@@ -100,23 +142,24 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _export(module: torch.nn.Module, image: torch.Tensor) -> Exported:
+def _export(call: Call, image: torch.Tensor) -> Exported:
     from repedge.graph.trace import Refused, Tracer
 
-    tracer = Tracer(module, image)
+    inputs = [image, *call.first()]
+    tracer = Tracer(call.module, call, dict(zip(call.names, inputs, strict=True)))
     failure = ""
     try:
         result = tracer.run()
     except Refused:
-        result = _run_plainly(module, image)
+        result = _run_plainly(call, inputs)
     except Exception as error:
-        result = _run_plainly(module, image)  # the user's own mistake shows without the tracer as well
+        result = _run_plainly(call, inputs)  # the user's own mistake shows without the tracer as well
         failure = f"the model can't be followed ({_first_line(error)})"
     outputs = named_outputs(result)
     model = failure or tracer.finish(outputs)
     if isinstance(model, str):
         logger.info("%s; using torch.onnx's exporter", model)
-        model = _stock_export(module, image, list(outputs), model)
+        model = _stock_export(call, inputs, list(outputs), model)
     check_weights(model)
     return Exported(model, image.numpy(), tuple(t.detach().numpy().copy() for t in outputs.values()))
 
@@ -182,31 +225,47 @@ def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def _run_plainly(module: torch.nn.Module, image: torch.Tensor) -> Any:
+def _run_plainly(call: Call, inputs: Sequence[torch.Tensor]) -> Any:
     try:
-        return module(image.clone())
+        return call(*(t.clone() for t in inputs))
     except Exception as error:
+        image = inputs[0]
         size = "x".join(map(str, image.shape[2:]))
+        further = "".join(
+            f", {name} {list(t.shape)}" for name, t in zip(call.names[1:], inputs[1:], strict=True)
+        )
         raise UserError(
-            f"the model does not run on a {size} image with {image.shape[1]} channels "
+            f"the model does not run on a {size} image with {image.shape[1]} channels{further} "
             f"({type(error).__name__}: {_first_line(error)}); try another --input-size"
         ) from error
 
 
-def _stock_export(module: torch.nn.Module, image: torch.Tensor, names: list[str], reason: str) -> ir.Model:
+def _stock_export(call: Call, inputs: Sequence[torch.Tensor], names: list[str], reason: str) -> ir.Model:
     """``torch.onnx.export(dynamo=True)`` brought into the form that the table gives."""
     import torch
 
     from repedge.graph.load import normalize
 
+    class Plain(torch.nn.Module):
+        """The module with its inputs in the graph's order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = call.module
+
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            return call(*tensors)
+
+    module = call.module if len(inputs) == 1 and not call.held else Plain().eval()
     try:
         with _quiet():
             program = torch.onnx.export(
-                module, (image,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=names,
-                verbose=False,
+                module, tuple(inputs), dynamo=True, opset_version=OPSET, input_names=list(call.names),
+                output_names=names, verbose=False,
             )  # fmt: skip
         assert program is not None, "without a file name the exporter returns the program"
-        return normalize(program.model, None)
+        tensors = Tensors({n: t.numpy()[None] for n, t in zip(call.names[1:], inputs[1:], strict=True)})
+        return normalize(program.model, None, form=Form(INPUT, tensors=tensors))
     except Exception as error:
         raise UnsupportedModel(f"{reason}, and torch.onnx's exporter failed: {_cause(error)}") from error
 

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
-from repedge.graph import opsets
+from repedge.graph import inputs, opsets
+from repedge.graph.inputs import Form
 from repedge.graph.opsets import DEFAULT_DOMAINS
 from repedge.graph.serde import (
     BIG,
@@ -31,7 +32,12 @@ __all__ = ["from_proto", "load_onnx", "normalize", "save_onnx", "to_proto"]
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
-def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None) -> ir.Model:
+def load_onnx(
+    path: str | os.PathLike,
+    input_size: tuple[int, int] | None = None,
+    form: Form | None = None,
+    channels: int | None = None,
+) -> ir.Model:
     """Read an ONNX file and bring it into the form that the passes start from.
 
     Any opset that ONNX itself can convert becomes opset 20, float16 becomes float32, the batch
@@ -41,10 +47,12 @@ def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None
     Args:
         path: An ``.onnx`` file; external data must lie in its folder.
         input_size: Height and width in pixels, where the file leaves them open.
+        form: Which input is the image, and what the others hold; None: it has no others.
+        channels: Of the image, where the file leaves them open.
 
     Raises:
         UserError: The file is missing, damaged or invalid, refers to files outside its folder, has
-            NaN weights, or has not exactly one image input of a known size.
+            NaN weights, or has no image input of a known size.
         UnsupportedModel: It has operators of other domains, control flow, or an opset that can't be
             converted.
     """
@@ -53,13 +61,17 @@ def load_onnx(path: str | os.PathLike, input_size: tuple[int, int] | None = None
     _check_external_data(model, path)
     try:
         _read_small(model)
-        return normalize(model, input_size, path)
+        return normalize(model, input_size, path, form, channels)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as an ONNX model: {first_line(error)}") from error
 
 
 def normalize(
-    model: ir.Model, input_size: tuple[int, int] | None, path: str | os.PathLike = "the exported graph"
+    model: ir.Model,
+    input_size: tuple[int, int] | None,
+    path: str | os.PathLike = "the exported graph",
+    form: Form | None = None,
+    channels: int | None = None,
 ) -> ir.Model:
     """Everything `load_onnx` does after reading; changes ``model`` in place where it can."""
     from onnx_ir.passes import common
@@ -71,7 +83,8 @@ def normalize(
     _check(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
-    _fix_input(model, input_size, path)
+    form = form or inputs.settle(inputs.declared(model.graph), inputs.Given(), path)
+    _fix_image(inputs.arrange(model.graph, form), input_size, channels, path)
     _half_to_float(model)
     if opsets.needs_shapes(model):
         _infer_shapes(model, path)
@@ -176,28 +189,23 @@ def _check(model: ir.Model, path: Any) -> None:
         raise UserError(f"{path} is not a valid ONNX model: {first_line(error)}") from error
 
 
-def _fix_input(model: ir.Model, input_size: tuple[int, int] | None, path: Any) -> None:
-    """One image input, batch 1, static."""
-    inputs = model.graph.inputs
-    if len(inputs) != 1:
-        names = ", ".join(str(i.name) for i in inputs) or "none"
-        raise UserError(f"{path} must have exactly one input, an image; it has {len(inputs)} ({names})")
-    image = inputs[0]
+def _fix_image(image: ir.Value, input_size: tuple[int, int] | None, channels: int | None, path: Any) -> None:
+    """float32 [1, C, H, W]."""
     if image.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        raise UserError(f"the input {image.name!r} of {path} is {image.dtype}; it must be float32")
+        raise UserError(f"the input {image.name!r} of {path} is {image.dtype}; it must be float32 or uint8")
     shape = list(image.shape) if image.shape is not None else []
     if len(shape) != 4:
         raise UserError(
             f"the input {image.name!r} of {path} has rank {len(shape)}; "
             "it must be [batch, channels, height, width]"
         )
-    channels = shape[1]
-    if not isinstance(channels, int) or channels < 1:
+    own = shape[1] if isinstance(shape[1], int) and shape[1] > 0 else channels
+    if own is None:
         raise UserError(f"the channels of the input {image.name!r} of {path} are not fixed")
-    size = [_extent(own, i, input_size, image.name, path) for i, own in enumerate(shape[2:])]
+    size = [_extent(side, i, input_size, image.name, path) for i, side in enumerate(shape[2:])]
     if isinstance(shape[0], int) and shape[0] > 1:
         raise UserError(f"{path} is made for batches of {shape[0]}; export it for batch 1 or a dynamic batch")
-    image.shape = ir.Shape([1, channels, *size])
+    image.shape = ir.Shape([1, own, *size])
 
 
 def _extent(own: Any, axis: int, input_size: tuple[int, int] | None, name: Any, path: Any) -> int:

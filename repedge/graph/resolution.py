@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.operators import MOVES
+from repedge.photos.tensors import Tensors
 from repedge.tasks.base import Part
 
 SIZE = 2.0**-12
@@ -156,22 +157,25 @@ def _pieces(
             yield (a, b, None) if part is None else (a[part.index], b[part.index], part)
 
 
-def resolution(model: ir.Model, x: np.ndarray) -> list[Resolution]:
+def resolution(model: ir.Model, x: np.ndarray, tensors: Tensors | None = None) -> list[Resolution]:
     """That of each output of a graph, on `FEW` of the images that are given.
 
     Args:
         model: A float graph whose values have types; not changed.
         x: float32 [n, C, H, W].
+        tensors: What the graph takes beside these images, from the first sample on.
     """
     from repedge.graph.run import Session
 
-    x = x[:: max(1, len(x) // FEW)][:FEW]
-    exact = Session(model).run(x)
+    few = slice(None, None, max(1, len(x) // FEW))
+    beside = {name: a[few][:FEW] for name, a in (tensors or Tensors()).at(0, len(x)).items()}
+    x = x[few][:FEW]
+    exact = Session(model).run(x, beside)
     found = []
     for bounded in (False, True):
         squares = [np.zeros(y.shape) for y in exact]
         for draw in range(DRAWS):
-            outputs = Session(_noisy(model, bounded, draw), optimize=False).run(x)
+            outputs = Session(_noisy(model, bounded, draw), optimize=False).run(x, beside)
             for total, y, want in zip(squares, outputs, exact, strict=True):
                 total += ((y.astype(np.float64) - want) / SIZE) ** 2
         found.append([np.sqrt(total / DRAWS) for total in squares])

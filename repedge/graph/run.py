@@ -5,14 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import DeviceError, UserError
+from repedge.graph.inputs import Form
 from repedge.graph.serde import skeleton
+from repedge.photos.tensors import NONE
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+"""ONNX Runtime's word for an input's type -> numpy's."""
 
 LARGE = 256 * 2**20
 """Bytes of weights from which a session saves memory instead of time per image."""
@@ -32,6 +45,7 @@ class Session:
             rewritten copies cost 2.5 times the weights and more seconds than a few images take.
         outputs: Names of the values to return instead of the graph's outputs; intermediate values
             of an ``onnx_ir.Model`` may be named.
+        form: How a file wants its inputs; None: the image comes first, as it is.
 
     Attributes:
         outputs: Names of the values that `run` returns, in order.
@@ -48,6 +62,7 @@ class Session:
         *,
         optimize: bool | None = None,
         outputs: Sequence[str] | None = None,
+        form: Form | None = None,
     ) -> None:
         import onnxruntime as ort
 
@@ -73,7 +88,12 @@ class Session:
             raise UserError(f"the graph has no output {missing[0]!r}; it has {', '.join(known)}")
         self.outputs = tuple(known if outputs is None else outputs)
         self._own_outputs = self.outputs if outputs is None else ()  # values inside may have any shape
-        self._input = self._session.get_inputs()[0]
+        taken = {i.name: i for i in self._session.get_inputs()}
+        self._form = form or Form(next(iter(taken)))
+        self._input = taken.pop(self._form.image or next(iter(taken)))
+        held = self._form.constants.items()
+        self._held = {n: a.astype(TYPES[taken.pop(n).type], copy=False) for n, a in held if n in taken}
+        self._others = {n: TYPES.get(i.type, "float32") for n, i in taken.items()}
 
     def _source(self, model: Any, options: Any, outputs: Sequence[str] | None) -> str | bytes:
         import onnxruntime as ort
@@ -90,11 +110,13 @@ class Session:
             _expose(model, proto, outputs)
         return proto.SerializeToString()
 
-    def run(self, x: np.ndarray) -> list[np.ndarray]:
+    def run(self, x: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
         """Run a batch of any size.
 
         Args:
             x: float32 [N, C, H, W], N >= 1. A graph of fixed batch B runs N / B times.
+            tensors: What the graph takes beside the image, by name, [N, ...] each; then every image runs
+                alone.
 
         Returns:
             One array per name in ``outputs``, with leading axis N.
@@ -103,25 +125,31 @@ class Session:
             UserError: The shape does not fit the graph's input, or an output's first axis is no batch.
             DeviceError: The runtime failed.
         """
-        shape = self._input.shape
+        x, shape = self._form.of_image(x), self._input.shape
+        lacking = [name for name in self._others if name not in tensors]
+        if lacking:
+            raise UserError(f"the graph takes {lacking[0]!r} beside the image {self._input.name!r}")
         fits = len(shape) == x.ndim and all(
             not isinstance(want, int) or want == got for want, got in zip(shape[1:], x.shape[1:], strict=True)
         )
         step = shape[0] if fits and isinstance(shape[0], int) else max(1, len(x))
         if not fits or len(x) == 0 or len(x) % step:
             raise UserError(f"the graph's input {self._input.name!r} is {list(shape)}, not {list(x.shape)}")
-        half = self._input.type == "tensor(float16)"
-        x = np.ascontiguousarray(x, dtype=np.float16 if half else np.float32)
-        parts = [self._call(x[i : i + step]) for i in range(0, len(x), step)]
+        step = 1 if self._others else step
+        x = np.ascontiguousarray(x, dtype=TYPES.get(self._input.type, "float32"))
+        further = {n: tensors[n].astype(dtype, copy=False) for n, dtype in self._others.items()}
+        parts = [
+            self._call(x[i : i + step], {n: a[i] for n, a in further.items()}) for i in range(0, len(x), step)
+        ]
         if len(parts) == 1:
             return parts[0]
         for arrays in parts:
             self.require_batches(arrays, step)
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    def _call(self, x: np.ndarray) -> list[np.ndarray]:
+    def _call(self, x: np.ndarray, further: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         try:
-            return self._session.run(list(self.outputs), {self._input.name: x})
+            return self._session.run(list(self.outputs), {self._input.name: x, **further, **self._held})
         except Exception as error:
             raise DeviceError(f"ONNX Runtime failed: {_first_line(error)}") from error
 

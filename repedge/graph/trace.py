@@ -48,10 +48,13 @@ class Tracer(TorchDispatchMode):
     Operators on constants alone (a transposed weight, a grid) just run: their results are constants.
     """
 
-    def __init__(self, module: torch.nn.Module, image: torch.Tensor) -> None:
+    def __init__(
+        self, module: torch.nn.Module, call: Callable[..., Any], inputs: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Get ready to run ``call``, which runs ``module``, on the inputs in their order."""
         super().__init__()
-        self._module = module
-        self._image = image.clone()  # the module may overwrite it
+        self._module, self._call = module, call
+        self._tensors = [t.clone() for t in inputs.values()]  # the module may overwrite them
         tensors = [
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),
@@ -63,8 +66,9 @@ class Tracer(TorchDispatchMode):
         self._writes: dict[int, int] = {}  # storage -> in-place writes so far
         self._unknown: dict[str, str] = {}  # operator (and why not) -> first module that uses it
         self._refused: str | None = None
-        self._input = self._builder.input("input", tuple(image.shape))
-        self._track(self._image, self._input)
+        self._inputs = [self._builder.input(name, t) for name, t in inputs.items()]
+        for tensor, value in zip(self._tensors, self._inputs, strict=True):
+            self._track(tensor, value)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -83,7 +87,7 @@ class Tracer(TorchDispatchMode):
             _Watch(self._check_read, self._builder),
             self,
         ):
-            return self._module(self._image)
+            return self._call(*self._tensors)
 
     def finish(self, outputs: Mapping[str, torch.Tensor]) -> ir.Model | str:
         """The graph of the recorded run, or why there is none: every unknown operator at once."""
@@ -101,7 +105,7 @@ class Tracer(TorchDispatchMode):
             return f"the output {unknown[0]!r} is of an operator outside repedge's table"
         types = {name: type_of(outputs[name]) for name in operands}
         values = {name: self._builder.value(operand, types[name]) for name, operand in operands.items()}
-        return self._builder.finish([self._input], values)
+        return self._builder.finish(self._inputs, values)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}

@@ -17,6 +17,7 @@ from repedge.errors import CheckFailed, UserError
 from repedge.judge.evaluation import BATCH
 from repedge.photos import images
 from repedge.photos import photos as door
+from repedge.photos.tensors import Tensors
 from repedge.tasks.base import Limit, Scorer, Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
@@ -156,9 +157,13 @@ class ScoringSet:
         UserError: Too few photos, or a truth that the network can't give.
     """
 
-    def __init__(self, photos: Given, pre: Preprocess, reference: Path, task: Task) -> None:
+    def __init__(
+        self, photos: Given, pre: Preprocess, reference: Path, task: Task, tensors: Tensors | None = None
+    ) -> None:
+        """Decode the photos, and run the float reference on them and on what goes with them in turn."""
         from repedge.graph.run import Session
 
+        tensors = tensors or Tensors()
         self.task = task
         self._pre = pre
         self._shape = (*pre.size, pre.channels)
@@ -171,14 +176,16 @@ class ScoringSet:
             self._known.append(truth)
         self.source = door.with_skipped(photos.source, photos.skipped)
         digest.update(repr(self._known).encode())
+        for name, array in tensors.arrays.items():
+            digest.update(name.encode() + array.tobytes())
         self.digest = digest.hexdigest()
         if len(self) < FEWEST:
             raise UserError(
                 f"an accuracy budget needs {FEWEST} photos or more that can be read, and {self.source} has "
                 f"{len(self)}"
             )
-        session = Session(reference)
-        self._answers = [session.run(images.normalise(x, pre)) for x in self._batches()]
+        run = tensors.along(Session(reference).run)
+        self._answers = [run(images.normalise(x, pre)) for x in self._batches()]
         self._float_hits: np.ndarray | None = None
         self._float_metrics: dict[str, float] = {}
         scorer = task.scorer()

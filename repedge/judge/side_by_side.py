@@ -17,6 +17,7 @@ from repedge.bundle.manifest import REFERENCE, task_of
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.judge import verification
+from repedge.judge.beside import artifact_run, tensors_of
 from repedge.judge.evaluation import BATCH
 from repedge.photos import images
 from repedge.photos.photos import Photos, batches, bundled_photos, open_photos, spread
@@ -231,7 +232,7 @@ def _players(bundles: Sequence[Bundle], threads: int | None) -> Iterator[list[_P
     floats: dict[tuple[str, Preprocess], _Player] = {}
     for b in bundles:
         if b.reference is not None and _reference(b) not in floats:
-            run = Session(b.reference, threads).run
+            run = tensors_of(b).along(Session(b.reference, threads).run)
             floats[_reference(b)] = _Player(f"{b.manifest.name} float", b, "float32", run, is_float=True)
     order = list(floats)
     players = list(floats.values())
@@ -241,7 +242,8 @@ def _players(bundles: Sequence[Bundle], threads: int | None) -> Iterator[list[_P
             _, runner = verification.open_bundle(b, threads)
             stack.callback(runner.close)
             reference = None if b.reference is None else order.index(_reference(b))
-            players.append(_Player(f"{m.target} {m.precision}", b, m.input_kind, runner.run, reference))
+            run = artifact_run(b, tensors_of(b), runner.run)
+            players.append(_Player(f"{m.target} {m.precision}", b, m.input_kind, run, reference))
         _rename(players)
         yield players
 

@@ -14,6 +14,7 @@ from repedge.bundle.folder import Bundle
 from repedge.bundle.manifest import Manifest, PartFigures, Verification, task_of
 from repedge.errors import UserError
 from repedge.judge import samples
+from repedge.judge.beside import Given, artifact_run, tensors_of
 from repedge.judge.verdict import Bar, judge
 from repedge.photos import images
 from repedge.photos.photos import bundled_photos, open_photos
@@ -124,14 +125,18 @@ def open_bundle(bundle: Bundle, threads: int | None = None) -> tuple[Target, Run
     return target, target.open(bundle.artifact, job_of(bundle), names, threads)
 
 
-def verify_bundle(path: Path | str, folder: Any = None, count: int = samples.COUNT) -> Verification:
+def verify_bundle(
+    path: Path | str, folder: Any = None, count: int = samples.COUNT, inputs: Given = None
+) -> Verification:
     """Repeat a bundle's verification from the bundle alone (or on images of your own).
 
     ``folder`` is what `repedge.photos.photos.open_photos` takes; without it bundled photos are used.
+    ``inputs`` are samples of what it takes beside the image; without them its golden ones are used.
 
     Raises:
         UserError: The bundle is damaged or has no float reference.
     """
+    from repedge.graph.inputs import Form
     from repedge.graph.load import load_onnx
     from repedge.graph.resolution import resolution
     from repedge.graph.run import Session
@@ -146,15 +151,18 @@ def verify_bundle(path: Path | str, folder: Any = None, count: int = samples.COU
     photos = bundled_photos(pre) if folder is None else open_photos(folder, pre, option="--images")
     found = samples.from_photos(photos, task, pre, count)
     pixels = found.pixels(pre)
-    inputs = images.normalise(pixels, pre)
-    reference = Session(reference_file).run(inputs)
+    x, beside = images.normalise(pixels, pre), tensors_of(bundle, inputs)
+    reference = beside.from_first(Session(reference_file).run)(x)
     target, runner = open_bundle(bundle)
-    batch = pixels if m.input_kind == "uint8" else inputs
-    agreement = compare(task, runner.run(batch), reference)
-    others = {how: compare(task, outputs, reference) for how, outputs in runner.others(batch).items()}
+    batch = pixels if m.input_kind == "uint8" else x
+    agreement = compare(task, artifact_run(bundle, beside, runner.run)(batch), reference)
+    further = artifact_run(bundle, beside, runner.others)(batch)
+    others = {how: compare(task, outputs, reference) for how, outputs in further.items()}
     bar = Bar(
         m.precision, target.threshold(m.precision), m.options.get("min_sqnr"),
-        resolve=lambda: resolution(load_onnx(reference_file, pre.size), inputs),
+        resolve=lambda: resolution(
+            load_onnx(reference_file, pre.size, Form("", tensors=beside)), x, beside
+        ),
         steps=_steps(m),
     )  # fmt: skip
     return summarize(target, bar, agreement, source=found.source, others=others)

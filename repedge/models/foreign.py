@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repedge.errors import UserError
+from repedge.graph.inputs import Declared, Form, Given, settle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,21 +80,57 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+def module_inputs(module: nn.Module, given: Given) -> Form:
+    """Which parameter of a module's ``forward`` is the image, and what the others hold.
+
+    The image is the first one unless the user names it; parameters with a default value are inputs only
+    where the user says what they hold.
+
+    Raises:
+        UserError: See `repedge.graph.inputs.settle`.
+    """
+    where = f"the model {type(module).__name__}"
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not named:
+        if given.named or given.image:
+            raise UserError(f"{where} does not name its inputs, so nothing can be said of one")
+        return Form("")
+    image = given.image or named[0].name
+    wanted = [p.name for p in named if p.default is p.empty or p.name in (image, *given.named)]
+    every = [Declared(name, "", None) for name in wanted]
+    return settle(every, replace(given, image=image), where)
+
+
 @dataclass(frozen=True)
 class OnnxInput:
-    """The image input of an ONNX file; a side of 0 is left open by the file."""
+    """What an ONNX file takes; a side of the image that the file leaves open is 0.
 
+    Attributes:
+        form: Which input is the image and how it lies, and what the others hold.
+        channels, height, width: Of the image.
+        nodes: Of the graph.
+    """
+
+    form: Form
     channels: int
     height: int
     width: int
     nodes: int
 
 
-def read_onnx_input(path: Path) -> OnnxInput:
-    """Read the shape of an ONNX file's one input [N, C, H, W], without its external data.
+def read_onnx_input(path: Path, given: Given | None = None) -> OnnxInput:
+    """Read what an ONNX file takes, without its external data.
+
+    Args:
+        path: The file.
+        given: What the user says of its inputs.
 
     Raises:
-        UserError: It is no ONNX file, or its input is no image.
+        UserError: It is no ONNX file, none of its inputs is an image, or see `repedge.graph.inputs.settle`.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -104,14 +142,35 @@ def read_onnx_input(path: Path) -> OnnxInput:
     if not graph.node:
         raise UserError(f"{path} is no ONNX file, or one without nodes")
     weights = {i.name for i in graph.initializer}
-    inputs = [i for i in graph.input if i.name not in weights]
-    if len(inputs) != 1:
-        names = ", ".join(i.name for i in inputs) or "none"
-        raise UserError(f"{path} must have one input, an image; it has {len(inputs)} ({names})")
-    shape = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]
-    if len(shape) != 4:
-        raise UserError(f"{path}: its input {inputs[0].name!r} has {len(shape)} axes, not [N, C, H, W]")
-    _, channels, height, width = shape
-    if channels not in (1, 3) and width in (1, 3):
-        raise UserError(f"{path} takes [N, H, W, C]; export it with channels first, [N, C, H, W]")
-    return OnnxInput(channels or 3, height, width, len(graph.node))
+    declared = [_declared(i) for i in graph.input if i.name not in weights]
+    form = settle(declared, given or Given(), path)
+    shape = next(i.dims for i in declared if i.name == form.image)
+    if shape is None or len(shape) != 4:
+        axes = "no known" if shape is None else str(len(shape))
+        raise UserError(f"{path}: its input {form.image!r} has {axes} axes, not [N, C, H, W]")
+    n, c, h, w = shape if not form.channels_last else (shape[0], shape[3], *shape[1:3])
+    if n > 1:
+        raise UserError(f"{path} is made for batches of {n}; export it for batch 1 or a dynamic batch")
+    return OnnxInput(form, c or _filter_channels(graph, form.image), h, w, len(graph.node))
+
+
+def _declared(value: Any) -> Declared:
+    import onnx
+
+    kind = value.type.tensor_type
+    dims = tuple(max(0, d.dim_value) for d in kind.shape.dim) if kind.HasField("shape") else None
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    except (KeyError, TypeError, ValueError):
+        dtype = ""
+    return Declared(value.name, dtype, dims)
+
+
+def _filter_channels(graph: Any, image: str) -> int:
+    """Channels that the first convolution of an image reads; 3 where none does."""
+    shapes = {i.name: tuple(i.dims) for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[0] == image and len(shapes.get(node.input[1], ())) == 4:
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            return int(shapes[node.input[1]][1]) * group
+    return 3

@@ -14,6 +14,8 @@ from repedge.models.files import Checkpoint, load_checkpoint
 if TYPE_CHECKING:
     from torch import nn
 
+    from repedge.graph.inputs import Form
+
 Kind = Literal["named", "onnx", "module", "timm", "demo"]
 
 
@@ -32,6 +34,7 @@ class Loaded:
     labels: tuple[str, ...] = ()
     checkpoint_sha256: str | None = None
     license: str = ""
+    form: Form | None = None
 
 
 @dataclass(frozen=True)

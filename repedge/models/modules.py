@@ -11,7 +11,7 @@ import copy
 import math
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from repedge.errors import UserError
@@ -140,7 +140,12 @@ class _Enough(BaseException):
     """The first operator that mixes channels took the image. No Exception: the module is to let it pass."""
 
 
-def channels_of(module: nn.Module, size: tuple[int, int], said: Sequence[int] = ()) -> int:
+def channels_of(
+    module: nn.Module,
+    size: tuple[int, int],
+    said: Sequence[int] = (),
+    run: Callable[[torch.Tensor], Any] | None = None,
+) -> int:
     """Channels of the image that a module takes: with them it gets to its first convolution or product.
 
     Which layer sees the image first only running the module tells: a head may be defined before the stem, and
@@ -150,6 +155,7 @@ def channels_of(module: nn.Module, size: tuple[int, int], said: Sequence[int] = 
         module: In eval mode, on the CPU.
         size: Height and width of its input, pixels.
         said: What the user says of it; tried first.
+        run: The module as a function of its image, where it takes more; None: itself.
 
     Returns:
         The first of ``said`` and `LIKELY` that runs. Where none does, what was said or the first 2-D
@@ -159,12 +165,12 @@ def channels_of(module: nn.Module, size: tuple[int, int], said: Sequence[int] = 
 
     first = next((m.in_channels for m in module.modules() if isinstance(m, torch.nn.Conv2d)), 3)
     for channels in dict.fromkeys((*said, *LIKELY, first)):
-        if takes(module, (1, channels, *size)):
+        if takes(run or module, (1, channels, *size)):
             return channels
     return next(iter(said), first)
 
 
-def takes(module: nn.Module, shape: tuple[int, int, int, int]) -> bool:
+def takes(module: Callable[[torch.Tensor], Any], shape: tuple[int, int, int, int]) -> bool:
     """Whether a module runs on an image of this shape up to its first convolution or product."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode

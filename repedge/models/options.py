@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from repedge.config import Color, Interpolation, Letterbox, Preprocess
 from repedge.disk import regular
 from repedge.errors import UserError
+from repedge.graph.inputs import Given
+from repedge.photos.tensors import as_tensor, read_array, read_arrays
 
 MAX_SIDE = 16384  # pixels; larger is a slip of the finger, and would exhaust memory
 InputSize = str | int | Sequence[int]
@@ -152,6 +154,42 @@ def _reorder(values: tuple[float, ...], old: Color, new: str) -> tuple[float, ..
     if new != "GRAY" and len(values) == 1:
         return values * 3
     return values[::-1] if old != new and len(values) == 3 else values
+
+
+def read_given(
+    image: str | None,
+    samples: str | Path | Mapping[str, Any] | None,
+    values: Mapping[str, Any] | Sequence[str] | None,
+) -> Given:
+    """What the user says of a network's inputs.
+
+    Args:
+        image: Name of the image.
+        samples: Arrays by name, or a .npz of them.
+        values: By name, or words ``NAME=VALUE``, VALUE a number, several with commas, or a .npy file.
+
+    Raises:
+        UserError: A word is not of the form, a file can't be read, or a value is no array of numbers.
+    """
+    if isinstance(values, str):
+        values = [values]
+    named = dict(values) if isinstance(values, Mapping) else dict(map(_named_value, values or ()))
+    constants = {str(name): as_tensor(value, f"--input-value {name}") for name, value in named.items()}
+    return Given(image, constants, {} if samples is None else read_arrays(samples))
+
+
+def _named_value(word: str) -> tuple[str, Any]:
+    name, equals, text = word.partition("=")
+    wrong = f"--input-value {word!r}: write NAME=VALUE, with a number, several with commas, or a .npy file"
+    if not equals or not name.strip():
+        raise UserError(wrong)
+    if text.endswith(".npy"):
+        return name.strip(), read_array(text, "--input-value")
+    try:
+        numbers = [float(t) if set(t) & set(".eEnN") else int(t) for t in text.split(",")]
+    except ValueError:
+        raise UserError(wrong) from None
+    return name.strip(), numbers if len(numbers) > 1 else numbers[0]
 
 
 def read_labels(labels: str | Path | Sequence[str], num_classes: int | None = None) -> tuple[str, ...]:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.graph.inputs import Form, Given
 from repedge.hashing import sha256
 from repedge.models import from_timm, hub
 from repedge.models.checkpoints import load_into, load_strictly, name_of
 from repedge.models.files import SUFFIXES, Checkpoint, load_checkpoint
-from repedge.models.foreign import call_factory, read_onnx_input
+from repedge.models.foreign import call_factory, module_inputs, read_onnx_input
 from repedge.models.loaded import Kind, Loaded, Origin, WeightsFrom, read_weights, safe
 from repedge.models.modules import channels_of, is_initial, own_copy, settle, unwrapped
-from repedge.models.options import adjust, parse_input_size, read_labels
+from repedge.models.options import adjust, parse_input_size, read_given, read_labels
 from repedge.models.registry import DEMO, ModelSpec, create, spec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
+    from repedge.photos.tensors import Tensors
+
 SEED = 0  # of random weights
+PIXELS: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+"""Normalisation that leaves pixels 0 to 255 as they are."""
 OPTIONS = ("input_size", "mean", "std", "resize", "interpolation", "color")  # of `adjust`
 
 
@@ -39,6 +45,7 @@ class Source:
             once it has the graph, to free the weights.
         onnx: Path of the ONNX file; None for the others.
         input_shape: (1, C, H, W).
+        form: Which input of the module or the file is the image, and what the others hold.
         preprocess: From image to input.
         labels: Class names in output order; empty if unknown.
         description: What was found, for people.
@@ -58,6 +65,12 @@ class Source:
     checkpoint_sha256: str | None = None
     license: str = ""
     warnings: tuple[str, ...] = ()
+    form: Form = field(default_factory=lambda: Form(""))
+
+    @property
+    def tensors(self) -> Tensors:
+        """Samples of what the network takes beside its image."""
+        return self.form.tensors
 
     def graph(self) -> ir.Model:
         """The unfused float graph, static batch 1.
@@ -68,11 +81,12 @@ class Source:
         if self.onnx is not None:
             from repedge.graph.load import load_onnx
 
-            return load_onnx(self.onnx, self.input_shape[2:] if self.input_shape else None)
+            _, channels, *size = self.input_shape
+            return load_onnx(self.onnx, (size[0], size[1]), self.form, channels)
         from repedge.graph.export import export_module
 
         assert self.module is not None, "a source holds a module or an ONNX path"
-        return export_module(self.module, self.input_shape)
+        return export_module(self.module, self.input_shape, self.form)
 
 
 def resolve(
@@ -83,6 +97,9 @@ def resolve(
     random_weights: bool = False,
     num_classes: int | None = None,
     labels: str | Path | tuple[str, ...] | list[str] | None = None,
+    image_input: str | None = None,
+    inputs: str | Path | Mapping[str, Any] | None = None,
+    input_value: Mapping[str, Any] | Sequence[str] | None = None,
     **preprocess: Any,
 ) -> Source:
     """Find a model, load its weights, and settle its input and labels.
@@ -97,6 +114,11 @@ def resolve(
         random_weights: Seeded random weights for a named or timm model: enough to measure latency.
         num_classes: Classes of a network with random weights; otherwise read from the weights.
         labels: Class names, or a file of them; see `repedge.models.options.read_labels`.
+        image_input: Name of the image among several inputs.
+        inputs: Samples of the inputs beside the image, which stay inputs: arrays [n, ...] by name, or a
+            .npz of them. Photo k goes with sample k.
+        input_value: What inputs beside the image always hold, by name (or words ``NAME=VALUE``): it becomes
+            part of the network.
         preprocess: input_size, mean, std, resize, interpolation, color; see
             `repedge.models.options.adjust`. What is not given comes from the model.
 
@@ -117,8 +139,11 @@ def resolve(
         options["input_size"] = parse_input_size(options["input_size"])
     chosen = WeightsFrom(None if weights is None else str(weights), pretrained, random_weights, num_classes)
     found = _find(os.fspath(model) if isinstance(model, os.PathLike) else model, chosen)
+    given = read_given(image_input, inputs, input_value)
     if found.onnx is not None:
-        found = _onnx_input(found, found.onnx, options)
+        found = _onnx_input(found, found.onnx, options, given)
+    elif found.module is not None:
+        found = replace(found, form=module_inputs(found.module, given))
     _check_classes(found, num_classes)
     module = None if found.module is None else settle(found.module, check=found.kind in ("module", "timm"))
     channels = found.channels or _channels(module, found, options)
@@ -135,12 +160,17 @@ def resolve(
         checkpoint_sha256=found.checkpoint_sha256,
         license=found.license,
         warnings=_doubts(module, found.name, chosen),
+        form=found.form or Form(""),
     )
 
 
 def _channels(module: Any, found: Loaded, options: dict[str, Any]) -> int:
+    from repedge.graph.export import Call
+
     said = {"GRAY": (1,), "RGB": (3,), "BGR": (3,)}.get(str(options.get("color")).upper(), ())
-    return channels_of(module, options.get("input_size", found.preprocess.size), said)
+    call = Call(module, found.form)
+    size = options.get("input_size", found.preprocess.size)
+    return channels_of(module, size, said, lambda image: call(image, *call.first()))
 
 
 def _doubts(module: nn.Module | None, name: str, chosen: WeightsFrom) -> tuple[str, ...]:
@@ -297,9 +327,9 @@ def _onnx(path: Path, chosen: WeightsFrom) -> Loaded:
     return Loaded(safe(path.stem), "onnx", Preprocess(), "", onnx=path)
 
 
-def _onnx_input(found: Loaded, path: Path, options: dict[str, Any]) -> Loaded:
+def _onnx_input(found: Loaded, path: Path, options: dict[str, Any], given: Given) -> Loaded:
     """Read the input's shape; a fixed size goes into ``options``, a free one must be there."""
-    image = read_onnx_input(path)
+    image = read_onnx_input(path, given)
     wanted = options.get("input_size")
     if wanted is None and not (image.height > 0 and image.width > 0):
         raise UserError(f"{path} leaves its input's height and width open; say which with --input-size HxW")
@@ -312,8 +342,11 @@ def _onnx_input(found: Loaded, path: Path, options: dict[str, Any]) -> Loaded:
             "leave --input-size out"
         )
     options["input_size"] = wanted or fixed
+    if image.form.pixels:  # the file normalises them itself
+        found = replace(found, preprocess=found.preprocess.model_copy(update=PIXELS))
     return replace(
         found,
+        form=image.form,
         channels=image.channels,
         description=f"ONNX file {path.name}, {image.nodes} nodes",
         checkpoint_sha256=sha256(path),

@@ -36,6 +36,7 @@ from repedge.passes.pads import explicit_pads, fold_pads, unify_pads
 from repedge.passes.pooling import spell_norm_pools, unify_global_pools
 from repedge.passes.reshapes import forward_slices, unify_gathers, unify_reshapes, unify_transposes
 from repedge.passes.simplifier import infer_shapes, run_onnxsim
+from repedge.photos.tensors import Tensors
 
 PREPARE: tuple[Pass, ...] = (
     inline_functions,  # first: no other pass looks into a function's body
@@ -133,13 +134,19 @@ def settle(model: ir.Model) -> None:
         prepare(model)
 
 
-def clean(model: ir.Model, real: Outcome | None = None, random: Outcome | None = None) -> Certificate:
+def clean(
+    model: ir.Model,
+    real: Outcome | None = None,
+    random: Outcome | None = None,
+    tensors: Tensors = Tensors(),  # noqa: B008 - it is never changed
+) -> Certificate:
     """Canonicalize, fuse and simplify; in place.
 
     Args:
         model: A float ONNX graph as it was exported or loaded.
         real, random: Inputs with what the unfused graph makes of them, to compare the fused one with;
             None leaves the end-to-end comparison out.
+        tensors: What the graph takes beside the image, from the first sample on in each run.
 
     Returns:
         The fusion certificate.
@@ -156,7 +163,7 @@ def clean(model: ir.Model, real: Outcome | None = None, random: Outcome | None =
     canonicalize(model)
     fused = fuse(model)
     simplify(model)
-    run = None if real is None and random is None else Session(model).run
+    run = None if real is None and random is None else tensors.from_first(Session(model).run)
     return certify(fused, before, count(model), run, real, random, parts)
 
 

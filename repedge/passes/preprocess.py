@@ -46,8 +46,8 @@ def fold_preprocess(model: ir.Model, pre: Preprocess, border: bool = False) -> i
     folded into its weights; else they are explicit operators: Sub and Mul, or for BGR one 1x1 Conv.
 
     Args:
-        model: A clean graph with one input [1, C, H, W]; it is not changed. All weights but the
-            first convolution's are shared with the copy.
+        model: A clean graph, whose first input is the image [1, C, H, W]; it is not changed. All weights
+            but the first convolution's are shared with the copy.
         pre: The preprocessing that the network was trained with.
         border: For graphs of batch 1 that are to be quantized with zero points: a padded first
             convolution reads the pixels in a border of the mean pixel.
@@ -79,8 +79,6 @@ def takes_pixels(model: ir.Model) -> bool:
 
 
 def _check(model: ir.Model, pre: Preprocess) -> None:
-    if len(model.graph.inputs) != 1:
-        raise UserError(f"preprocessing needs a model with one input, and this has {len(model.graph.inputs)}")
     value = model.graph.inputs[0]
     wanted = (1, pre.channels, *pre.size)
     if shape_of(value) != wanted:
@@ -236,6 +234,8 @@ def _set_input(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> N
 
 def _free_name(graph: ir.Graph, name: str, keep: ir.Value) -> None:
     """Rename the value (other than ``keep``) that has the name, if there is one."""
+    if any(value.name == name and value is not keep for value in graph.inputs):
+        raise UserError(f"an input beside the image is called {name!r}, as the image will be; rename it")
     values = [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]
     for value in values:
         if value.name == name and value is not keep:

@@ -23,6 +23,7 @@ from repedge.photos.arrays import check_inputs
 from repedge.photos.feed import Feed
 from repedge.photos.photos import Photos, open_photos
 from repedge.photos.sources import RANDOM, Item
+from repedge.photos.tensors import Tensors
 
 DEFAULT_COUNT = 64
 FEWEST = 8
@@ -122,10 +123,11 @@ class CalibrationImages:
             else:
                 yield np.clip(images.to_pixels(array, self._pre), 0, 255) if pixels else array
 
-    def feed(self, pixels: bool) -> Feed:
-        """The same as a `Feed`, made once for each form."""
+    def feed(self, pixels: bool, tensors: Tensors | None = None) -> Feed:
+        """The same as a `Feed`, with what goes beside the images, made once for each form."""
         if pixels not in self._feeds:
-            self._feeds[pixels] = Feed(self.batches(pixels), (self._pre.channels, *self._pre.size))
+            shape = (self._pre.channels, *self._pre.size)
+            self._feeds[pixels] = Feed(self.batches(pixels), shape, tensors)
         return self._feeds[pixels]
 
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from repedge.errors import UserError
+from repedge.photos.tensors import Tensors
 
 BATCH = 4
 """Images at a time: more would only push activations out of the processor's cache."""
@@ -17,9 +18,12 @@ BATCH = 4
 class Feed:
     """Float images [C, H, W], spooled to a temporary file as they first come.
 
+    Of a network that takes more, a row of numbers is given out for each image: `Tensors.rows`.
+
     Args:
         batches: Arrays float32 [N, C, H, W] of any N; read once, to the end.
-        shape: The network's input [C, H, W].
+        shape: The network's image [C, H, W].
+        tensors: What goes beside the images, in turn.
 
     Attributes:
         at_once: Images in a batch that is given out.
@@ -28,8 +32,11 @@ class Feed:
         UserError: A batch of another shape, values that are not finite, or no image at all.
     """
 
-    def __init__(self, batches: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, batches: Iterable[np.ndarray], shape: tuple[int, ...], tensors: Tensors | None = None
+    ) -> None:
         self.shape = tuple(shape)
+        self._tensors = tensors or Tensors()
         self.count = 0
         self.at_once = BATCH
         self._bytes = 4 * int(np.prod(self.shape))
@@ -73,4 +80,5 @@ class Feed:
 
     def _image(self, index: int) -> np.ndarray:
         self._file.seek(index * self._bytes)
-        return np.frombuffer(self._file.read(self._bytes), np.float32).reshape(self.shape)
+        image = np.frombuffer(self._file.read(self._bytes), np.float32).reshape(self.shape)
+        return self._tensors.rows(image[None], index)[0]

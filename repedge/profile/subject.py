@@ -11,7 +11,7 @@ from repedge import targets
 from repedge.bundle.folder import Bundle
 from repedge.bundle.manifest import MANIFEST
 from repedge.config import Preprocess
-from repedge.devices.protocol import SampleFile
+from repedge.devices.protocol import SampleFile, SampleTensor
 from repedge.errors import UserError
 from repedge.targets.base import Engine, Target
 
@@ -70,14 +70,28 @@ class Subject:
             pixels, layout = normalise(pixels, pre), "NCHW"
             if self.bundle.manifest.inputs[0].layout == "NHWC":
                 pixels, layout = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), "NHWC"
-        file.write_bytes(pixels.tobytes())
+        beside = self._beside(len(pixels))
+        file.write_bytes(pixels.tobytes() + b"".join(a.tobytes() for a in beside.values()))
         return SampleFile(
             path=str(file),
             dtype=pixels.dtype.name,
             shape=(1, *pixels.shape[1:]),
             count=len(pixels),
             layout=layout,
+            beside=tuple(
+                SampleTensor(name=name, dtype=a.dtype.name, shape=a.shape[1:]) for name, a in beside.items()
+            ),
         )
+
+    def _beside(self, count: int) -> dict[str, np.ndarray]:
+        """What a bundle's artifact takes beside the image, by its names, from the golden vectors."""
+        from repedge.bundle.golden import beside
+        from repedge.photos.tensors import Tensors
+
+        if self.bundle is None:
+            return {}
+        names = [t.name for t in self.bundle.manifest.inputs[1:]]
+        return Tensors(beside(self.bundle)).named(names).at(0, count)
 
     def _pixels(self, pre: Preprocess) -> list[np.ndarray]:
         from repedge.photos import images

@@ -169,7 +169,11 @@ def _check_target(b: Bundle, platform: Platform) -> None:
 def _check_outputs(b: Bundle) -> None:
     m = b.manifest
     if len(m.inputs) != 1 or not m.outputs:
-        raise UserError(f"bundle {b.path} has {len(m.inputs)} inputs; a package takes models with one image")
+        beside = ", ".join(t.name for t in m.inputs[1:])
+        raise UserError(
+            f"bundle {b.path} takes {beside or 'nothing'} beside its image, for which packages have no place "
+            "yet; compile with --input-value NAME=VALUE what it always holds, or load the artifact yourself"
+        )
     try:
         task_of(m).check_labels()
     except UserError as e:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from repedge import tasks
 from repedge.config import InputKind, Preprocess
 from repedge.errors import UserError
+from repedge.graph.values import shape_of
 from repedge.precision import THRESHOLDS, Precision, Threshold
 from repedge.scheme import QuantScheme
 from repedge.tasks.base import Task
@@ -104,12 +105,15 @@ class Runner(ABC):
     """An artifact opened in a real executor."""
 
     @abstractmethod
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run(self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
         """Run the artifact on a batch (looping over it where the batch size is fixed).
 
         Args:
             batch: For input kind ``uint8``, pixels uint8 [N, H, W, 3] in RGB order ([N, H, W, 1] for
                 GRAY); for ``float32``, the network's own input float32 [N, C, H, W].
+            tensors: What the artifact takes beside the image: name in the artifact's signature -> [N, ...],
+                the shape and type of the graph's input behind N. A target that takes the image alone (see
+                `Target.tensors`) is never given any, and may leave the parameter out.
 
         Returns:
             float32 outputs in the order and layout of the graph's outputs (NCHW where 4-D), each
@@ -119,11 +123,13 @@ class Runner(ABC):
             DeviceError: The runtime failed.
         """
 
-    def others(self, batch: np.ndarray) -> Mapping[str, list[np.ndarray]]:
+    def others(
+        self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE
+    ) -> Mapping[str, list[np.ndarray]]:
         """What comes of further ways in which the artifact may run elsewhere, held against the same limits.
 
         Args:
-            batch: As for `run`.
+            batch, tensors: As for `run`.
 
         Returns:
             A phrase for each way, such as ``with float16 rounding after every operator`` -> as `run`.
@@ -217,6 +223,8 @@ class Target(ABC):
     """Precisions with integers -> what these demand; see `repedge.scheme`."""
     thresholds: ClassVar[Mapping[Precision, Threshold]] = NONE
     """What words of the target's own promise, beside `repedge.precision.THRESHOLDS`."""
+    tensors: ClassVar[frozenset[str]] = frozenset()
+    """numpy's names of the types that inputs beside the image may have; empty: it takes the image alone."""
     options: ClassVar[Mapping[str, Option]] = NONE
     """By name: ``-O target.name=value``."""
     needs: ClassVar[tuple[str, ...]] = ()
@@ -233,6 +241,20 @@ class Target(ABC):
     @abstractmethod
     def unsupported(self, model: ir.Model) -> Sequence[Unsupported]:
         """Every node of the clean graph without a lowering; reads the same table that `compile` uses."""
+
+    def refused(self, model: ir.Model) -> list[Unsupported]:
+        """Inputs beside the image that the target doesn't take, and every node without a lowering."""
+        refused = [
+            Unsupported(
+                "input",
+                str(value.name),
+                f"no {tensor_spec(value).dtype} input beside the image goes there; say what it always holds "
+                f"with --input-value {value.name}=VALUE",
+            )
+            for value in model.graph.inputs[1:]
+            if tensor_spec(value).dtype not in self.tensors
+        ]
+        return [*refused, *self.unsupported(model)]
 
     @abstractmethod
     def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
@@ -308,6 +330,12 @@ class Target(ABC):
     def note(self) -> str:
         """What `repedge doctor` should say of the target on this machine; may be empty."""
         return ""
+
+
+def tensor_spec(value: ir.Value, name: str | None = None) -> TensorSpec:
+    """An input beside the image as an artifact has it that takes it as the graph does."""
+    dtype = "float32" if value.dtype is None else value.dtype.numpy().name
+    return TensorSpec(name or str(value.name), dtype, tuple(shape_of(value)))
 
 
 def beside(main: Path, names: Sequence[str]) -> list[Path]:

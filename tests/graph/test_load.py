@@ -197,7 +197,7 @@ def test_missing_files_and_folders(tmp_path):
 @pytest.mark.parametrize(
     ("proto", "message"),
     [
-        (model("y = Add(x, z)", "float[1,3,4,4] x, float[1,3,4,4] z", "float[1,3,4,4] y"), r"2 \(x, z\)"),
+        (model("y = Add(x, z)", "float[1,3,4,4] x, float[1,3,4,4] z", "float[1,3,4,4] y"), r"image \(x, z\)"),
         (model("y = Relu(x)", "float[1,3,4] x", "float[1,3,4] y"), "rank 3"),
         (model("y = Identity(x)", "int64[1,3,4,4] x", "int64[1,3,4,4] y"), "it must be float32"),
         (model("y = Relu(x)", "float[1,C,4,4] x", "float[1,C,4,4] y"), "channels .* not fixed"),

@@ -323,9 +323,11 @@ def test_onnx_with_open_axes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        ([[1, 224, 224, 3]], "channels first"),
+        ([[8, 3, 16, 16]], "batches of 8"),
         ([[1, 3, 8]], "3 axes"),
-        ([[1, 3, 8, 8], [1, 3, 8, 8]], "one input"),
+        ([[1, 3, 8, 8], [1, 3, 8, 8]], "--image-input"),
+        ([[1, 3, 8, 8], [1, 16]], "--input-value x1=VALUE"),
+        ([[1, 7], [1, 16]], "one input"),
         ([], "one input"),
         ([[1, 4, 8, 8]], "4 channels"),
     ],

@@ -232,8 +232,13 @@ def test_a_dynamic_input_is_refused():
 
 
 def test_what_targets_cannot_read_is_named():
-    with pytest.raises(UserError, match="2 inputs"):
-        passes.simplify(parse("g (float[1,3] x, float[1,3] z) => (float[1,3] y) { y = Add(x, z) }"))
+    image = "float[1,3,4,6] x"
+    with pytest.raises(UserError, match="'x' is FLOAT"):
+        passes.simplify(parse("g (float[1,3] x) => (float[1,3] y) { y = Relu(x) }"))
+    with pytest.raises(UserError, match="'z' is UINT16"):
+        passes.simplify(
+            parse(f"g ({image}, uint16[6] z) => (float[1,3,4,6] y) {{ f = CastLike(z, x)\n y = Add(x, f) }}")
+        )
     with pytest.raises(UserError, match="operator set 18"):
         passes.simplify(parse(f"{IO} {{ y = Relu(x) }}", opset=18))
 

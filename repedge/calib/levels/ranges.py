@@ -124,7 +124,7 @@ def ranges(
         raise UserError(f"there is no range rule {rule!r}; choose from {', '.join(RULES)}")
     plan = QuantPlan(scheme=scheme) if plan is None else plan
     placement = place(model, scheme, float_nodes)
-    pixels = takes_pixels(model)
+    pixels, image = takes_pixels(model), str(model.graph.inputs[0].name)
     levels = scheme.limits()[1] - scheme.limits()[0] if not scheme.weights_only else 0
     plan.tensors = {}
     for root, names in placement.groups().items():
@@ -136,7 +136,7 @@ def ranges(
             for n in names:
                 plan.tensors[n].scale, plan.tensors[n].zero_point = fixed.scale, fixed.zero_point
             continue
-        found = [_one(placement.values[n], pixels, stats, rule, factor, levels) for n in names]
+        found = [_one(placement.values[n], n == image and pixels, stats, rule, factor, levels) for n in names]
         why = max((w for _, _, w in found), key=len)
         plan.set_range(ties, min(f[0] for f in found), max(f[1] for f in found), why)
     return plan
@@ -148,7 +148,7 @@ def _one(
     array = const(value)
     if array is not None:
         return float(array.min()), float(array.max()), "values of a constant"
-    if pixels and value.is_graph_input():
+    if pixels:
         return 0.0, PIXEL_MAX, "pixels"  # whatever these photos hold; of scale 1, for 8 bits
     t = stats.tensors[str(value.name)]
     if value.is_graph_output() or value.is_graph_input():

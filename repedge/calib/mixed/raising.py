@@ -145,10 +145,8 @@ class _Walk:
         self._index = 0
 
     def _start(self, flipped: set[str]) -> list[Values]:
-        name = self.simulator.input
-        if (name in flipped) != self._rounds:
-            return [self.simulator.start(x) for x in self._batches()]
-        return [{name: torch.as_tensor(x)} for x in self._batches()]
+        rounded = {name for name in self.simulator.inputs if (name in flipped) != self._rounds}
+        return [self.simulator.start(x, rounded) for x in self._batches()]
 
     def advance(self) -> None:
         """Run the next step."""
@@ -220,7 +218,7 @@ class _Raising:
 
     def _first(self, layer: Layer, free: set[str]) -> int:
         """Index of the first step that a trial changes."""
-        if self.integers.simulator.input in free:
+        if free & set(self.integers.simulator.inputs):
             return 0
         changed = (
             i

@@ -24,11 +24,13 @@ def images_at_once(model: ir.Model) -> int:
 
     A graph of batch 1 may fold that axis into others (attention by a Reshape to constant sizes), move it
     (a text recognizer's [T, N, C]), or reduce it away. Where that can't be ruled out at a glance, two
-    images are run side by side and alone.
+    images are run side by side and alone. Inputs beside the image need have no axis for images at all.
 
     Args:
         model: A clean graph.
     """
+    if len(model.graph.inputs) > 1:
+        return 1
     return BATCH if all(map(_plain, model.graph)) or _apart(model) else 1
 
 

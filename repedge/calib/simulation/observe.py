@@ -158,7 +158,7 @@ def observe(
     simulator = Simulator(model)
     watch = _Watch(model, histograms, seed)
     found = {la.name: _MomentSum(la) for la in layers(model)} if moments else {}
-    values = [model.graph.inputs[0], *(v for n in model.graph for v in n.outputs)]
+    values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
     taps: dict[str, Any] = {
         str(v.name): watch.tap(v) if tensors is None or v.name in tensors else watch.glance(v)
         for v in values

@@ -99,6 +99,7 @@ class Simulator:
         keep: Names of values that are not dropped after their last reader.
 
     Attributes:
+        inputs: Names of the graph's inputs, the image first.
         steps: The nodes in order.
         constants: Initializers by name, weights already rounded.
         outputs: Names of the graph's outputs.
@@ -113,16 +114,17 @@ class Simulator:
         activations: bool = True,
         keep: Iterable[str] = (),
     ) -> None:
-        self.input = str(model.graph.inputs[0].name)
+        self._takes = {str(v.name): (shape_of(v), v.dtype) for v in model.graph.inputs}
+        self.inputs = tuple(self._takes)
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
         self._own_axis = {str(v.name) for v in model.graph.outputs if shape_of(v)[:1] == (1,)}
         self.constants = _constants(model)
         self.steps: list[Step] = []
-        self._input_rounding: Rounding | None = None
+        self._input_rounding: dict[str, Rounding] = {}
         rounding: dict[str, Rounding] = {}
         if plan is not None and activations:
             rounding = {n: Rounding.of(t, plan.scheme) for n, t in plan.tensors.items()}
-            self._input_rounding = rounding.get(self.input)
+            self._input_rounding = {n: rounding[n] for n in self.inputs if n in rounding}
             for name in rounding.keys() & self.constants.keys():
                 self.constants[name] = rounding[name](self.constants[name])
         if plan is not None and weights:
@@ -178,14 +180,32 @@ class Simulator:
                 return x if rounding is None else rounding(x)
         return x
 
-    def start(self, x: np.ndarray | torch.Tensor) -> Values:
+    def start(self, x: np.ndarray | torch.Tensor, rounded: Collection[str] | None = None) -> Values:
         """The values that are there before the first step.
 
         Args:
-            x: The network's input, float32 [N, C, H, W].
+            x: Images float32 [N, C, H, W]; for a graph of several inputs, one row of all their numbers (see
+                `repedge.photos.tensors.Tensors.rows`).
+            rounded: Names of inputs that are rounded, of those that the plan rounds; None for all of these.
         """
         tensor = torch.as_tensor(x)
-        return {self.input: self._input_rounding(tensor) if self._input_rounding else tensor}
+        values = {self.inputs[0]: tensor} if len(self.inputs) == 1 else self._taken_apart(tensor)
+        for name, rounding in self._input_rounding.items():
+            if rounded is None or name in rounded:
+                values[name] = rounding(values[name])
+        return values
+
+    def _taken_apart(self, row: torch.Tensor) -> Values:
+        """The inputs [their own shape] from one row [1, numbers]."""
+        sizes = [int(np.prod(shape)) for shape, _ in self._takes.values()]
+        if tuple(row.shape) != (1, sum(sizes)):
+            raise ValueError(f"a row of {sum(sizes)} numbers is needed, not {list(row.shape)}")
+        parts = row.reshape(-1).split(sizes)
+        return {
+            name: part.reshape(shape).to(torch.from_numpy(np.empty(0, dtype.numpy())).dtype)
+            for part, (name, (shape, dtype)) in zip(parts, self._takes.items(), strict=True)
+            if dtype is not None
+        }
 
     def run(self, x: np.ndarray | torch.Tensor, taps: Mapping[str, Tap] | None = None) -> list[torch.Tensor]:
         """Run a batch of any size that the graph keeps apart (`repedge.calib.simulation.batching`).
@@ -200,8 +220,9 @@ class Simulator:
         taps = taps or {}
         with torch.no_grad():
             values = self.start(x)
-            if self.input in taps:
-                taps[self.input](values[self.input])
+            for name in self.inputs:
+                if name in taps:
+                    taps[name](values[name])
             for step in self.steps:
                 self.advance(step, values, taps)
         return self.returned(values)

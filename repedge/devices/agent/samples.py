@@ -10,15 +10,18 @@ FREE = 224  # a dynamic image axis is measured at this size, a dynamic batch axi
 
 
 def prepare(inputs: list, spec: object) -> list:
-    """Sets of arrays, one array per input each; the samples go to the first 4-D input."""
+    """Sets of arrays, one array per input each; images go to the first 4-D input that is none beside them."""
     shapes = [_fixed(shape) for _, _, shape in inputs]
-    images = [None] if not isinstance(spec, dict) else list(_read(spec))
-    image_input = next((i for i, s in enumerate(shapes) if len(s) == 4), -1)
+    read, beside = ([None], {}) if not isinstance(spec, dict) else _read(spec)
+    images = list(read)
+    image_input = next((i for i, s in enumerate(shapes) if len(s) == 4 and inputs[i][0] not in beside), -1)
     sets = []
     for n, image in enumerate(images):
         arrays = []
-        for i, (_, dtype, _) in enumerate(inputs):
-            if i == image_input and image is not None and isinstance(spec, dict):
+        for i, (name, dtype, _) in enumerate(inputs):
+            if name in beside:
+                arrays.append(np.ascontiguousarray(beside[name][n].astype(dtype).reshape(shapes[i])))
+            elif i == image_input and image is not None and isinstance(spec, dict):
                 arrays.append(fit(image, shapes[i], np.dtype(dtype), spec.get("layout", "NHWC")))
             else:
                 arrays.append(_noise(shapes[i], np.dtype(dtype), seed=n))
@@ -34,12 +37,25 @@ def _fixed(shape: object) -> tuple:
     return tuple(d or (defaults[i] if i < 4 else 1) for i, d in enumerate(dims))
 
 
-def _read(spec: dict) -> np.ndarray:
-    shape = (int(spec["count"]), *(int(d) for d in spec["shape"]))
+def _read(spec: dict) -> tuple:
+    """The images, and name -> samples of what is beside them, all from one file."""
+    count, beside = int(spec["count"]), {}
     try:
-        return np.fromfile(spec["path"], dtype=np.dtype(spec["dtype"])).reshape(shape)
-    except (OSError, ValueError, TypeError) as e:
+        with open(spec["path"], "rb") as file:
+            images = _part(file, spec, count)
+            for tensor in spec.get("beside") or ():
+                beside[str(tensor["name"])] = _part(file, tensor, count)
+    except (OSError, ValueError, TypeError, KeyError) as e:
         raise AgentError(f"the input samples can't be read: {e}") from e
+    return images, beside
+
+
+def _part(file: object, spec: dict, count: int) -> np.ndarray:
+    shape = (count, *(int(d) for d in spec["shape"]))
+    size = 1
+    for side in shape:
+        size *= side
+    return np.fromfile(file, dtype=np.dtype(spec["dtype"]), count=size).reshape(shape)  # type: ignore[call-overload, no-any-return]
 
 
 def fit(sample: np.ndarray, shape: tuple, dtype: np.dtype, layout: str) -> np.ndarray:

@@ -45,10 +45,11 @@ class Builder:
         self._kept: list[Any] = []  # keeps constants alive: a key holds a memory address
         self._taken: set[str] = set()
 
-    def input(self, name: str, shape: Sequence[int]) -> ir.Value:
-        """A float32 graph input."""
+    def input(self, name: str, like: torch.Tensor) -> ir.Value:
+        """A graph input of the tensor's shape and type."""
         self._taken.add(name)
-        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        dtype = ir.DataType.from_numpy(like.numpy().dtype)
+        return ir.Value(name=name, shape=ir.Shape(tuple(like.shape)), type=ir.TensorType(dtype))
 
     def shape(self, i: int | None = None) -> tuple[int, ...]:
         """Shape of torch's result, or of its ``i``-th tensor."""

@@ -31,7 +31,8 @@ class Built:
 
     Attributes:
         program: ``coremltools.converters.mil.Program`` with one function, ``main``.
-        input: Name of the input, float32 [1, C, H, W].
+        input: Name of the image, float32 [1, C, H, W].
+        tensors: Names of the inputs beside it, in the order of the graph's.
         outputs: Names of the float32 outputs in the order of the graph's.
         scores: Index of the output whose softmax `PROBABILITIES`, the program's last output, is; or None.
     """
@@ -40,6 +41,7 @@ class Built:
     input: str
     outputs: tuple[str, ...]
     scores: int | None = None
+    tensors: tuple[str, ...] = ()
 
     @property
     def classifier(self) -> bool:
@@ -51,7 +53,7 @@ def build(model: ir.Model, dtype: Any, opset: Any, scores: int | None = None) ->
     """Lower a clean graph whose nodes all have a lowering.
 
     Args:
-        model: A clean graph with one input [1, C, H, W].
+        model: A clean graph; its first input is the image [1, C, H, W].
         dtype: ``np.float16`` or ``np.float32``: constants and computation. Input and outputs are float32.
         opset: A ``coremltools.target`` member.
         scores: Index of the output [1, classes] to add class probabilities over; None for none.
@@ -60,24 +62,25 @@ def build(model: ir.Model, dtype: Any, opset: Any, scores: int | None = None) ->
     from coremltools.converters.mil.mil import Function, Program, types
 
     graph = model.graph
-    if len(graph.inputs) != 1:
-        raise UserError(f"the graph has {len(graph.inputs)} inputs; an artifact takes exactly one")
     mb.name_count.clear()  # a counter of the class: without this, names depend on earlier conversions
-    source = graph.inputs[0]
-    input_name = identifier(str(source.name))
+    names = tuple(identifier(str(v.name)) for v in graph.inputs)
     outputs = tuple(identifier(str(v.name)) for v in graph.outputs)
-    _check_signature(input_name, outputs, scores is not None)
+    _check_signature(names, outputs, scores is not None)
 
-    placeholder = mb.placeholder(shape=shape_of(source), dtype=types.fp32)
+    placeholders = {
+        name: mb.placeholder(shape=shape_of(value), dtype=types.fp32)
+        for name, value in zip(names, graph.inputs, strict=True)
+    }
     import coremltools
 
     blockwise = opset >= coremltools.target.iOS18
-    c = Lowerer(mb, dtype, (input_name, *outputs, PROBABILITIES), first_weights(graph), blockwise)
-    with Function({input_name: placeholder}, opset_version=opset) as function:
-        x = function.inputs[input_name]
-        if c.dtype == np.float16:
-            x = mb.cast(x=x, dtype="fp16", name=c.unique(f"{input_name}_fp16"))
-        c.bind(source, x)
+    c = Lowerer(mb, dtype, (*names, *outputs, PROBABILITIES), first_weights(graph), blockwise)
+    with Function(placeholders, opset_version=opset) as function:
+        for name, value in zip(names, graph.inputs, strict=True):
+            x = function.inputs[name]
+            if c.dtype == np.float16:
+                x = mb.cast(x=x, dtype="fp16", name=c.unique(f"{name}_fp16"))
+            c.bind(value, x)
         wide = wide_nodes(graph)
         for node in graph:
             if qdq.weight(node.outputs[0]) is None:  # those are made where they are read
@@ -89,11 +92,11 @@ def build(model: ir.Model, dtype: Any, opset: Any, scores: int | None = None) ->
         function.set_outputs(results)
     program = Program()
     program.add_function("main", function)
-    return Built(program, input_name, outputs, scores)
+    return Built(program, names[0], outputs, scores, names[1:])
 
 
-def _check_signature(input_name: str, outputs: Sequence[str], classifier: bool) -> None:
-    names = [input_name, *outputs, *(("classLabel", "classLabel_probs") if classifier else ())]
+def _check_signature(inputs: Sequence[str], outputs: Sequence[str], classifier: bool) -> None:
+    names = [*inputs, *outputs, *(("classLabel", "classLabel_probs") if classifier else ())]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise UserError(

@@ -120,7 +120,8 @@ def save(built: Built, job: Job, opset: Any, package: Path, scratch: Path) -> No
     if job.input_kind == "uint8":
         layout = ct.colorlayout.RGB if shape[1] == 3 else ct.colorlayout.GRAYSCALE
         image = ct.ImageType(name=built.input, shape=shape, color_layout=layout, channel_first=True)
-        function.set_input_types((image,))
+        others = (ct.TensorType(name=n, shape=tuple(function.inputs[n].shape)) for n in built.tensors)
+        function.set_input_types((image, *others))
     classifier = None
     if built.classifier:
         classifier = ct.ClassifierConfig(distinct(job.labels), "classLabel", PROBABILITIES)
@@ -180,6 +181,8 @@ def _meaning(name: str, built: Built, job: Job) -> str:
         height, width = job.preprocess.size
         kind = "RGB" if job.preprocess.channels == 3 else "grayscale"
         return f"{kind} image of {width}x{height} pixels; it is normalised inside the model"
+    if name in built.tensors:
+        return f"The network's input {name!r} beside the image, float32"
     if name == "classLabel":
         return "The most probable class"
     if name == "classLabel_probs":

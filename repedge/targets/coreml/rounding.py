@@ -22,9 +22,9 @@ POINTWISE = frozenset({"Sub", "Add", "Mul", "Div"})
 
 
 def first_weights(graph: ir.Graph) -> set[ir.Value]:
-    """Weights of the convolutions that read the graph's input, directly or normalised."""
+    """Weights of the convolutions that read the graph's image, directly or normalised."""
     found: set[ir.Value] = set()
-    front = list(graph.inputs)
+    front = list(graph.inputs[:1])
     while front:
         for node, _ in front.pop().uses():
             if node.op_type in POINTWISE and any(const(v) is not None for v in node.inputs):

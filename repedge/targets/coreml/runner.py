@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from repedge.errors import DeviceError, RepedgeError
-from repedge.targets.base import Job, Runner
+from repedge.targets.base import NONE, Job, Runner
 
 EXECUTOR = "Core ML" if sys.platform == "darwin" else "repedge's MIL interpreter"
 """What runs packages on this host."""
@@ -22,13 +22,17 @@ class _PackageRunner(Runner):
     def __init__(self, outputs: Sequence[str]) -> None:
         self._outputs = list(outputs)
 
-    def _predict(self, item: np.ndarray) -> dict[str, Any]:
-        """Outputs for one image: uint8 [H, W, C], or float32 [C, H, W]."""
+    def _predict(self, item: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Outputs for one image, uint8 [H, W, C] or float32 [C, H, W], and what is beside it."""
         raise NotImplementedError
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run(self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
+        """See `Runner.run`."""
         try:
-            results = [self._predict(np.ascontiguousarray(item)) for item in batch]
+            results = [
+                self._predict(np.ascontiguousarray(item), {n: a[i] for n, a in tensors.items()})
+                for i, item in enumerate(batch)
+            ]
         except RepedgeError:
             raise
         except Exception as error:
@@ -50,11 +54,11 @@ class InterpreterRunner(_PackageRunner):
 
         super().__init__(outputs)
         self._program = load(path)
-        self._feature = self._program.inputs[0]
 
-    def _predict(self, item: np.ndarray) -> dict[str, Any]:
-        feed = item if self._feature.kind == "image" else item[None]
-        return self._program.run({self._feature.name: feed})
+    def _predict(self, item: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        feature = next(f for f in self._program.inputs if f.name not in tensors)
+        feed = item if feature.kind == "image" else item[None]
+        return self._program.run({feature.name: feed, **tensors})
 
 
 class CoreMLRunner(_PackageRunner):
@@ -65,13 +69,14 @@ class CoreMLRunner(_PackageRunner):
 
         super().__init__(outputs)
         self._model = import_coremltools().models.MLModel(str(path))
-        self._input = self._model.get_spec().description.input[0].name
+        self._takes = [f.name for f in self._model.get_spec().description.input]
         self._image = job.input_kind == "uint8"
 
-    def _predict(self, item: np.ndarray) -> dict[str, Any]:
+    def _predict(self, item: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        image = next(name for name in self._takes if name not in tensors)
         if not self._image:
-            return self._model.predict({self._input: item[None]})
+            return self._model.predict({image: item[None], **tensors})
         from PIL import Image
 
         pixels = item if item.shape[2] == 3 else item[..., 0]
-        return self._model.predict({self._input: Image.fromarray(pixels)})
+        return self._model.predict({image: Image.fromarray(pixels), **tensors})

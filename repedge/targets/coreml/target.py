@@ -27,6 +27,7 @@ from repedge.targets.base import (
     TensorSpec,
     Unsupported,
     in_words,
+    tensor_spec,
 )
 from repedge.targets.coreml.runner import EXECUTOR, CoreMLRunner, InterpreterRunner
 from repedge.targets.coreml.scheme import COREML_W8A8
@@ -70,6 +71,7 @@ class CoreML(Target):
     options: ClassVar[Mapping[str, Option]] = {
         "deployment_target": Option(f"{', '.join(REQUIRES)}: the oldest system to run on", choice(*REQUIRES)),
     }
+    tensors: ClassVar[frozenset[str]] = frozenset({"float32"})
     needs: ClassVar[tuple[str, ...]] = ("coremltools",)
     packages: ClassVar[tuple[str, ...]] = ("coremltools",)
     executor: ClassVar[str] = EXECUTOR
@@ -146,7 +148,10 @@ class CoreML(Target):
             save(built, job, opset, out / main, Path(scratch))
         return Artifact(
             main=main,
-            inputs=(_input_spec(built.input, shape_of(model.graph.inputs[0]), job),),
+            inputs=(
+                _input_spec(built.input, shape_of(model.graph.inputs[0]), job),
+                *map(tensor_spec, model.graph.inputs[1:], built.tensors),
+            ),
             outputs=tuple(
                 _output_spec(name, value)
                 for name, value in zip(built.outputs, model.graph.outputs, strict=True)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from repedge.errors import DeviceError
 from repedge.graph.values import const
-from repedge.targets.base import Runner
+from repedge.targets.base import NONE, Runner
 
 CHUNK = 16
 """Images that the runner passes at once, to bound memory."""
@@ -40,29 +40,33 @@ class ONNXRuntimeRunner(Runner):
         self._path, self._outputs, self._threads = path, list(outputs), threads
         self._cuda = "CUDAExecutionProvider" in ort.get_available_providers()
         self._session = _session(path, path.name, threads, self._cuda)
-        self._input = self._session.get_inputs()[0].name
+        self._input = self._session.get_inputs()[0].name  # the image comes first
         first = self._session.get_inputs()[0].shape[0]
         self._fixed = first if isinstance(first, int) else 0
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run(self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
         """See `Runner.run`."""
-        return self._run(self._session, batch)
+        return self._run(self._session, batch, tensors)
 
-    def others(self, batch: np.ndarray) -> Mapping[str, list[np.ndarray]]:
+    def others(
+        self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE
+    ) -> Mapping[str, list[np.ndarray]]:
         """See `Runner.others`: a float16 file on a CPU, rounded as on a GPU."""
         model = None if self._cuda else rounding(self._path)
         if model is None:
             return {}
         source = ir.to_proto(model).SerializeToString()
-        return {ROUNDED: self._run(_session(source, self._path.name, self._threads, False), batch)}
+        session = _session(source, self._path.name, self._threads, False)
+        return {ROUNDED: self._run(session, batch, tensors)}
 
-    def _run(self, session: Any, batch: np.ndarray) -> list[np.ndarray]:
-        parts, step = [], self._fixed or CHUNK
+    def _run(self, session: Any, batch: np.ndarray, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        parts, step = [], 1 if tensors else self._fixed or CHUNK  # tensors have no axis for images
         for i in range(0, len(batch), step):
             chunk = batch[i : i + step]
             missing = self._fixed - len(chunk) if self._fixed else 0
             filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
             feeds = {self._input: np.ascontiguousarray(filled)}
+            feeds |= {name: np.ascontiguousarray(array[i]) for name, array in tensors.items()}
             try:
                 parts.append([y[: len(chunk)] for y in session.run(self._outputs, feeds)])
             except Exception as error:  # onnxruntime raises a class of its own for each status code

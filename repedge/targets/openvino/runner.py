@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from repedge.errors import DeviceError
-from repedge.targets.base import Runner
+from repedge.targets.base import NONE, Runner
 from repedge.targets.openvino.importing import import_openvino
 
 
@@ -25,16 +25,20 @@ class OpenVINORunner(Runner):
         try:
             compiled = openvino.Core().compile_model(path, "CPU", config)
             self._ports = [compiled.output(name) for name in outputs]
+            self._takes = [port.get_any_name() for port in compiled.inputs]
             self._request = compiled.create_infer_request()
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO could not load {path.name}: {_first_line(error)}") from error
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run(self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
         """See `Runner.run`."""
+        image = next((name for name in self._takes if name not in tensors), "")
         results: list[list[np.ndarray]] = [[] for _ in self._ports]
         for i in range(len(batch)):
             try:
-                self._request.infer([np.ascontiguousarray(batch[i : i + 1])])
+                feeds = {image: np.ascontiguousarray(batch[i : i + 1])}
+                feeds |= {name: np.ascontiguousarray(array[i]) for name, array in tensors.items()}
+                self._request.infer(feeds)
             except RuntimeError as error:
                 raise DeviceError(f"OpenVINO failed to run: {_first_line(error)}") from error
             for found, port in zip(results, self._ports, strict=True):

@@ -23,7 +23,17 @@ from repedge.graph.values import shape_of
 from repedge.precision import Precision
 from repedge.scheme import W8A32, QuantScheme
 from repedge.targets import qdq
-from repedge.targets.base import Artifact, Engine, Job, Runner, Target, TensorSpec, Unsupported, in_words
+from repedge.targets.base import (
+    Artifact,
+    Engine,
+    Job,
+    Runner,
+    Target,
+    TensorSpec,
+    Unsupported,
+    in_words,
+    tensor_spec,
+)
 from repedge.targets.openvino import ops
 from repedge.targets.openvino.build import Builder
 from repedge.targets.openvino.importing import import_openvino
@@ -52,6 +62,7 @@ class OpenVINO(Target):
     suffix: ClassVar[str] = ".xml"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32", "w8a8", "w8a32")
     schemes: ClassVar[Mapping[Precision, QuantScheme]] = {"w8a8": OPENVINO_W8A8, "w8a32": W8A32}
+    tensors: ClassVar[frozenset[str]] = frozenset({"float32", "int32", "int64"})
     needs: ClassVar[tuple[str, ...]] = ("openvino",)
     packages: ClassVar[tuple[str, ...]] = ("openvino",)
     executor: ClassVar[str] = "OpenVINO on the CPU, computing in f32"
@@ -104,7 +115,7 @@ class OpenVINO(Target):
         with foreign_writer(path.name):
             openvino.save_model(lowered, path, compress_to_fp16=False)
         _slim(path)
-        inputs = (_input_spec(model, job),)
+        inputs = (_input_spec(model, job), *map(tensor_spec, model.graph.inputs[1:]))
         outputs = tuple(_output_spec(v) for v in model.graph.outputs)
         return Artifact(Path(path.name), inputs, outputs, requires={"OpenVINO": ">=2023.3"})
 
@@ -126,7 +137,9 @@ def _lower(model: ir.Model, job: Job) -> Any:
     openvino = import_openvino()
 
     b = Builder()
-    parameter, done = lower_input(b, model.graph.inputs[0], job.input_kind)
+    image, *tensors = model.graph.inputs
+    parameter, done = lower_input(b, image, job.input_kind)
+    parameters = [parameter, *(_parameter(b, value) for value in tensors)]
     for node in model.graph:
         if node in done or qdq.weight(node.outputs[0]) is not None:
             continue  # a weight is made where it is read
@@ -143,9 +156,18 @@ def _lower(model: ir.Model, job: Job) -> Any:
         if layout := LAYOUTS.get(len(shape_of(value))):
             result.set_layout(openvino.Layout(layout))
         results.append(result)
-    lowered_model = openvino.Model(results, [parameter], job.name)
+    lowered_model = openvino.Model(results, parameters, job.name)
     _name_the_rest(lowered_model)
     return lowered_model
+
+
+def _parameter(b: Builder, value: ir.Value) -> Any:
+    """An input beside the image, as the graph has it."""
+    spec = tensor_spec(value)
+    parameter = b.ops.parameter(list(spec.shape), np.dtype(spec.dtype), name=spec.name)
+    b.values[spec.name] = parameter.output(0)
+    parameter.output(0).get_tensor().set_names({spec.name})
+    return parameter
 
 
 NUMBERED = ("Constant", "Convert", "Multiply", "Add")

@@ -84,7 +84,7 @@ def metadata(job: Job, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpe
     """
     labelled = _labelled(job, outputs)
     graph = {
-        2: [_input(job, spec) for spec in inputs],
+        2: [_input(job, inputs[0]), *({0: s.name, 3: {0: Byte(_FEATURE), 1: {}}} for s in inputs[1:])],
         3: [_output(spec, i == labelled) for i, spec in enumerate(outputs)],
     }
     texts = {0: job.name, 1: job.description, 2: job.version, 4: job.author, 5: job.license}

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from repedge.errors import DeviceError
-from repedge.targets.base import Runner
+from repedge.targets.base import NONE, Runner
 
 RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 """In order of preference; both hold the same Interpreter class."""
@@ -80,7 +80,7 @@ class TFLiteRunner(Runner):
         self._channels_first = channels_first
         try:
             signature = self._interpreter.get_signature_runner(_SIGNATURE)
-            self._input = next(iter(signature.get_input_details().values()))
+            self._takes = signature.get_input_details()
             details = signature.get_output_details()
         except (ValueError, StopIteration) as error:
             raise DeviceError(f"{path} has no usable signature {_SIGNATURE!r}: {error}") from error
@@ -89,22 +89,39 @@ class TFLiteRunner(Runner):
             raise DeviceError(f"{path} has no output {', '.join(missing)}; it has {', '.join(details)}")
         self._outputs = [details[name]["index"] for name in outputs]
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run(self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
         """See `Runner.run`."""
         if self._channels_first and batch.ndim == 4:
             batch = batch.transpose(0, 2, 3, 1)
-        rows = [self._one(batch[i : i + 1]) for i in range(len(batch))]
+        image = self._image(tensors)
+        rows = [
+            self._one({image: batch[i : i + 1], **{n: a[i] for n, a in tensors.items()}})
+            for i in range(len(batch))
+        ]
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
-    def _one(self, image: np.ndarray) -> list[np.ndarray]:
-        expected = tuple(map(int, self._input["shape"]))
-        if image.shape != expected or image.dtype != self._input["dtype"]:
+    def _image(self, tensors: Mapping[str, np.ndarray]) -> str:
+        """The input that is none of the tensors."""
+        free = [name for name in self._takes if name not in tensors]
+        if len(free) != 1 or len(self._takes) != len(tensors) + 1:
             raise DeviceError(
-                f"the artifact takes {np.dtype(self._input['dtype']).name} {list(expected)}, "
-                f"but was given {image.dtype.name} {list(image.shape)}"
+                f"the artifact takes {', '.join(self._takes)}, but was given an image"
+                + "".join(f" and {name}" for name in tensors)
             )
+        return free[0]
+
+    def _one(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        for name, given in feeds.items():
+            taken = self._takes[name]
+            expected = tuple(map(int, taken["shape"]))
+            if given.shape != expected or given.dtype != taken["dtype"]:
+                raise DeviceError(
+                    f"the artifact takes {np.dtype(taken['dtype']).name} {list(expected)}, "
+                    f"but was given {given.dtype.name} {list(given.shape)}"
+                )
         try:
-            self._interpreter.set_tensor(self._input["index"], np.ascontiguousarray(image))
+            for name, given in feeds.items():
+                self._interpreter.set_tensor(self._takes[name]["index"], np.ascontiguousarray(given))
             self._interpreter.invoke()
             found = [self._interpreter.get_tensor(index) for index in self._outputs]
         except (RuntimeError, ValueError) as error:

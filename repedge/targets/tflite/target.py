@@ -32,6 +32,7 @@ from repedge.targets.base import (
     TensorSpec,
     Unsupported,
     in_words,
+    tensor_spec,
 )
 from repedge.targets.options import boolean
 from repedge.targets.tflite.layout import natural, stored
@@ -65,6 +66,7 @@ class TFLite(Target):
         "w8a16": TFLITE_W8A16,
         "w8a32": W8A32,
     }
+    tensors = frozenset({"float32"})
     options: ClassVar[Mapping[str, Option]] = {
         "dynamic": Option(
             "true: round the input of dense layers to 8 bits at run time", boolean, precisions=("w8a32",)
@@ -119,10 +121,13 @@ class TFLite(Target):
             _LAYERS if job.options.get("dynamic", False) else ("Gemm",) if job.precision == "w8a8" else ()
         )
         c = Emitter(Writer(), job.precision == "fp16", graph.quants, dynamic=dynamic)
-        inputs = {v.name or "": _input(c, v, job) for v in graph.model.graph.inputs}
+        image, *tensors = graph.model.graph.inputs
+        inputs = {image.name or "": _input(c, image, job)}
+        inputs |= {v.name or "": c.write(v, tuple(range(len(shape_of(v))))) for v in tensors}
         _lower(c, graph.model.graph)
         outputs = _outputs(c, graph.model.graph, set(inputs.values()))
         takes, gives = _specs(c, inputs), _specs(c, outputs)
+        takes = (takes[0], *map(tensor_spec, tensors))
         runtime = c.writer.min_runtime()
         metadata = {
             "min_runtime_version": runtime.encode().ljust(16, b"\0"),
@@ -160,7 +165,7 @@ def _prepared(model: ir.Model, job: Job) -> IntegerGraph:
     from repedge.targets.tflite.ops import MAX_RANK
 
     quantized = is_quantized(model)
-    folded = quantized and [v.name for v in model.graph.inputs] == [IMAGE]
+    folded = quantized and model.graph.inputs[0].name == IMAGE
     if job.input_kind == "uint8" and not folded:
         model = fold_preprocess(model, job.preprocess)
     model = fit_rank(model, MAX_RANK)

@@ -66,7 +66,7 @@ def check_integers(graph: IntegerGraph, precision: str, pixels: bool) -> None:
     if wanted is None and activations:
         name = next(iter(activations)).name
         raise UserError(f"tflite {precision} has float activations, but the graph quantizes {name!r}")
-    for value in graph.model.graph.inputs if pixels else ():
+    for value in graph.model.graph.inputs[:1] if pixels else ():
         for use in value.uses():
             quant = graph.quants.get(use.node.outputs[0]) if use.node.op_type == "QuantizeLinear" else None
             if quant is not None and quant.reals[1] < _BRIGHT:
