@@ -32,6 +32,7 @@ from repedge.passes.dense import unify_dense, widen_vectors
 from repedge.passes.fusion.certificate import Certificate, Outcome, certify
 from repedge.passes.fusion.fuse import fuse
 from repedge.passes.lines import widen_lines
+from repedge.passes.order import fold_orders
 from repedge.passes.pads import explicit_pads, fold_pads, unify_pads
 from repedge.passes.pooling import spell_norm_pools, unify_global_pools
 from repedge.passes.reshapes import forward_slices, unify_gathers, unify_reshapes, unify_transposes
@@ -68,6 +69,7 @@ CANONICALIZE: tuple[Pass, ...] = (
     fold_pads,  # before fusing: branches must read the same tensor
     widen_vectors,  # before unify_dense: it makes matrices of vectors
     unify_dense,  # before fusing: a distillation head is a mean of two Gemms
+    fold_orders,  # before fusing: what is ahead of a layer may merge with it then
 )
 """What makes linear structure visible to `repedge.passes.fusion.fuse`."""
 

@@ -37,6 +37,16 @@ def test_backward_slices_are_gathers(out, bounds, expected):
     assert ops(simplified(net(out, "y = Slice(x, s, e, a, t)", **bounds), atol=0)) == expected
 
 
+@pytest.mark.parametrize(
+    ("channels", "expected"), [([3, 2, 0, 1], ["Conv"]), ([0, 1, 2, 2], ["Gather", "Conv"])]
+)
+def test_channels_in_another_order_are_weights_in_that_order(channels, expected):
+    weight = np.random.default_rng(0).standard_normal((5, 4, 3, 3)).astype(np.float32)
+    text = f"""g (float[1,4,6,8] x, float[5,4,3,3] w) => (float[1,5,4,6] y)
+    {{ i = Constant<value_ints={channels}>() a = Gather<axis=1>(x, i) y = Conv(a, w) }}"""
+    assert ops(simplified(text, {"w": weight}, atol=1e-5)) == expected
+
+
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
 @pytest.mark.parametrize(
     ("out", "pads", "axes"),
