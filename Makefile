@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The tests start Python often: bytecode that is kept halves their time, whatever this shell says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast lint bench env clean
+.PHONY: demo test test-fast fuzz kills lint bench env clean
 
 demo: env  ## compile and verify the bundled model for all four targets
 	$(BIN)/repedge compile -t coreml -t tflite -t openvino -t gpu --out build/demo --force
@@ -16,6 +16,12 @@ test: env $(VENV)-tflite-runtime/done  ## run the tests
 
 test-fast: env  ## the tests of a minute
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+fuzz: env  ## 10,000 damaged and crafted files, about half an hour
+	$(BIN)/python tests/fuzz/campaign.py --count 10000
+
+kills: env  ## 500 times kill -9, about half an hour
+	$(BIN)/python tests/fuzz/kills.py --count 500
 
 lint: env  ## style, types and import directions
 	$(BIN)/ruff check .

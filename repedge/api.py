@@ -353,14 +353,13 @@ def _evaluate_bundle(
     bundle: Bundle, data: Any, inputs: Any, limit: int | None, threads: int | None,
     progress: Callable[[int, int], None],
 ) -> evaluation.Accuracy:  # fmt: skip
-    from repedge.graph.run import Session
     from repedge.judge.beside import artifact_run, tensors_of
 
     m = bundle.manifest
     beside = tensors_of(bundle, inputs)
     _, runner = verification.open_bundle(bundle, threads)
     run = artifact_run(bundle, beside, runner.run)
-    reference = beside.along(Session(bundle.reference).run) if bundle.reference else None
+    reference = beside.along(verification.open_reference(bundle)) if bundle.reference else None
 
     def forward(pixels: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
         return run(pixels if m.input_kind == "uint8" else x)

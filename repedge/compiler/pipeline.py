@@ -125,6 +125,7 @@ def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Cloc
 
     with clock.stage("export"):
         graph = source.graph()
+        passes.require_known_sizes(graph)
     outputs = tuple(str(v.name) for v in graph.graph.outputs)
     task = tasks.of_graph(graph, source.labels, request.task, parts_of(graph))
     task.check_labels()

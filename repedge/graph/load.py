@@ -243,6 +243,17 @@ def _half_to_float(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrInt64(name, int(single))
 
 
+def check_file(path: Path) -> None:
+    """Fail where a file that is to be run as it is is no graph, or would not fit into memory.
+
+    Raises:
+        UserError: Says why.
+    """
+    model = _read(path)
+    _check_external_data(model, path)
+    _infer_shapes(model, path)
+
+
 def computes_in_half(path: str | os.PathLike) -> bool:
     """Whether the file has float16 weights or casts to float16."""
     graph = _read(Path(path)).graph
@@ -259,6 +270,8 @@ def _infer_shapes(model: ir.Model, path: Any) -> None:
             value.shape = None
     try:
         found = with_small_proto(model, inferred)
+    except UserError as error:
+        raise UserError(f"{path} is too large: {error}") from error
     except Exception as error:
         raise UserError(f"the shapes of {path} do not fit together: {first_line(error)}") from error
     known = {v.name: v for v in (*found.graph.value_info, *found.graph.output)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from repedge.graph import wire
+from repedge.graph import bounds, wire
 
 if TYPE_CHECKING:
     import onnx
@@ -101,13 +101,17 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises:
         onnx.shape_inference.InferenceError: Shapes contradict each other.
+        UserError: A value would not fit into memory.
     """
     import onnx.shape_inference
 
     for imported in proto.opset_import:
         if imported.domain in ("", "ai.onnx") and imported.version == 20:
             imported.version = 22
-    return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    follow = bounds.is_short(proto.graph)
+    found = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=follow)
+    bounds.check_sizes(found.graph)
+    return found
 
 
 def first_line(error: BaseException) -> str:

@@ -227,12 +227,10 @@ def _photos(given: Any, pres: set[Preprocess]) -> tuple[Photos, str]:
 @contextlib.contextmanager
 def _players(bundles: Sequence[Bundle], threads: int | None) -> Iterator[list[_Player]]:
     """Everyone who takes part, open; float references that are the same file once."""
-    from repedge.graph.run import Session
-
     floats: dict[tuple[str, Preprocess], _Player] = {}
     for b in bundles:
         if b.reference is not None and _reference(b) not in floats:
-            run = tensors_of(b).along(Session(b.reference, threads).run)
+            run = tensors_of(b).along(verification.open_reference(b, threads))
             floats[_reference(b)] = _Player(f"{b.manifest.name} float", b, "float32", run, is_float=True)
     order = list(floats)
     players = list(floats.values())

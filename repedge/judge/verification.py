@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -139,7 +139,6 @@ def verify_bundle(
     from repedge.graph.inputs import Form
     from repedge.graph.load import load_onnx
     from repedge.graph.resolution import resolution
-    from repedge.graph.run import Session
 
     check_count(count)
     bundle = Bundle.open(path, allow_unverified=True)  # it is what verification is about
@@ -152,7 +151,7 @@ def verify_bundle(
     found = samples.from_photos(photos, task, pre, count)
     pixels = found.pixels(pre)
     x, beside = images.normalise(pixels, pre), tensors_of(bundle, inputs)
-    reference = beside.from_first(Session(reference_file).run)(x)
+    reference = beside.from_first(open_reference(bundle))(x)
     target, runner = open_bundle(bundle)
     batch = pixels if m.input_kind == "uint8" else x
     agreement = compare(task, artifact_run(bundle, beside, runner.run)(batch), reference)
@@ -174,6 +173,28 @@ def _steps(manifest: Manifest) -> list[float]:
     if not isinstance(found, list) or len(found) != len(manifest.outputs):
         return []
     return [float(v) for v in found] if all(isinstance(v, (int, float)) for v in found) else []
+
+
+def open_reference(bundle: Bundle, threads: int | None = None) -> Callable[..., list[np.ndarray]]:
+    """What runs the float reference graph of a bundle that has one, as `repedge.graph.run.Session.run`.
+
+    Raises:
+        UserError: The file is no graph, or one that does not run; that is found while it runs, too.
+    """
+    from repedge.graph.load import check_file
+    from repedge.graph.run import Session, as_brought
+
+    assert bundle.reference is not None, "asked of bundles that have one"
+    what = f"the float reference of {bundle.path}"
+    check_file(bundle.reference)
+    with as_brought(what):
+        session = Session(bundle.reference, threads)
+
+    def run(*given: Any) -> list[np.ndarray]:
+        with as_brought(what):
+            return session.run(*given)
+
+    return run
 
 
 def check_count(count: int) -> None:

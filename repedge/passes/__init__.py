@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from repedge.errors import UserError
 from repedge.graph.check import check_clean
 from repedge.graph.parts import parts_of
 from repedge.graph.values import shape_of
@@ -134,6 +135,25 @@ def settle(model: ir.Model) -> None:
     """
     if any(v.shape is None or not v.shape.is_static() for node in model.graph for v in node.outputs):
         prepare(model)
+
+
+def require_known_sizes(model: ir.Model) -> None:
+    """Fail where running the graph may take any amount of memory; the graph stays as it is.
+
+    Raises:
+        UserError: The shape of a value hangs on what other values are, or as `prepare`.
+    """
+    if all(v.shape is not None and v.shape.is_static() for node in model.graph for v in node.outputs):
+        return
+    model = model.clone()
+    prepare(model)
+    for node in model.graph:
+        for v in node.outputs:
+            if v.shape is None or not v.shape.is_static():
+                raise UserError(
+                    f"the {node.op_type} node {node.name!r} gives a tensor whose shape is not known before "
+                    "it runs; a compiled network has fixed shapes"
+                )
 
 
 def clean(

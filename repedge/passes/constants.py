@@ -20,6 +20,17 @@ NEVER_FOLDED = frozenset(
 MAX_GROWTH = 1 << 20
 """A folded result may be this many elements larger than what it was computed from (Expand, Tile, ...)."""
 
+MAX_FOLDED = 1 << 26
+"""All results together may have this many elements, and `TIMES` as many as the graph's weights had."""
+
+TIMES = 8
+
+BOUNDED = frozenset({"NonZero", "Unique", "Compress"})
+"""Operators whose result is not much larger than their operands, though its shape hangs on their values."""
+
+FOLDED = "repedge.folded"
+"""In a model's ``meta``: how many elements may still be folded."""
+
 
 def inline_functions(model: ir.Model) -> int:
     """Replace calls of model-local functions by their bodies."""
@@ -72,7 +83,7 @@ def fold_constants(model: ir.Model) -> int:
 
     Constants are fed to it, not serialised. Results much larger than what they come from stay computed.
     """
-    foldable = _constant_nodes(model.graph)
+    foldable = _affordable(model, _constant_nodes(model.graph))
     if not foldable:
         return 0
     arrays = _evaluate(model, foldable)
@@ -162,8 +173,27 @@ def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _grows(node: ir.Node, inputs: list[ir.Value]) -> bool:
+    """Whether a result is, or may be, much larger than its operands.
+
+    Where the shape hangs on an operand that is computed, too, the next round of inference knows it.
+    """
+    known = all(v.shape is not None and v.shape.is_static() for v in node.outputs if v.name)
     out = sum(_size(v) for v in node.outputs)
-    return out > MAX_GROWTH + sum(_size(v) for v in inputs)
+    return out > MAX_GROWTH + sum(_size(v) for v in set(inputs)) or not (known or node.op_type in BOUNDED)
+
+
+def _affordable(model: ir.Model, nodes: list[ir.Node]) -> list[ir.Node]:
+    """The first of the nodes, as long as their results are not too much together, now and in other rounds."""
+    left = model.meta.setdefault(
+        FOLDED, MAX_FOLDED + TIMES * sum(_size(v) for v in model.graph.initializers.values())
+    )
+    for i, node in enumerate(nodes):
+        left -= sum(_size(v) for v in node.outputs)
+        if left < 0:
+            nodes = nodes[:i]
+            break
+        model.meta[FOLDED] = left
+    return nodes
 
 
 def _size(value: ir.Value) -> int:

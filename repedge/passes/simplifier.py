@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BIG_BYTES = 1024
 """Initializers above this are kept out of the protobuf; shape vectors and scalars are far below it."""
 
+LARGEST_FOLDED = "64MB"
+"""onnxsim computes no constants above this ahead."""
+
 ONNXSIM_OPS = ("If", "Loop", "Scan", "Shape", "Size", "NonZero", "Range", "ConstantOfShape")
 """Control flow and shape arithmetic: what onnxsim may resolve where repedge's own folding did not."""
 
@@ -47,6 +50,8 @@ def infer_shapes(model: ir.Model) -> int:
         return 0
     try:
         found = ir.serde.deserialize_model(inferred(_light_proto(model)))
+    except UserError:
+        raise
     except Exception as err:
         raise UserError(f"the shapes in the graph {model.graph.name!r} contradict each other: {err}") from err
     shapes = ir.convenience.create_value_mapping(found.graph)
@@ -79,7 +84,10 @@ def run_onnxsim(model: ir.Model) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for --json
             simplified, _ = onnxsim.simplify(
-                _light_proto(model), check_n=0, skipped_optimizers=list(SKIPPED_OPTIMIZERS)
+                _light_proto(model),
+                check_n=0,
+                skipped_optimizers=list(SKIPPED_OPTIMIZERS),
+                tensor_size_threshold=LARGEST_FOLDED,
             )
     except Exception as err:
         raise UserError(f"onnxsim can't simplify the graph {model.graph.name!r}: {err}") from err

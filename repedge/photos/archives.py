@@ -200,7 +200,7 @@ def _header(label: str, file: IO[bytes], size: int) -> _Header:
         shape, fortran, dtype = readers[version](file)
         if any(n < 0 for n in shape):
             raise ValueError(f"its shape is {list(shape)}")
-    except ValueError as e:
+    except Exception as e:  # numpy parses it as Python, and what that raises is not documented
         raise UserError(f"{label} can't be read ({e})") from e
     if dtype.hasobject:
         raise UserError(f"{label} holds Python objects, that is a pickle, which is never loaded")
