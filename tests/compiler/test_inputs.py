@@ -20,7 +20,7 @@ from repedge.models.source import resolve
 from repedge.photos.images import normalise
 from repedge.ship.package import ship
 
-TARGETS = ("tflite", "coreml", "openvino")
+TARGETS = ("tflite", "coreml", "openvino", "gpu")
 PHOTOS = [
     (np.clip(p[:, :24, :24] * 0.2 + 0.45, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     for p in images(40, 48)
@@ -142,6 +142,16 @@ def test_a_budget_is_judged_with_the_samples(tmp_path: Path) -> None:
     bundle = build("openvino", tmp_path, "w8a8", max_kl=0.5, eval_data=PHOTOS[:20], calib_count=20)
     assert bundle.manifest.quantization["budget"]["met"]
     assert bundle.manifest.quantization["budget"]["score"]["sqnr_db"] > 25
+
+
+@pytest.mark.slow
+def test_several_precisions_of_one_run_do_not_meet(tmp_path: Path) -> None:
+    report = repedge.compile(
+        Prompted().eval(), input_size=24, targets=["gpu", "tflite"], precisions=["fp32", "fp16"],
+        out=tmp_path, images=PHOTOS[:8], inputs={"scale": SCALES, "centres": CENTRES}, input_kind="float32",
+    )  # fmt: skip
+    assert report.passed
+    assert [b.precision for b in report.bundles] == ["fp32", "fp16"] * 2
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from repedge.targets.base import (
     TensorSpec,
     Unsupported,
     in_words,
+    tensor_spec,
 )
 from repedge.targets.gpu import triton
 from repedge.targets.gpu.file import external_files, save
@@ -228,6 +229,7 @@ class GPU(Target):
             ("w8a8",),
         ),
     }
+    tensors: ClassVar[frozenset[str]] = frozenset({"float32", "int32", "int64"})
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     executor: ClassVar[str] = "ONNX Runtime"
@@ -275,7 +277,7 @@ class GPU(Target):
         self._refuse(qdq.prepare(model), ORT_TABLE if ort else TABLE)
         model = qdq.prepare(model, integer_constants=ort)
         batched, count, why = _batched(weigh_resizes(model), job.options.get("batch"))
-        inputs = (_input_spec(model, job, count),)
+        inputs = (_input_spec(model, job, count), *map(tensor_spec, model.graph.inputs[1:]))
         outputs = tuple(_output_spec(value, count) for value in model.graph.outputs)
         served = triton.Served(
             triton.model_name(job.name),
@@ -341,6 +343,13 @@ def _batched(model: ir.Model, wanted: int | None) -> tuple[ir.Model, int, tuple[
     """The graph for ``wanted`` images or any number, how many (-1: any), and a note where it had to be 1."""
     from repedge.passes.batch import dynamic_batch, fixed_batch
 
+    beside = [str(value.name) for value in model.graph.inputs[1:]]
+    if beside and (wanted or 1) > 1:
+        raise UserError(
+            f"a file that takes {', '.join(beside)} beside the image takes one image; leave batch out"
+        )
+    if beside:
+        return model.clone(), 1, (f"the file takes one image at a time, with {', '.join(beside)} beside it",)
     try:
         if wanted is not None:
             return fixed_batch(model, wanted), wanted, ()

@@ -6,7 +6,8 @@ types. Casts stand at the graph's ends and around norms, which stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -83,7 +84,7 @@ def enter(graph: ir.Graph, pixels: bool, half: bool) -> None:
     """Put in front what turns the artifact's input into the network's.
 
     Args:
-        graph: Its one input is float32 [N, C, H, W].
+        graph: Its first input is float32 [N, C, H, W]; there may be tensors beside it.
         pixels: Take uint8 [N, H, W, C] instead, under the same name.
         half: The network wants float16.
     """
@@ -101,10 +102,20 @@ def enter(graph: ir.Graph, pixels: bool, half: bool) -> None:
         made.append(
             ir.node("Transpose", made[-1].outputs, attributes, outputs=[out], name=f"{name}/transpose")
         )
+    _read(readers, made)
+    for beside in graph.inputs[1:] if half else ():
+        if beside.dtype == ir.DataType.FLOAT:
+            name, readers = str(beside.name), list(beside.uses())
+            made.append(_cast(beside, dtype, f"{name}/cast", f"{name}/float16"))
+            _read(readers, made)
     if made:
-        for use in readers:
-            use.node.replace_input_with(use.idx, made[-1].outputs[0])
         graph.insert_before(graph[0], made)
+
+
+def _read(readers: Sequence[Any], made: Sequence[ir.Node]) -> None:
+    """Let them read the last of what was made, if anything was."""
+    for use in readers if made else ():
+        use.node.replace_input_with(use.idx, made[-1].outputs[0])
 
 
 def _halve(graph: ir.Graph, value: ir.Value, wide: Collection[ir.Node]) -> str | None:
