@@ -19,6 +19,7 @@ what every target may rely on:
 - Squeeze, Unsqueeze and the like are Reshape, with plain sizes but for the batch axis, which it keeps
   as 0 (so the batch can be made dynamic); what only moves axes of length 1 is a Reshape, too;
 - Clip has scalar bounds, Clip to [0, inf) is Relu; Sum, Max and Min by a constant are Add and Clip;
+- an Einsum of one or two operands is Transpose, ReduceSum, Reshape and MatMul;
 - attention is MatMul, Mul, Add, Softmax; GroupNormalization is an InstanceNormalization of [N, groups, -1]
   between two Reshapes, then Mul and Add per channel; RMSNormalization is Mul, ReduceMean, Sqrt, Div, Mul;
   what goes backward or picks positions is a Gather, a running sum a product with a triangle of ones;

@@ -29,7 +29,7 @@ from repedge.passes.constants import (
     lift_constants,
     undeclare_weights,
 )
-from repedge.passes.dense import unify_dense, widen_vectors
+from repedge.passes.dense import spell_einsums, unify_dense, widen_vectors
 from repedge.passes.fusion.certificate import Certificate, Outcome, certify
 from repedge.passes.fusion.fuse import fuse
 from repedge.passes.lines import widen_lines
@@ -69,6 +69,7 @@ CANONICALIZE: tuple[Pass, ...] = (
     spell_norm_pools,  # after widen_lines: those of one axis, too
     fold_pads,  # before fusing: branches must read the same tensor
     widen_vectors,  # before unify_dense: it makes matrices of vectors
+    spell_einsums,  # before unify_dense: it leaves MatMuls behind
     unify_dense,  # before fusing: a distillation head is a mean of two Gemms
     fold_orders,  # before fusing: what is ahead of a layer may merge with it then
 )

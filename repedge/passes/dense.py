@@ -6,6 +6,8 @@ alpha (x W) + beta c                ->  Gemm(x, alpha W^T, beta c)      in float
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -111,3 +113,97 @@ def _matrix(node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
     if array is not None:
         return floats(node, "matrix", array.reshape(shape))
     return insert(node, "Reshape", [value, ints(node, "matrix", shape)], shape=shape)
+
+
+# --- Einsum ----------------------------------------------------------------------------------------
+
+
+def spell_einsums(model: ir.Model) -> int:
+    """Einsum of one or two operands -> Transpose, ReduceSum, Reshape and MatMul.
+
+    Repeated letters in one operand, and three or more operands, stay.
+    """
+    count = 0
+    for node in nodes_of(model, "Einsum"):
+        terms = _terms(node)
+        if terms is None or node.outputs[0].dtype != ir.DataType.FLOAT:
+            continue
+        *inputs, output = terms
+        values = [
+            _summed(node, value, term, [*output, *(c for t in inputs if t is not term for c in t)])
+            for value, term in zip(node.inputs, inputs, strict=True)
+        ]
+        if len(values) == 2:
+            values = [_product(node, values[0], values[1], output)]
+        value, term = values[0]
+        rewrite(node.outputs[0], "Transpose", [value], {"perm": [term.index(c) for c in output]})
+        count += 1
+    return count
+
+
+_Named = tuple[ir.Value, list[str]]
+"""A value and a letter for each of its axes."""
+
+
+def _terms(node: ir.Node) -> list[list[str]] | None:
+    """Letters of each operand and of the result; an ellipsis becomes letters that nobody uses."""
+    equation = attr(node, "equation").replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    parts = left.split(",")
+    ranks = [len(shape_of(v)) for v in node.inputs]
+    if len(parts) > 2 or len(parts) != len(ranks):
+        return None
+    free = [n - len(p.replace("...", "")) for p, n in zip(parts, ranks, strict=True) if "..." in p]
+    if len(set(free)) > 1:
+        return None  # operands that broadcast
+    more = "".join(chr(0x3B1 + i) for i in range(free[0] if free else 0))
+    if not arrow:
+        letters = [c for c in left if c not in ",."]
+        right = ("..." if free else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    terms = [list(p.replace("...", more)) for p in (*parts, right)]
+    sizes = [dict(zip(t, shape_of(v), strict=True)) for t, v in zip(terms, node.inputs, strict=False)]
+    agree = len(sizes) < 2 or all(sizes[0][c] == sizes[1][c] for c in sizes[0] if c in sizes[1])
+    return terms if agree and all(len(set(t)) == len(t) for t in terms) else None
+
+
+def _summed(node: ir.Node, value: ir.Value | None, term: list[str], needed: list[str]) -> _Named:
+    """Without the axes that nothing else names."""
+    assert value is not None, "Einsum's operands are all there"
+    gone = [i for i, c in enumerate(term) if c not in needed]
+    if not gone:
+        return value, term
+    left = [c for c in term if c in needed]
+    shape = [n for i, n in enumerate(shape_of(value)) if i not in gone]
+    axes = ints(node, "axes", gone)
+    return insert(node, "ReduceSum", [value, axes], {"keepdims": 0}, shape=shape), left
+
+
+def _product(node: ir.Node, a: _Named, b: _Named, output: list[str]) -> _Named:
+    """[shared.., rows, inner] x [shared.., inner, columns]; rows stay apart where nothing is shared."""
+    shared = [c for c in a[1] if c in b[1] and c in output]
+    inner = [c for c in a[1] if c in b[1] and c not in output]
+    rows, columns = [c for c in a[1] if c not in b[1]], [c for c in b[1] if c not in a[1]]
+    size = {c: n for value, term in (a, b) for c, n in zip(term, shape_of(value), strict=True)}
+    merged = [rows] if shared else [[c] for c in rows]
+    left = _arranged(node, a, [*([c] for c in shared), *merged, inner])
+    right = _arranged(node, b, [*([c] for c in shared), inner, columns])
+    shape = [*shape_of(left)[:-1], shape_of(right)[-1]]
+    product = insert(node, "MatMul", [left, right], shape=shape)
+    term = [*shared, *rows, *columns]
+    full = [size[c] for c in term]
+    if shape != full:
+        product = insert(node, "Reshape", [product, ints(node, "shape", full)], shape=full)
+    return product, term
+
+
+def _arranged(node: ir.Node, named: _Named, groups: list[list[str]]) -> ir.Value:
+    """The value with an axis for each group of letters."""
+    value, term = named
+    perm = [term.index(c) for group in groups for c in group]
+    shape = shape_of(value)
+    if perm != sorted(perm):
+        value = insert(node, "Transpose", [value], {"perm": perm}, shape=[shape[i] for i in perm])
+    target = [math.prod(shape[term.index(c)] for c in group) for group in groups]
+    if tuple(target) == shape_of(value):
+        return value
+    return insert(node, "Reshape", [value, ints(node, "shape", target)], shape=target)
