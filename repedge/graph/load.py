@@ -92,6 +92,7 @@ def normalize(
     model = opsets.convert(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
+    _finite_masks(model)
     check_weights(model)
     _infer_shapes(model, path)
     common.NameFixPass()(model)
@@ -221,6 +222,19 @@ def _extent(own: Any, axis: int, input_size: tuple[int, int] | None, name: Any, 
             f"the input {name!r} of {path} has no fixed size; give one with --input-size HEIGHTxWIDTH"
         )
     return input_size[axis]
+
+
+def _finite_masks(model: ir.Model) -> None:
+    """-inf in a constant that is only added or chosen -> the lowest float32: a mask ahead of a softmax."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        masks = [use.node.op_type in ("Add", "Where") for use in value.uses()]
+        if tensor is None or tensor.size < 2 or not tensor.dtype.is_floating_point() or not all(masks):
+            continue
+        array = tensor.numpy()
+        if (array == -np.inf).any() and array.max() < np.inf:
+            lowest = np.finfo(np.float32).min
+            value.const_value = ir.Tensor(np.where(array == -np.inf, lowest, array), name=value.name)
 
 
 def _half_to_float(model: ir.Model) -> None:

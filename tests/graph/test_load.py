@@ -249,6 +249,14 @@ def test_weights_that_are_not_finite_are_named(write, bad):
         load_onnx(write(model(NET, w=w)), (8, 8))
 
 
+def test_a_mask_of_minus_infinity_is_no_broken_weight(write):
+    mask = np.where(np.tri(6), 0, -np.inf).astype(np.float32)
+    body = "s = Add(x, m) y = Softmax <axis=-1> (s)"
+    path = write(model(body, "float[1,3,6,6] x", "float[1,3,6,6] y", m=mask))
+    x = np.random.default_rng(1).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    np.testing.assert_allclose(Session(load_onnx(path), 1).run(x)[0], Session(path, 1).run(x)[0], atol=1e-7)
+
+
 def test_saving_is_deterministic_valid_and_lossless(write, tmp_path):
     loaded = load_onnx(write(net()), (8, 8))
     for name in ("a.onnx", "b.onnx"):
