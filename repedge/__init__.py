@@ -9,9 +9,33 @@ Names are loaded on first use, so that ``import repedge`` costs nothing.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from repedge.version import __version__
+
+OLDEST = (3, 10)
+"""Of Python; this file is in syntax that older ones read, too."""
+
+
+def _require_python(version: tuple[int, ...], program: str) -> None:
+    """One sentence for whoever starts repedge with an older Python.
+
+    Raises:
+        SystemExit: It is the program that was started.
+        ImportError: It is imported.
+    """
+    if version[:2] >= OLDEST:
+        return
+    text = "repedge needs Python {}.{} or later; this is Python {}.{}".format(*OLDEST, *version[:2])
+    if program == "-m" or os.path.basename(program).startswith("repedge"):
+        sys.stderr.write("error: " + text + "\n")
+        raise SystemExit(2)
+    raise ImportError(text)
+
+
+_require_python(tuple(sys.version_info[:2]), sys.argv[0] if getattr(sys, "argv", None) else "")
 
 _NAMES = {
     "compare_bundles": "repedge.api",

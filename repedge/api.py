@@ -160,6 +160,7 @@ def compile(
         raise UserError(f"input_kind {input_kind!r} is not one of {', '.join(get_args(InputKind))}")
     if task is not None:
         tasks.kind(task)  # before any work, says what is wrong with the word
+    targets, precisions = groups.names(targets), groups.names(precisions)
     automatic = "auto" in precisions
     request = BuildRequest(
         builds=_automatic(targets, precisions) if automatic else choose_builds(targets, precisions),
@@ -179,12 +180,12 @@ def compile(
         calibration.check()
     if budget is not None:
         budget.check()
+    request.check()
     on_stage("load")
     source = _resolve(model, **more)
     if dry_run:
         plan = preview.preview(source, request)
-        return CompileReport(source.name, source.description, (), source.warnings, plan)
-    request.check()
+        return CompileReport(source.name, source.description, (), source.warnings, plan, refused=plan.refused)
     request.check_destinations(source.name)
     photos = None
     if calibration is not None and request.needs_photos:
@@ -223,7 +224,7 @@ def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
 def _automatic(names: Sequence[str], words: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
     from repedge.compiler import fastest
 
-    if tuple(words) not in (("auto",), tuple("auto")):
+    if tuple(words) != ("auto",):
         raise UserError("precision auto chooses one itself: name it alone")
     chosen = choose_builds(names, ())  # says what is wrong with the names
     return fastest.candidates([name for name, _ in chosen])
@@ -235,12 +236,11 @@ def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tupl
     Raises:
         UserError: No target, an unknown one, or one that offers none of the asked precisions.
     """
-    names = (names,) if isinstance(names, str) else names
-    precisions = (precisions,) if isinstance(precisions, str) else precisions
+    names, precisions = groups.names(names), groups.names(precisions)
     if not names:
         raise UserError(f"name at least one --target: {', '.join(registry.names())}")
     builds: list[tuple[str, Precision]] = []
-    for target in [registry.get(n) for n in dict.fromkeys(names)]:
+    for target in {t.name: t for t in map(registry.get, names)}.values():
         offered = [p for p in dict.fromkeys(precisions) if p in target.precisions]
         if precisions and not offered:
             wrong, right = ", ".join(precisions), ", ".join(target.precisions)

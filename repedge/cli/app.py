@@ -23,6 +23,11 @@ app = typer.Typer(
 )
 
 
+def several(given: Sequence[str]) -> list[str]:
+    """Words of a repeatable option, each of which may be several with commas between."""
+    return [word.strip() for item in given for word in item.split(",") if word.strip()]
+
+
 def words(option: str, given: list[str], known: Sequence[str]) -> list[str]:
     """Check option words against the known ones, with a did-you-mean."""
     for word in given:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repedge.cli.app import app, pairs, precision_words, show, words
+from repedge.cli.app import app, pairs, precision_words, several, show, words
 from repedge.cli.options import BUDGET, CALIBRATION, MODEL, Debug, Json, Model, takes
 from repedge.targets import TARGETS
 
@@ -26,7 +26,8 @@ def compile(
     *,
     model: Model = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help=f"{', '.join(TARGETS)}; repeatable.")
+        list[str] | None,
+        typer.Option("--target", "-t", help=f"{', '.join(TARGETS)}; repeatable, or with commas."),
     ] = None,
     precision: Annotated[
         list[str] | None,
@@ -94,8 +95,8 @@ def compile(
         with console.stages(quiet=as_json) as on_stage:
             result = api.compile(
                 model,
-                targets=target or [],
-                precisions=precision_words(precision or [], "auto"),
+                targets=several(target or []),
+                precisions=precision_words(several(precision or []), "auto"),
                 out=out,
                 input_kind=words("input", [input_kind], ["uint8", "float32"])[0],  # type: ignore[arg-type]
                 force=force,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repedge import targets
-from repedge.bundle.folder import check_free
 from repedge.compiler.quantization import Calibration
+from repedge.compiler.refusals import Refused
+from repedge.compiler.rehearsal import check_place, rehearse
 from repedge.compiler.request import BuildRequest, bundle_path
 from repedge.config import Preprocess
 from repedge.precision import Precision
@@ -56,6 +57,7 @@ class Preview:
         calibration: kind, source, found, available, count, seed of the images; None likewise.
         keep_float: Names or patterns of layers that stay float.
         budget: measure, limit, data, count of the accuracy budget; None without one.
+        refused: What is asked for and can't be built.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Preview:
     calibration: dict[str, Any] | None
     keep_float: tuple[str, ...] = ()
     budget: dict[str, Any] | None = None
+    refused: tuple[Refused, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The ``plan`` object of ``repedge compile --dry-run --json``."""
@@ -80,30 +83,33 @@ class Preview:
             "calibration": self.calibration,
             "keep_float": list(self.keep_float),
             "budget": self.budget,
+            "refused": [r.as_json() for r in self.refused],
         }
 
 
 def preview(source: Source, request: BuildRequest) -> Preview:
-    """What `repedge.compiler.pipeline.compile_source` would do; looks at the images' names, and decodes none.
+    """What `repedge.compiler.pipeline.compile_source` would do, with all of its checks short of calibrating.
 
     Raises:
-        UserError: What would also end the real run before its work: a bundle that exists, no images
-            where they are needed or too few, an unknown recipe.
+        UserError: What would also end the real run before its work: a bundle that exists, an unknown
+            recipe, and what `repedge.compiler.rehearsal.rehearse` finds.
     """
     request.check()
     steps = _steps(source.name, request)
     for step in steps:
-        check_free(step.path, request.force)
+        check_place(step.path, request.force)
     recipe = data = None
     if request.calibration is not None and request.needs_photos:
         from repedge.calib.recipe import find_recipe
 
         recipe = find_recipe(request.calibration.recipe)
         data = _images(request.calibration, source.preprocess)
+    refused = rehearse(source, request)
     return Preview(
         source.name, source.description, source.preprocess, request.input_kind,
         steps, recipe, data,
         () if request.calibration is None else request.calibration.keep_float, _budget(request),
+        tuple(Refused(s.target, s.precision, refused[s.target]) for s in steps if s.target in refused),
     )  # fmt: skip
 
 

@@ -13,13 +13,13 @@ from repedge.bundle.folder import check_destination
 from repedge.bundle.manifest import Verification
 from repedge.compiler.budget import Budget, SearchResult
 from repedge.compiler.quantization import Calibration
-from repedge.config import InputKind
+from repedge.config import InputKind, Preprocess
 from repedge.errors import UserError
 from repedge.judge.samples import COUNT
 from repedge.judge.verification import check_count
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
-from repedge.targets.base import NONE
+from repedge.targets.base import NONE, Job
 from repedge.targets.options import route
 from repedge.tasks.base import Task
 
@@ -108,7 +108,9 @@ class BuildRequest:
             raise UserError(
                 "an accuracy budget or --keep-float is for w8a8 or w8a16: name one with --precision"
             )
-        route(self.options, self.builds)
+        for (target, precision), options in route(self.options, self.builds).items():
+            job = Job("model", precision, Preprocess(), input_kind=self.input_kind, options=options)
+            targets.get(target).check(job)
 
     def check_destinations(self, name: str) -> None:
         """Fail before any work where a bundle of the model ``name`` could not be written.

@@ -109,6 +109,7 @@ def diagnose(
     from repedge.diagnosis.layers import diagnose_graph
     from repedge.models.source import resolve
 
+    target = targets.get(target).name
     scheme = scheme_of(target, precision)
     chosen = find_recipe(recipe)
     calibration = None if calib is None else Calibration(calib, calib_count, recipe, calib_seed)

@@ -43,7 +43,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Target:
-    """The target called ``name``.
+    """The target called ``name``, in any spelling, or by one of its `repedge.targets.base.Target.aliases`.
 
     Raises:
         UserError: There is no such target, or another package's does not load.
@@ -54,9 +54,21 @@ def get(name: str) -> Target:
     for entry in entry_points():
         if entry.name == name:
             return _plugin(entry.name, entry.value, entry.load)
+    meant = _meant(name)
+    if meant is not None:
+        return meant
     close = difflib.get_close_matches(name.lower(), names(), n=1)
     hint = f"did you mean {close[0]}? There are " if close else "there are "
     raise UserError(f"there is no target {name!r}; {hint}{', '.join(names())}")
+
+
+def _meant(word: str) -> Target | None:
+    """The target that is spelt otherwise, or that others call so."""
+    letters = "".join(c for c in word.lower() if c.isalnum())
+    for target in installed():
+        if letters in (target.name, *target.aliases):
+            return target
+    return None
 
 
 def _plugin(name, value, load) -> Target:  # type: ignore[no-untyped-def]

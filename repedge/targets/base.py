@@ -215,6 +215,8 @@ class Target(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     """One line for `repedge targets`."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """What others call it, in lower-case letters and digits: also understood after ``--target``."""
     suffix: ClassVar[str]
     """Ending of the main file, with the dot."""
     precisions: ClassVar[tuple[Precision, ...]]

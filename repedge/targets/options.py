@@ -83,7 +83,7 @@ def route(given: Mapping[str, Any], builds: Builds) -> dict[tuple[str, Precision
 
 def _takes(target: Target, precision: Precision, word: str) -> bool:
     owner, _, name = word.rpartition(".")
-    if owner not in ("", target.name) or name not in target.options:
+    if owner not in ("", target.name, *target.aliases) or name not in target.options:
         return False
     where = target.options[name].precisions
     return where is None or precision in where

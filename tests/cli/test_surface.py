@@ -78,6 +78,35 @@ def test_wrong_input_is_one_line_and_exit_2(
     assert err.count("error") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "targets"),
+    [
+        (["tflite,coreml"], ["tflite", "coreml"]),
+        (["ios"], ["coreml"]),
+        (["Core ML"], ["coreml"]),
+        (["android , onnx", "ios"], ["tflite", "gpu", "coreml"]),
+        (["TensorRT", "gpu"], ["gpu"]),
+        (["OpenVINO", "intel"], ["openvino"]),
+    ],
+)
+def test_targets_by_other_names(words: list[str], targets: list[str]) -> None:
+    from repedge.api import choose_builds
+
+    assert list(dict.fromkeys(t for t, _ in choose_builds(words, []))) == targets
+    several = choose_builds(words, ["fp16,fp32", "fp16"])
+    assert several == tuple((t, p) for t in targets for p in ("fp16", "fp32"))
+
+
+def test_a_precision_that_a_deployment_target_cannot_hold_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repedge.api._resolve", lambda *a, **k: pytest.fail("it went on"))
+    calib = ["--calib", "nowhere"]
+    code, _, err = call(capsys, "compile", "-t", "ios", "-p", "w8a8", "--deployment-target", "iOS16", *calib)
+    assert code == 2
+    assert "needs deployment_target iOS17 or later, not iOS16; for older systems choose w8a32 or fp16" in err
+
+
 def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "verify", "nowhere", "--json")
     assert code == 2
@@ -172,3 +201,21 @@ def test_ctrl_c_while_packages_load_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 130
     assert done.stderr == "interrupted; nothing half-written is left\n"
+
+
+@pytest.mark.parametrize("program", ["-m", "/usr/bin/repedge", "repedge.exe"])
+def test_an_older_python_gets_one_sentence(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import ast
+
+    import repedge
+
+    sentence = "repedge needs Python 3.10 or later; this is Python 3.9"
+    with pytest.raises(SystemExit) as stop:
+        repedge._require_python((3, 9), program)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    with pytest.raises(ImportError, match=sentence):
+        repedge._require_python((3, 9), "my_script.py")
+    repedge._require_python((3, 10), program)
+    for name in ("__init__.py", "version.py"):  # else they get a SyntaxError before it
+        ast.parse((Path(str(repedge.__file__)).parent / name).read_text(), feature_version=(3, 7))

@@ -196,16 +196,46 @@ def test_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureF
         "nothing",
     ):
         assert text in shown
-    budget = ["--max-drop", "0.5", "--keep-float", "a,b*"]
+    budget = ["--max-drop", "0.5", "--keep-float", "features.0.0,features.1.*", "--eval-data", str(path)]
     plan = call(capsys, *arguments, "--calib", str(path), *budget)[1]["plan"]
-    assert plan["budget"] == {"measure": "max_drop", "limit": 0.5, "data": None, "count": 2000}
-    assert plan["keep_float"] == ["a", "b*"]
+    assert plan["budget"] == {"measure": "max_drop", "limit": 0.5, "data": str(path), "count": 2000}
+    assert plan["keep_float"] == ["features.0.0", "features.1.*"]
     (out / "repvit_demo-tflite-fp32").mkdir(parents=True)
     code, answer, _ = call(capsys, "compile", "-t", "tflite", "-p", "fp32", "--dry-run", "-o", str(out))
     assert (code, "exists" in answer["error"]) == (2, True)
     out = tmp_path / "other"
     code, answer, _ = call(capsys, "compile", "-t", "tflite", "-p", "fp32", "--dry-run", "-o", str(out))
     assert (code, answer["plan"]["recipe"], answer["plan"]["calibration"]) == (0, None, None)
+
+
+@pytest.mark.slow
+def test_dry_run_finds_all_that_would_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = ["--calib", str(folder(tmp_path / "good", photos(20)))]
+    (tmp_path / "bad").mkdir()
+    for i in range(20):
+        (tmp_path / "bad" / f"{i}.png").write_bytes(b"no photo")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    cases: dict[str, list[str]] = {
+        "be read": ["--calib", "bad"],
+        "no layer is called 'nope'": [*good, "--keep-float", "nope"],
+        "has 0 left": [*good, "--max-drop", "1"],  # to judge on: it calibrates on all
+        "there is nothing at nowhere": [*good, "--max-drop", "1", "--eval-data", "nowhere"],
+        "nowhere; --images takes": [*good, "--images", "nowhere"],
+        "2 class names for a network of 10": [*good, "--labels", "names.txt"],
+        "is not a folder": [*good, "-o", "file/x"],
+        "needs deployment_target iOS17": [*good, "-t", "coreml", "--deployment-target", "iOS16"],
+        "no option 'nonsense'": [*good, "-O", "nonsense=1"],
+    }
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    for message, arguments in cases.items():
+        command = ["compile", "-t", "tflite", "-p", "w8a8", *arguments, "--dry-run"]
+        code, answer, _ = call(capsys, *command)
+        assert (code, message in answer["error"]) == (2, True), answer["error"]
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -81,6 +81,8 @@ def planned(p: Preview) -> None:
         unit = "points" if p.budget["measure"] == "max_drop" else "nats"
         on = escape(p.budget["data"] or "calibration photos left over")
         say(f"budget: {p.budget['limit']:g} {unit} on at most {p.budget['count']} of {on}")
+    for r in p.refused:
+        say(f"[red]{r.target} {r.precision}[/] would not be built: {escape(r.why)}", err)
     say("[dim]dry run: nothing was written[/]")
 
 

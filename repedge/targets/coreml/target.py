@@ -57,6 +57,7 @@ class CoreML(Target):
 
     name: ClassVar[str] = "coreml"
     title: ClassVar[str] = "Core ML program for iPhone, iPad, Mac and Apple TV (.mlpackage)"
+    aliases: ClassVar[tuple[str, ...]] = ("ios", "iphone", "ipados", "macos", "apple", "mlpackage", "mlmodel")
     suffix: ClassVar[str] = ".mlpackage"
     precisions: ClassVar[tuple[Precision, ...]] = (
         "fp16",
@@ -102,6 +103,11 @@ class CoreML(Target):
         from repedge.targets.coreml.ops import refusals
 
         return refusals(model)
+
+    def check(self, job: Job) -> None:
+        """See `Target.check`; also a deployment target that can't hold the precision."""
+        super().check(job)
+        deployment_target(job)
 
     def compile(self, model: ir.Model, job: Job, out: Path) -> Artifact:
         """Write ``NAME.mlpackage`` into ``out``.

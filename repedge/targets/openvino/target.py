@@ -59,6 +59,7 @@ class OpenVINO(Target):
 
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO IR for Intel and Arm CPUs, Intel GPUs and NPUs"
+    aliases: ClassVar[tuple[str, ...]] = ("intel", "ov", "ir")
     suffix: ClassVar[str] = ".xml"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32", "w8a8", "w8a32")
     schemes: ClassVar[Mapping[Precision, QuantScheme]] = {"w8a8": OPENVINO_W8A8, "w8a32": W8A32}

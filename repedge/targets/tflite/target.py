@@ -59,6 +59,7 @@ class TFLite(Target):
 
     name = "tflite"
     title = "TensorFlow Lite / LiteRT (.tflite): Android, Linux, iOS"
+    aliases: ClassVar[tuple[str, ...]] = ("android", "litert", "tensorflowlite", "lite")
     suffix = ".tflite"
     precisions = ("fp32", "fp16", "w8a32", "w8a16", "w8a8")
     schemes: ClassVar[Mapping[Precision, QuantScheme]] = {
