@@ -154,6 +154,27 @@ PRODUCTS = {
         s=[0, 8, 12],
         w=(8, 5),
     ),
+    "matmul_from_left": case("y = MatMul(w, x)", (1, 4, 7, 9), w=(3, 7)),
+    "matmul_batches": case("y = MatMul(x, w)", (1, 4, 7, 9), w=(4, 9, 5)),
+    "matmul_one_batch": case("y = MatMul(x, w)", (1, 4, 7, 9), w=(1, 9, 5)),
+    "matmul_of_means": case(  # one matrix for all channels
+        "t = Transpose<perm=[0,1,3,2]>(x) m = ReduceMean(t, a) y = MatMul(x, m)", (1, 4, 7, 9), a=[1]
+    ),
+    "matmul_rank5": case(
+        "a = Reshape(x, s) t = Transpose<perm=[0,1,2,4,3]>(a) y = MatMul(t, a)",
+        (1, 4, 7, 9),
+        s=[0, 2, 2, 7, 9],
+    ),
+    "attention": case(  # queries, keys and values of two heads, scaled dot product with a bias
+        "a = Reshape(x, s) q, k, v = Split<axis=1, num_outputs=3>(a) h = Reshape(q, r) i = Reshape(k, r) "
+        "j = Reshape(v, r) t = Transpose<perm=[0,1,3,2]>(h) l = MatMul(t, i) c = Mul(l, scale) "
+        "d = Add(c, bias) p = Softmax<axis=-1>(d) u = Transpose<perm=[0,1,3,2]>(p) y = MatMul(j, u)",
+        (1, 24, 3, 4),
+        s=[0, 3, 8, 12],
+        r=[0, 2, 4, 12],
+        scale=0.5,
+        bias=(2, 12, 12),
+    ),
     "matmul_computed": case("t = Transpose<perm=[0,1,3,2]>(x) y = MatMul(x, t)", (1, 2, 7, 5)),
 }
 
