@@ -92,18 +92,18 @@ def scales(node: ir.Node) -> list[float]:
     return found
 
 
-def positions(node: ir.Node, axis: int, dtype: type = np.float64) -> np.ndarray:
-    """Where on an axis each output pixel lies in the input, not clamped."""
+def positions(node: ir.Node, axis: int, dtype: type = np.float64, scale: float | None = None) -> np.ndarray:
+    """Where on an axis each output pixel lies in the input, not clamped; ``scale`` replaces the node's."""
     size, out = shape_of(node.inputs[0])[axis], shape_of(node.outputs[0])[axis]
     transform = POSITIONS[attr(node, "coordinate_transformation_mode", "half_pixel")]
-    return transform(np.arange(out, dtype=dtype), size, out, dtype(scales(node)[axis]))
+    return transform(np.arange(out, dtype=dtype), size, out, dtype(scale or scales(node)[axis]))
 
 
-def nearest(node: ir.Node, axis: int) -> np.ndarray:
-    """The input pixel that each output pixel of the nearest mode is, int64."""
+def nearest(node: ir.Node, axis: int, scale: float | None = None) -> np.ndarray:
+    """The input pixel that each output pixel of the nearest mode is, int64; ``scale`` replaces the node's."""
     size = shape_of(node.inputs[0])[axis]
     rounding = ROUNDING[attr(node, "nearest_mode", "round_prefer_floor")]
-    at = positions(node, axis, np.float32).astype(np.float64)
+    at = positions(node, axis, np.float32, scale).astype(np.float64)
     return np.clip(rounding(at), 0, size - 1).astype(np.int64)
 
 

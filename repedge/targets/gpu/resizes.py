@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const, shape_of
-from repedge.passes.base import insert, rewrite
+from repedge.passes.base import insert, ints, rewrite
 from repedge.targets import resampling
 
 NATIVE = {
@@ -33,27 +33,52 @@ DEFAULTS = {"nearest_mode": "round_prefer_floor"}
 
 
 def native(node: ir.Node) -> bool:
-    """Whether TensorRT's Resize has all the attributes of this one."""
-    return all(attr(node, name, DEFAULTS.get(name, values[0])) in values for name, values in NATIVE.items())
+    """Whether TensorRT's Resize has all the attributes of this one, and takes the same pixels by scales."""
+    if any(attr(node, name, DEFAULTS.get(name, values[0])) not in values for name, values in NATIVE.items()):
+        return False
+    given = const(node.inputs[2]) if len(node.inputs) > 2 else None
+    if attr(node, "mode", "nearest") != "nearest" or (given is not None and given.size):
+        return True
+    sizes = [(shape_of(node.inputs[0])[axis], shape_of(node.outputs[0])[axis]) for axis in (2, 3)]
+    return all(
+        np.array_equal(resampling.nearest(node, axis), resampling.nearest(node, axis, float(_scale(*size))))
+        for axis, size in zip((2, 3), sizes, strict=True)
+    )
 
 
-def weigh_resizes(model: ir.Model) -> ir.Model:
-    """Resize -> MatMul(MatMul(rows, x), columns) where it is not `native`; then a copy."""
+def spell_resizes(model: ir.Model) -> ir.Model:
+    """Resize that is not `native` -> Gather of rows and of columns, or MatMul by weights; then a copy."""
     if all(node.op_type != "Resize" or native(node) for node in model.graph):
         return model
     copy = model.clone()
     graph = copy.graph
     for node in [n for n in graph if n.op_type == "Resize" and not native(n)]:
-        x, out = node.inputs[0], node.outputs[0]
-        rows = add_initializer(graph, f"{node.name}/rows", resampling.matrix(node, 2).astype(np.float32))
-        columns = resampling.matrix(node, 3).T.astype(np.float32)
-        shape = (*shape_of(x)[:2], *shape_of(out)[2:3], *shape_of(x)[3:])
-        weighed = insert(node, "MatMul", [rows, x], shape=shape)
-        rewrite(out, "MatMul", [weighed, add_initializer(graph, f"{node.name}/columns", columns)])
+        if attr(node, "mode", "nearest") == "nearest":
+            _gather(node)
+        else:
+            _weigh(graph, node)
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     return copy
+
+
+def _between(node: ir.Node) -> tuple[int, ...]:
+    """The shape when rows are resized and columns are not."""
+    return (*shape_of(node.outputs[0])[:3], *shape_of(node.inputs[0])[3:])
+
+
+def _gather(node: ir.Node) -> None:
+    rows, columns = (ints(node, "pixels", resampling.nearest(node, axis).tolist()) for axis in (2, 3))
+    picked = insert(node, "Gather", [node.inputs[0], rows], {"axis": 2}, shape=_between(node))
+    rewrite(node.outputs[0], "Gather", [picked, columns], {"axis": 3})
+
+
+def _weigh(graph: ir.Graph, node: ir.Node) -> None:
+    rows = add_initializer(graph, f"{node.name}/rows", resampling.matrix(node, 2).astype(np.float32))
+    columns = resampling.matrix(node, 3).T.astype(np.float32)
+    weighed = insert(node, "MatMul", [rows, node.inputs[0]], shape=_between(node))
+    rewrite(node.outputs[0], "MatMul", [weighed, add_initializer(graph, f"{node.name}/columns", columns)])
 
 
 def scale_resizes(graph: ir.Graph) -> None:

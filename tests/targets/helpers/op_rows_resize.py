@@ -21,6 +21,9 @@ RESIZES = {
     "nearest_ceil": resize("nearest", "asymmetric", "ceil", (8, 9)),
     "nearest_corners": resize("nearest", "align_corners", "round_prefer_ceil", (8, 9)),
     "nearest_exact": resize("nearest", "half_pixel", "round_prefer_ceil", (7, 9)),  # torch's nearest-exact
+    "nearest_ties": case(  # which pixel is in the middle hangs on the last bit of the scale
+        'y = Resize<nearest_mode="round_prefer_ceil">(x, , , s)', (1, 2, 30, 30), s=[1, 2, 13, 17]
+    ),
     "nearest_down": resize("nearest", "asymmetric", "floor", (3, 4)),
     "nearest_symmetric": resize("nearest", "half_pixel_symmetric", "round_prefer_floor", (9, 13)),
     "nearest_scales": case(
