@@ -215,16 +215,7 @@ class GPU(Target):
 
     name: ClassVar[str] = "gpu"
     title: ClassVar[str] = "ONNX for TensorRT, ONNX Runtime and Triton on GPU servers"
-    aliases: ClassVar[tuple[str, ...]] = (
-        "onnx",
-        "onnxruntime",
-        "ort",
-        "tensorrt",
-        "trt",
-        "triton",
-        "cuda",
-        "nvidia",
-    )
+    aliases: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "ort", "tensorrt", "trt", "triton", "nvidia")
     suffix: ClassVar[str] = ".onnx"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp16", "fp32", "w8a8")
     schemes: ClassVar[Mapping[Precision, QuantScheme]] = {"w8a8": TENSORRT_W8A8}
