@@ -15,6 +15,7 @@ what every target may rely on:
   reflect: cropping is a Slice, wrapping a Concat;
 - axes are not negative; Split has its sizes, Slice its starts, ends, axes and steps inside the tensor, steps
   positive: going backward is a Gather of the positions;
+- an assignment to a slice (ScatterND, ScatterElements at constant places) is Slices and a Concat;
 - no value is without elements, unless it is an output;
 - Squeeze, Unsqueeze and the like are Reshape, with plain sizes but for the batch axis, which it keeps
   as 0 (so the batch can be made dynamic); what only moves axes of length 1 is a Reshape, too;

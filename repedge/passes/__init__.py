@@ -36,7 +36,13 @@ from repedge.passes.lines import widen_lines
 from repedge.passes.order import fold_orders
 from repedge.passes.pads import explicit_pads, fold_pads, unify_pads
 from repedge.passes.pooling import spell_norm_pools, unify_global_pools
-from repedge.passes.reshapes import forward_slices, unify_gathers, unify_reshapes, unify_transposes
+from repedge.passes.reshapes import (
+    forward_slices,
+    unify_gathers,
+    unify_reshapes,
+    unify_scatters,
+    unify_transposes,
+)
 from repedge.passes.simplifier import infer_shapes, run_onnxsim
 from repedge.photos.tensors import Tensors
 
@@ -58,6 +64,7 @@ CANONICALIZE: tuple[Pass, ...] = (
     fold_constants,
     fold_empty,  # before drop_noops: a Concat of one part is none
     drop_noops,  # early: an Identity between two operators hides every pattern
+    unify_scatters,  # before unify_gathers: a Gather at even steps is a Slice
     unify_gathers,  # before spell_out: it leaves slices behind
     forward_slices,  # before spell_out, which writes forward bounds
     unify_pads,  # before spell_out: it leaves slices behind

@@ -1,6 +1,8 @@
-"""Operators that move no data, or only move it: one Flatten, one Reshape, one Transpose."""
+"""Operators that move no data, or only move it: one Flatten, one Reshape, one Transpose; forward Slices."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -121,6 +123,77 @@ def forward_slices(model: ir.Model) -> int:
             bypass(node, value)
         count += 1
     return count
+
+
+def unify_scatters(model: ir.Model) -> int:
+    """ScatterND and ScatterElements at constant places (an assignment to a slice) -> Slices and a Concat.
+
+    Where the places alternate too often for that, a Gather picks from both tensors.
+    """
+    count = 0
+    for node in nodes_of(model, "ScatterND", "ScatterElements"):
+        data, places, updates = node.inputs[0], const(node.inputs[1]), node.inputs[2]
+        if data is None or updates is None or places is None or attr(node, "reduction", "none") != "none":
+            continue
+        shape = shape_of(data)
+        if node.op_type == "ScatterND":
+            depth = places.shape[-1]
+            index = tuple(places.reshape(-1, depth).T % np.reshape(shape[:depth], (-1, 1)))
+        else:
+            depth, axis = len(shape), attr(node, "axis", 0) % len(shape)
+            index = tuple(places.reshape(-1) % shape[a] if a == axis else i.reshape(-1)
+                          for a, i in enumerate(np.indices(places.shape)))  # fmt: skip
+        if not 0 < np.prod(shape[:depth]) <= MAX_PLACES:
+            continue
+        _write_rows(node, depth, np.ravel_multi_index(index, shape[:depth]))
+        count += 1
+    return count
+
+
+MAX_PLACES = 1 << 20
+"""A scatter over more places than this is no assignment to a slice."""
+
+MAX_RUNS = 8
+"""Up to so many pieces are cut and joined; more are picked one by one."""
+
+
+def _write_rows(node: ir.Node, depth: int, places: np.ndarray) -> None:
+    """The first ``depth`` axes are one, where ``updates`` take the ``places``; a batch of 1 stays apart."""
+    data, updates = node.inputs[0], node.inputs[2]
+    assert data is not None, "seen before"
+    assert updates is not None, "seen before"
+    shape = shape_of(data)
+    rows, rest = int(np.prod(shape[:depth])), shape[depth:]
+    head = (1,) if depth > 1 and shape[0] == 1 else ()
+    axis = len(head)
+    source = np.arange(rows)
+    source[places] = rows + np.arange(len(places))
+    sides = [_shaped(node, v, (*head, n, *rest)) for v, n in ((data, rows), (updates, len(places)))]
+    starts = [0, *(np.flatnonzero((np.diff(source) != 1) | (source[1:] == rows)) + 1), rows]
+    full = (*head, rows, *rest)
+    if len(starts) - 1 <= MAX_RUNS:
+        parts = []
+        for start, end in pairwise(starts):
+            side = int(source[start] >= rows)
+            value, first = sides[side], int(source[start]) - side * rows
+            if end - start != shape_of(value)[axis]:
+                bounds = {"starts": first, "ends": first + end - start, "axes": axis, "steps": 1}
+                inputs = [value, *(ints(node, name, [int(number)]) for name, number in bounds.items())]
+                value = insert(node, "Slice", inputs, shape=(*head, int(end - start), *rest))
+            parts.append(value)
+        result = insert(node, "Concat", parts, {"axis": axis}, shape=full) if len(parts) > 1 else parts[0]
+    else:
+        both = insert(node, "Concat", sides, {"axis": axis}, shape=(*head, rows + len(places), *rest))
+        result = insert(
+            node, "Gather", [both, ints(node, "rows", source.tolist())], {"axis": axis}, shape=full
+        )
+    rewrite(node.outputs[0], "Reshape", [result, ints(node, "shape", shape)])
+
+
+def _shaped(node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    if shape_of(value) == shape:
+        return value
+    return insert(node, "Reshape", [value, ints(node, "rows_shape", shape)], shape=shape, dtype=value.dtype)
 
 
 def permutation(node: ir.Node) -> list[int]:

@@ -118,3 +118,37 @@ def test_what_has_no_elements_leaves_no_trace():
         net("1,4,6,8", f"{cut.replace('y =', 'c =')} y = Tanh(c)", s=[4], e=[9], ax=[1]), atol=0
     )
     assert ops(model) == ["Tanh"]
+
+
+@pytest.mark.parametrize(
+    ("places", "shape", "expected"),
+    [
+        ([[1], [2]], (2, 6, 8), {"Slice", "Concat"}),
+        ([[0], [3]], (2, 6, 8), {"Slice", "Concat"}),
+        ([[i, j] for i in range(4) for j in (0, 2, 4)], (12, 8), {"Gather"}),
+        ([[3, 5], [-4, -6]], (2, 8), {"Slice", "Concat"}),
+    ],
+)
+def test_assignments_to_slices_are_cut_and_joined(places, shape, expected):
+    """Rows of the map without its batch; then the same with the batch named in every place."""
+    updates = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for batch in ([], [0]):
+        where = np.array([[*batch, *p] for p in places], np.int64)
+        body = (
+            "y = ScatterND(t, i, u)"
+            if batch
+            else "m = Reshape(t, s) z = ScatterND(m, i, u) y = Reshape(z, o)"
+        )
+        text = f"""g (float[1,4,6,8] x, int64[{where.shape[0]},{where.shape[1]}] i,
+        float[{",".join(map(str, shape))}] u) => (float[1,4,6,8] y)
+        {{ s = Constant<value_ints=[4,6,8]>() o = Constant<value_ints=[1,4,6,8]>() t = Tanh(x) {body} }}"""
+        found = set(ops(simplified(text, {"i": where, "u": updates})))
+        assert expected <= found <= {"Tanh", "Slice", "Concat", "Reshape", "Gather"}
+
+
+def test_a_scatter_of_elements_at_constant_places():
+    places = np.array([[[[5, 1, -1]]]], np.int64)
+    text = """g (float[1,4,6,8] x, int64[1,1,1,3] i, float[1,1,1,3] u) => (float[1,4,6,8] y)
+    { t = Tanh(x) y = ScatterElements<axis=3>(t, i, u) }"""
+    updates = np.array([[[[7, 8, 9]]]], np.float32)
+    assert "ScatterElements" not in ops(simplified(text, {"i": places, "u": updates}, atol=0))
