@@ -28,6 +28,7 @@ def context(
         variants: Precision word -> what is known of that bundle; the default one first.
         suffix: Ending of the artifact, without the dot.
         pixels: Values in one image.
+        tensors: Name, numpy's dtype and shape of each input beside the image.
     """
     m = bundles[0].manifest
     pre = m.preprocess
@@ -52,6 +53,7 @@ def context(
             "channels_last": m.inputs[0].layout == "NHWC",
             "image": m.inputs[0].kind == "image",
         },
+        "tensors": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in m.inputs[1:]],
         "outputs": [_output(t) for t in m.outputs],
         "pre": pre,
         "height": pre.size[0],

@@ -2,6 +2,7 @@
 
 0.png ...        the images
 pixels.u8        what decoding, resizing and cropping must make of them, uint8 [N, H, W, C]
+input_I.bin      what input I beside the image was given, [N, ...] in its own type
 expected_I.f32   output I of the artifact when it was verified, float32 [N, ...] in its own layout
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from repedge import targets
 from repedge.bundle.folder import Bundle
+from repedge.bundle.golden import beside
 from repedge.errors import UserError
 
 
@@ -26,12 +28,14 @@ class Golden:
         pixels: uint8 [N, H, W, C].
         outputs: One float32 [N, ...] per output, in the artifact's own layout.
         tolerances: Per output, the largest absolute difference that passes.
+        beside: One array [N, ...] per input beside the image.
     """
 
     images: tuple[bytes, ...]
     pixels: np.ndarray
     outputs: tuple[np.ndarray, ...]
     tolerances: tuple[float, ...]
+    beside: tuple[np.ndarray, ...] = ()
 
 
 def read(bundle: Bundle) -> Golden:
@@ -57,6 +61,7 @@ def read(bundle: Bundle) -> Golden:
         pixels,
         tuple(_stored(y, spec.layout) for y, spec in zip(outputs, m.outputs, strict=True)),
         tuple(tolerance(bundle, y) for y in references),
+        tuple(beside(bundle).values()),
     )
 
 
@@ -86,5 +91,7 @@ def write(golden: Golden, folder: Path) -> None:
     for i, data in enumerate(golden.images):
         (folder / f"{i}.png").write_bytes(data)
     (folder / "pixels.u8").write_bytes(golden.pixels.tobytes())
+    for i, array in enumerate(golden.beside):
+        (folder / f"input_{i}.bin").write_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
     for i, y in enumerate(golden.outputs):
         (folder / f"expected_{i}.f32").write_bytes(y.tobytes())

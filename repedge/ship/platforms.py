@@ -21,6 +21,7 @@ class Platform:
         files: Template -> place in the package, of the files that it has whatever the target and the task;
             those list their own.
         next_step: Printed after shipping.
+        tensors: Whether its packages take what a network wants beside the image.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Platform:
     golden_dir: str
     files: dict[str, str]
     next_step: str
+    tensors: bool = False
 
 
 PYTHON = Platform(
@@ -48,6 +50,7 @@ PYTHON = Platform(
         "test_golden.py": "test_golden.py",
     },
     next_step="pip install -r {out}/requirements.txt && python {out}/test_golden.py",
+    tensors=True,
 )
 
 CPP = Platform(

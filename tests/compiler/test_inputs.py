@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +169,40 @@ def test_what_it_always_holds_makes_a_network_of_one_image(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
+def test_a_python_package_takes_them_and_gives_what_was_verified(target: str, tmp_path: Path) -> None:
+    bundle = build(target, tmp_path, "fp32")
+    package = tmp_path / "package"
+    ship([bundle.path], "python", package, name="prompted")
+    for command in (["test_golden.py"], ["-m", "prompted", "golden/fp32/0.png", "--inputs", "given.npz"]):
+        np.savez(package / "given.npz", scale=SCALES[0], centres=CENTRES[0])
+        done = subprocess.run([sys.executable, *command], cwd=package, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    code = f"""if True:
+        import json, numpy as np, prompted
+        photo, given = np.load({str(tmp_path / "photo.npy")!r}), np.load("given.npz")
+        model = prompted.Model()
+        print(json.dumps(model.run(photo, **given)["logits"].tolist()))
+        for wrong in ({{}}, {{"scale": given["scale"]}}, {{**given, "scale": np.ones(3)}}):
+            try:
+                model.run(photo, **wrong)
+            except (TypeError, ValueError) as error:
+                print(error)
+    """
+    np.save(tmp_path / "photo.npy", PHOTOS[0])
+    done = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True)
+    answer, nothing, lacking, shape = done.stdout.splitlines()
+    np.testing.assert_allclose(json.loads(answer), expected(1), rtol=1e-3, atol=1e-4)
+    assert "takes scale, centres, but got nothing" in nothing
+    assert "but got scale" in lacking
+    assert shape == "scale is [8], but got [3]"
+
+
+@pytest.mark.slow
 def test_where_it_can_not_go_yet_is_said(tmp_path: Path) -> None:
     bundle = build("tflite", tmp_path, "fp32")
-    with pytest.raises(UserError, match="scale, centres beside its image.*--input-value"):
-        ship([bundle.path], "python", tmp_path / "package")
+    with pytest.raises(UserError, match="scale, centres beside its image.*android.*--input-value"):
+        ship([bundle.path], "android", tmp_path / "package")
 
 
 def test_targets_that_take_the_image_alone_say_so(monkeypatch) -> None:
