@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional as F
 
+from repedge.calib.simulation import torch_values
 from repedge.graph.attrs import Window, attr, conv_attrs, pool_attrs
 from repedge.graph.values import const, shape_of
 
@@ -220,7 +221,7 @@ OPS: dict[str, Callable[[ir.Node], Function]] = {
     "Identity": elementwise(lambda x: x),
 }
 
-VIEWS = frozenset({"Reshape", "Flatten", "Transpose", "Slice", "Split", "Identity"})
+VIEWS = frozenset({"Reshape", "Flatten", "Transpose", "Slice", "Split", "Identity", "Expand"})
 """Operators whose result may share memory with their input."""
 
 
@@ -276,8 +277,9 @@ def _declared(value: ir.Value, shape: list[int] | None) -> Any:
 
 def function_of(node: ir.Node) -> Function:
     """The torch function of a node."""
-    row = OPS.get(node.op_type)
-    return in_onnxruntime(node) if row is None or node.domain not in ("", "ai.onnx") else row(node)
+    row = OPS.get(node.op_type) or torch_values.OPS.get(node.op_type)
+    found = None if row is None or node.domain not in ("", "ai.onnx") else row(node)
+    return in_onnxruntime(node) if found is None else found
 
 
 def _pad(x: Tensor, pads: Sequence[int], value: float) -> Tensor:
