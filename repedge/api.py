@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -26,7 +26,7 @@ from repedge.compiler.clock import silent
 from repedge.compiler.preview import Preview
 from repedge.compiler.quantization import Calibration
 from repedge.compiler.request import BuildRequest, Built, Check
-from repedge.config import InputKind
+from repedge.config import InputKind, Preprocess
 from repedge.diagnosis.machine import Health, doctor
 from repedge.diagnosis.model import Inspection, inspect, no_options
 from repedge.diagnosis.report import diagnose
@@ -64,6 +64,8 @@ class CompileReport:
         plan: What a dry run would have done.
         choices: What precision ``auto`` kept, and why.
         refused: What a target can't take, and why.
+        preprocess: What photos go through before the network.
+        preprocess_from: Field of it -> where its value is from.
     """
 
     name: str
@@ -73,6 +75,8 @@ class CompileReport:
     plan: Preview | None = None
     choices: tuple[Choice, ...] = ()
     refused: tuple[Refused, ...] = ()
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    preprocess_from: dict[str, str] = field(default_factory=dict)
 
     @property
     def task(self) -> Task | None:
@@ -91,6 +95,8 @@ class CompileReport:
             "model": self.name,
             "found": self.found,
             **({} if self.task is None else {"task": self.task.name}),
+            "preprocess": self.preprocess.model_dump(mode="json"),
+            "preprocess_from": dict(self.preprocess_from),
             "bundles": [b.as_json() for b in self.bundles],
             "refused": [r.as_json() for r in self.refused],
             "warnings": list(self.warnings),
@@ -183,9 +189,11 @@ def compile(
     request.check()
     on_stage("load")
     source = _resolve(model, **more)
+    said: dict[str, Any] = {"preprocess": source.preprocess, "preprocess_from": source.origins}
     if dry_run:
         plan = preview.preview(source, request)
-        return CompileReport(source.name, source.description, (), source.warnings, plan, refused=plan.refused)
+        doubts, refused = source.warnings, plan.refused
+        return CompileReport(source.name, source.description, (), doubts, plan, refused=refused, **said)
     request.check_destinations(source.name)
     photos = None
     if calibration is not None and request.needs_photos:
@@ -199,14 +207,16 @@ def compile(
     else:
         outcome = pipeline.compile_source(source, request, on_stage)
     notes = source.warnings + (tuple(photos.warnings) if photos else ())
+    notes += outcome.built[0].warnings if outcome.built else ()
     if calibration is not None and photos is None:
         notes += ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
     missing = (f"{r.target} {r.precision} was not built: {r.why}" for r in outcome.refused)
     for note in (*notes, *missing):
         warnings.warn(note, stacklevel=3)  # the caller of the decorated function
     return CompileReport(
-        source.name, source.description, outcome.built, notes, choices=choices, refused=outcome.refused
-    )
+        source.name, source.description, outcome.built, notes, choices=choices, refused=outcome.refused,
+        **said,
+    )  # fmt: skip
 
 
 def _folder(out: Path | str) -> Path:

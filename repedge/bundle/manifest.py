@@ -96,6 +96,8 @@ class Verification(_Model):
             such as with float16 rounding after every operator.
         simulated_sqnr_db: What the plan's integers give in simulation, of the worst output; None where there
             are none.
+        truth: The task's first metric, that of the float network as ``float_KEY``, and ``labelled``, the
+            number of images behind them; empty where nobody knows what is in the images.
         remarks: Sentences on outputs of which these images say nothing.
         parts: Of outputs that hold numbers of several kinds, such as boxes beside scores; the figures above
             are then of the worst part.
@@ -112,6 +114,7 @@ class Verification(_Model):
     failures: tuple[str, ...] = ()
     others: dict[str, float] = Field(default_factory=dict)
     simulated_sqnr_db: float | None = None
+    truth: dict[str, float] = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     parts: tuple[PartFigures, ...] = ()
 
@@ -164,6 +167,7 @@ class Manifest(_Model):
     Attributes:
         task: What the outputs mean, a name of `repedge.tasks`; empty, and not written, where the outputs'
             shapes say it themselves.
+        preprocess_from: Field of the preprocessing -> where its value is from.
     """
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
@@ -176,6 +180,7 @@ class Manifest(_Model):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     preprocess: Preprocess
+    preprocess_from: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
     task: str = ""
     requires: dict[str, str] = Field(default_factory=dict)

@@ -121,7 +121,7 @@ class _Work:
 def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Clock, report: Report) -> _Work:
     """Export, run the reference, fuse, and look whether the targets can take what comes of it."""
     from repedge import passes
-    from repedge.graph.parts import parts_of
+    from repedge.graph.analysis.parts import parts_of
 
     with clock.stage("export"):
         graph = source.graph()
@@ -201,6 +201,7 @@ class _Bundling:
             {**work.clock.seconds, **stages},
             outcome,
             work.task,
+            work.evidence.warnings,
         )
 
     def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -260,6 +261,9 @@ class _Bundling:
         return verification.summarize(
             self.target, bar, self._compared(actual), source=evidence.samples.source,
             others={how: self._compared(outputs) for how, outputs in others.items()},
+            truth=verification.against_truth(
+                self.work.task, evidence.samples.truths, actual, evidence.real.outputs
+            ),
         )  # fmt: skip
 
     def _inputs(self) -> np.ndarray:
@@ -315,10 +319,11 @@ class _Bundling:
             inputs=tuple(Tensor(**vars(t)) for t in artifact.inputs),
             outputs=tuple(Tensor(**vars(t)) for t in artifact.outputs),
             preprocess=source.preprocess,
+            preprocess_from=dict(source.origins),
             labels=source.labels,
             task=self._task_word(artifact),
             requires=dict(artifact.requires),
-            notes=source.warnings + artifact.notes + warned,
+            notes=source.warnings + artifact.notes + warned + self.work.evidence.warnings,
             options=options,
             fusion=self.work.certificate.model_dump(mode="json"),
             quantization=quantization,

@@ -144,7 +144,7 @@ def quantize(
     from repedge.calib.outputs import output_steps
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
-    from repedge.graph.parts import mixed_nodes
+    from repedge.graph.analysis.parts import mixed_nodes
     from repedge.passes.preprocess import fold_preprocess
 
     if calibration is None:

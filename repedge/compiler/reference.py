@@ -12,6 +12,7 @@ import numpy as np
 from repedge.errors import CheckFailed
 from repedge.judge import samples
 from repedge.judge.samples import Samples
+from repedge.judge.statistics import oddities
 from repedge.photos import images
 from repedge.photos.photos import open_photos
 from repedge.photos.tensors import Tensors
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from repedge.compiler.request import BuildRequest
     from repedge.config import Preprocess
-    from repedge.graph.resolution import Parts, Resolution
+    from repedge.graph.analysis.resolution import Parts, Resolution
     from repedge.models.source import Source
     from repedge.tasks.base import Task
 
@@ -52,9 +53,9 @@ class Outcome:  # a repedge.passes.fusion.certificate.Outcome
     def resolution(self) -> list[Resolution]:
         """What an arithmetic can tell apart at each output; measured when it is first asked for."""
         if self._resolution is None:
+            from repedge.graph.analysis.resolution import resolution
             from repedge.graph.inputs import Form
             from repedge.graph.load import load_onnx
-            from repedge.graph.resolution import resolution
 
             graph = load_onnx(self.reference, form=Form("", tensors=self.tensors))
             self._resolution = resolution(graph, self.inputs, self.tensors)
@@ -69,12 +70,14 @@ class Evidence:
         samples: Real images; of n of them, some may be there for golden vectors only.
         pixels: The same as uint8 [n, H, W, C].
         real, random: The unfused graph on them, and on normal noise.
+        warnings: Sentences on what is odd about them.
     """
 
     samples: Samples
     pixels: np.ndarray
     real: Outcome
     random: Outcome
+    warnings: tuple[str, ...] = ()
 
     @property
     def judged(self) -> int:
@@ -115,8 +118,8 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
         UserError: The model does not run.
         CheckFailed: The model gives NaN or infinite outputs, or the graph differs from the model.
     """
+    from repedge.graph.analysis.parts import parts_of
     from repedge.graph.load import save_onnx
-    from repedge.graph.parts import parts_of
     from repedge.graph.run import Session, as_brought
 
     save_onnx(graph, reference)
@@ -138,7 +141,8 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
         real.outputs = _check_conversion(source, real, parts)
     noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
     random = Outcome(noise, run(noise), reference, source.tensors)
-    return Evidence(photos, pixels, real, random)
+    odd = oddities(graph, source.preprocess, inputs[: photos.judged]) if not source.tensors else []
+    return Evidence(photos, pixels, real, random, tuple(odd))
 
 
 def _check_export(source: Source, graph: Outcome, parts: Parts) -> None:
@@ -202,7 +206,7 @@ def _difference(
         parts: Of each output.
         half: Whether the model computes in float16.
     """
-    from repedge.graph.resolution import ROUNDINGS, SINGLE, gap, roundings
+    from repedge.graph.analysis.resolution import ROUNDINGS, SINGLE, gap, roundings
 
     if [y.shape for y in ours] != [y.shape for y in theirs]:
         return float("inf")

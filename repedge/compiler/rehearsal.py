@@ -35,7 +35,7 @@ def rehearse(source: Source, request: BuildRequest) -> Mapping[str, str]:
             layer to keep in float that there is not, or operators that no chosen target has.
     """
     from repedge import passes
-    from repedge.graph.parts import parts_of
+    from repedge.graph.analysis.parts import parts_of
 
     calibration = request.calibration if request.needs_photos else None
     if calibration is not None and again(calibration.source):

@@ -147,6 +147,7 @@ class Built:
     seconds: dict[str, float]
     budget: SearchResult | None = None
     task: Task | None = None
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """One element of ``bundles`` in the JSON of ``repedge compile``."""

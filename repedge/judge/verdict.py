@@ -10,7 +10,7 @@ from repedge.precision import Precision, Threshold
 from repedge.tasks.comparison import Agreement, Unit
 
 if TYPE_CHECKING:
-    from repedge.graph.resolution import Resolution
+    from repedge.graph.analysis.resolution import Resolution
 
 Resolve = Callable[[], "list[Resolution]"]
 """Measures what an arithmetic can tell apart at each output of the float network; asked where it matters."""
@@ -112,7 +112,7 @@ def _excuse(bar: Bar, unit: Unit) -> str:
         return f"on these photos it is under one step of its integers, {step:.1e}; {other}"
     if bar.limit.epsilon is None or bar.resolve is None:
         return ""
-    from repedge.graph.resolution import ROUNDINGS
+    from repedge.graph.analysis.resolution import ROUNDINGS
 
     resolution = bar.resolve()[unit.output]
     times = resolution.roundings(c.rms_err, c.max_abs_err, unit.part, bar.limit.epsilon)

@@ -43,6 +43,7 @@ def summarize(
     *,
     source: str,
     others: Mapping[str, Agreement] = MappingProxyType({}),
+    truth: Mapping[str, float] = MappingProxyType({}),
 ) -> Verification:
     """One `Verification` over all outputs: the worst of each figure.
 
@@ -53,6 +54,7 @@ def summarize(
         source: Where the images came from.
         others: What came of `repedge.targets.base.Runner.others`; the figures are not theirs, the failures
             are.
+        truth: See `against_truth`.
     """
     verdict = judge(bar, found)
     for how, agreement in others.items():
@@ -70,9 +72,38 @@ def summarize(
         failures=tuple(verdict.failures),
         simulated_sqnr_db=None if bar.simulated is None else bar.simulated.sqnr_db,
         others={how: agreement.sqnr_db for how, agreement in others.items()},
+        truth=dict(truth),
         remarks=tuple(verdict.remarks),
         parts=tuple(_part(found, unit) for unit in found.units if unit.part is not None),
     )
+
+
+def against_truth(
+    task: Task, truths: Sequence[Any], actual: Sequence[np.ndarray], exact: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """The task's first metric of the artifact and, as ``float_KEY``, of the float network.
+
+    Args:
+        task: What the outputs mean.
+        truths: What is to be found in each image; None where nobody knows.
+        actual, exact: Every output of both, [n, ...] each.
+
+    Returns:
+        Empty where no truth is known, or the network can't give it; else with ``labelled``, its number.
+    """
+    known = [i for i, truth in enumerate(truths) if truth is not None]
+    found: dict[str, float] = {}
+    for prefix, outputs in (("", actual), ("float_", exact)):
+        scorer = task.scorer()
+        if not known or scorer is None:
+            return {}
+        try:
+            scorer.update([y[known] for y in outputs], [truths[i] for i in known])
+        except UserError:  # labels of other classes than the network's
+            return {}
+        key = task.metrics[0].key
+        found[f"{prefix}{key}"] = scorer.score()[key]
+    return {**found, "labelled": float(len(known))}
 
 
 def _part(found: Agreement, unit: Unit) -> PartFigures:
@@ -136,9 +167,9 @@ def verify_bundle(
     Raises:
         UserError: The bundle is damaged or has no float reference.
     """
+    from repedge.graph.analysis.resolution import resolution
     from repedge.graph.inputs import Form
     from repedge.graph.load import load_onnx
-    from repedge.graph.resolution import resolution
 
     check_count(count)
     bundle = Bundle.open(path, allow_unverified=True)  # it is what verification is about
@@ -154,7 +185,8 @@ def verify_bundle(
     reference = beside.from_first(open_reference(bundle))(x)
     target, runner = open_bundle(bundle)
     batch = pixels if m.input_kind == "uint8" else x
-    agreement = compare(task, artifact_run(bundle, beside, runner.run)(batch), reference)
+    actual = artifact_run(bundle, beside, runner.run)(batch)
+    agreement = compare(task, actual, reference)
     further = artifact_run(bundle, beside, runner.others)(batch)
     others = {how: compare(task, outputs, reference) for how, outputs in further.items()}
     bar = Bar(
@@ -164,7 +196,8 @@ def verify_bundle(
         ),
         steps=_steps(m),
     )  # fmt: skip
-    return summarize(target, bar, agreement, source=found.source, others=others)
+    truth = against_truth(task, found.truths, actual, reference)
+    return summarize(target, bar, agreement, source=found.source, others=others, truth=truth)
 
 
 def _steps(manifest: Manifest) -> list[float]:

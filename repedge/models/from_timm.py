@@ -12,6 +12,7 @@ from repedge.models.checkpoints import load_strictly
 from repedge.models.files import Checkpoint
 from repedge.models.foreign import guard
 from repedge.models.loaded import Loaded, WeightsFrom, read_weights, safe
+from repedge.models.provenance import configured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +62,7 @@ def load(name: str, chosen: WeightsFrom) -> Loaded:
         num_classes=getattr(module, "num_classes", None),
         checkpoint_sha256=sha256(origin.path) if origin else None,
         license=str(cfg.get("license") or "") if chosen.pretrained else "",
+        said=dict.fromkeys(configured((origin.config if origin else None) or cfg), "its pretrained_cfg"),
     )
 
 

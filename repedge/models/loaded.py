@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from repedge.config import Preprocess
 from repedge.models import hub
 from repedge.models.files import Checkpoint, load_checkpoint
+from repedge.models.provenance import ASSUMED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,11 @@ Kind = Literal["named", "onnx", "module", "timm", "demo"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a kind of MODEL yields before the user's options are applied."""
+    """What a kind of MODEL yields before the user's options are applied.
+
+    Attributes:
+        said, rest: Where values of the preprocessing are from; see `repedge.models.provenance.origins`.
+    """
 
     name: str
     kind: Kind
@@ -35,6 +40,8 @@ class Loaded:
     checkpoint_sha256: str | None = None
     license: str = ""
     form: Form | None = None
+    said: dict[str, str] = field(default_factory=dict)
+    rest: str = ASSUMED
 
 
 @dataclass(frozen=True)

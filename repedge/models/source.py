@@ -20,6 +20,7 @@ from repedge.models.foreign import call_factory, module_inputs, read_onnx_input
 from repedge.models.loaded import Kind, Loaded, Origin, WeightsFrom, read_weights, safe
 from repedge.models.modules import channels_of, is_initial, own_copy, settle, unwrapped
 from repedge.models.options import adjust, parse_input_size, read_given, read_labels
+from repedge.models.provenance import configured, origins
 from repedge.models.registry import DEMO, ModelSpec, create, spec
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Source:
         checkpoint_sha256: Of the weights (or ONNX) file; None where there was none.
         license: Of the weights, where known.
         warnings: What is doubtful about the weights.
+        origins: Where each value of the preprocessing is from; see `repedge.models.provenance`.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Source:
     license: str = ""
     warnings: tuple[str, ...] = ()
     form: Form = field(default_factory=lambda: Form(""))
+    origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Tensors:
@@ -137,6 +140,7 @@ def resolve(
     options = {k: v for k, v in preprocess.items() if v is not None}
     if "input_size" in options:
         options["input_size"] = parse_input_size(options["input_size"])
+    asked = set(options)
     chosen = WeightsFrom(None if weights is None else str(weights), pretrained, random_weights, num_classes)
     found = _find(os.fspath(model) if isinstance(model, os.PathLike) else model, chosen)
     given = read_given(image_input, inputs, input_value)
@@ -161,6 +165,7 @@ def resolve(
         license=found.license,
         warnings=_doubts(module, found.name, chosen),
         form=found.form or Form(""),
+        origins=origins(found.said, found.rest, asked),
     )
 
 
@@ -271,6 +276,8 @@ def _loaded(row: ModelSpec, state: Checkpoint, origin: Origin) -> Loaded:
         labels=row.labels if len(row.labels) == finding.num_classes else (),
         checkpoint_sha256=sha256(origin.path),
         license=row.license if published else "",
+        said=dict.fromkeys(configured(origin.config or {}), "the weights' config.json"),
+        rest=f"{row.name}'s own",
     )
 
 
@@ -289,6 +296,7 @@ def _random(row: ModelSpec, num_classes: int | None) -> Loaded:
         module,
         num_classes=classes,
         labels=row.labels if len(row.labels) == classes else (),
+        rest=f"{row.name}'s own",
     )
 
 
@@ -312,6 +320,7 @@ def _module(module: nn.Module, name: str, chosen: WeightsFrom) -> Loaded:
         module,
         channels=None,
         checkpoint_sha256=digest,
+        said=dict.fromkeys(configured(config or {}), "the weights' config.json"),
     )
 
 
@@ -350,6 +359,7 @@ def _onnx_input(found: Loaded, path: Path, options: dict[str, Any], given: Given
         channels=image.channels,
         description=f"ONNX file {path.name}, {image.nodes} nodes",
         checkpoint_sha256=sha256(path),
+        said={"size": "the file"},
     )
 
 

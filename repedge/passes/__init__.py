@@ -9,8 +9,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from repedge.errors import UserError
+from repedge.graph.analysis.parts import parts_of
 from repedge.graph.check import check_clean
-from repedge.graph.parts import parts_of
 from repedge.graph.values import shape_of
 from repedge.passes.activations import fuse_activations, unify_clips
 from repedge.passes.base import Pass, run_passes

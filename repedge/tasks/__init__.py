@@ -135,7 +135,7 @@ def of_graph(
         graph: The graph.
         labels: Class names.
         told: The task's name, if the user gave one.
-        parts: Of each output; see `repedge.graph.parts.parts_of`.
+        parts: Of each output; see `repedge.graph.analysis.parts.parts_of`.
     """
     from repedge.tasks.base import Network, Output
 

@@ -17,9 +17,9 @@ import repedge
 from repedge import targets
 from repedge.bundle.folder import Bundle
 from repedge.errors import CheckFailed
+from repedge.graph.analysis.parts import mixed_nodes, parts_of
+from repedge.graph.analysis.resolution import ROUNDINGS, resolution, roundings
 from repedge.graph.export import export_module
-from repedge.graph.parts import mixed_nodes, parts_of
-from repedge.graph.resolution import ROUNDINGS, resolution, roundings
 from repedge.graph.run import Session
 from repedge.graph.values import const
 from repedge.tasks.base import Part

@@ -9,6 +9,7 @@ from rich.markup import escape
 from repedge import tasks
 from repedge.cli.commands import command
 from repedge.cli.tables.console import cell, columns, err, say, titled
+from repedge.models.provenance import described
 
 if TYPE_CHECKING:
     from repedge.api import CompileReport
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def compiled(result: CompileReport) -> None:
     """Bundles with their size, how they compare with the model, and how long they took."""
     say(titled(result.name, result.found))
+    say(f"[dim]preprocessing: {escape(described(result.preprocess, result.preprocess_from))}[/]")
     if result.task is not None:
         say(f"[dim]outputs: {escape(result.task.describe())} (--task {result.task.name})[/]")
     rows = []
@@ -25,17 +27,20 @@ def compiled(result: CompileReport) -> None:
     if result.bundles:
         v = result.bundles[0].verify
         say(f"[dim]judged on {v.n} images: {escape(v.images)}[/]")
+    truth = [key for key in (result.bundles[0].verify.truth if result.bundles else ()) if key != "labelled"]
     for b in result.bundles:
         v = b.verify
+        labelled = int(v.truth.get("labelled", 0))
         verdict = "[green]verified[/]" if v.passed else "[red]REJECTED[/]"
         numbers = (
             f"{b.size_bytes / 1e6:.2f}",
             f"{v.sqnr_db:.1f}",
             f"{v.max_abs_err:.1e}",
             *(cell(f, v.figures[f.key], v.n) for f in named),
+            *(cell(tasks.figure(k.removeprefix("float_")), v.truth.get(k), labelled) for k in truth),
         )
         rows.append([b.target, b.precision, *numbers, f"{sum(b.seconds.values()):.1f}", verdict])
-    figures = ["MB", "SQNR dB", "max error", *(f.title for f in named), "s"]
+    figures = ["MB", "SQNR dB", "max error", *(f.title for f in named), *map(_truth_title, truth), "s"]
     columns(("target", "precision", *figures, ""), rows, right=figures)
     for b in result.bundles:
         say(f"  {escape(str(b.path))}")
@@ -58,6 +63,11 @@ def _trouble(result: CompileReport) -> None:
             say(f"[red]{b.target} {b.precision}[/]: {escape(failure)}", err)
         for remark in b.verify.remarks:
             say(f"[yellow]{b.target} {b.precision}[/]: {escape(remark)}", err)
+
+
+def _truth_title(key: str) -> str:
+    title = tasks.figure(key.removeprefix("float_")).title
+    return f"float {title}" if key.startswith("float_") else title
 
 
 def planned(p: Preview) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from repedge.errors import CheckFailed
-from repedge.graph.resolution import ROUNDINGS, Parts, Resolution, gap, roundings
+from repedge.graph.analysis.resolution import ROUNDINGS, Parts, Resolution, gap, roundings
 
 END_TO_END_TOLERANCE = 1e-4
 """Largest difference of an output, relative to the largest output, that two float32 evaluations of one
@@ -72,7 +72,7 @@ class EndToEnd(BaseModel):
         max_abs_err: Largest difference of an output.
         max_rel_err: The same over the largest absolute value of that output, or of that part of it.
         roundings: Where that is above the tolerance: how many times as large as rounding to float32 makes
-            them the differences are; see `repedge.graph.resolution`.
+            them the differences are; see `repedge.graph.analysis.resolution`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -152,7 +152,7 @@ def certify(
         before, after: Counts of the graph before fusing and of the clean graph.
         run: Executes the fused graph; None leaves the end-to-end comparisons out.
         real, random: Inputs with what the unfused graph makes of them.
-        parts: Of each output; see `repedge.graph.parts.parts_of`.
+        parts: Of each output; see `repedge.graph.analysis.parts.parts_of`.
 
     Raises:
         CheckFailed: The fused graph's outputs differ.

@@ -13,9 +13,9 @@ from torch import nn
 
 from repedge import passes
 from repedge.errors import CheckFailed
+from repedge.graph.analysis.resolution import Resolution
 from repedge.graph.count import count
 from repedge.graph.export import export_module
-from repedge.graph.resolution import Resolution
 from repedge.graph.run import Session
 from repedge.models import registry
 from repedge.passes.fusion.certificate import Certificate, certify

@@ -54,7 +54,7 @@ FEW = 4
 """Images that the noise is tried on."""
 
 Parts = Sequence[tuple[Part, ...]]
-"""Of each output; see `repedge.graph.parts.parts_of`."""
+"""Of each output; see `repedge.graph.analysis.parts.parts_of`."""
 
 
 @dataclass(frozen=True)
