@@ -38,7 +38,7 @@ class Threshold:
         tie: Relative gap between two values under which their order means nothing in this precision.
         elsewhere: Error that another processor may add, as a share of an output's largest value.
         epsilon: Greatest relative error of rounding to this precision, where all of the network is in it: an
-            output that it can't tell any better passes; see `repedge.graph.analysis.resolution`. None elsewhere.
+            output that it can't tell any better passes (`repedge.graph.analysis.resolution`). None elsewhere.
     """
 
     min_sqnr_db: float
