@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 ROUNDING = 1e-4
 """What two float32 evaluations of one network may differ by, relative to an output's largest value."""
 
+QUANTIZED_DB = 8.0
+"""The least signal-to-noise ratio between a quantized file and the float network inside, as of w8a8."""
+
 HALF_ROUNDING = 5e-2
 """The same where one of them is in float16: 1e-3 per operator, grown over a hundred layers."""
 
@@ -137,7 +140,9 @@ def gather(source: Source, graph: ir.Model, reference: Path, photos: Samples) ->
     real, parts = Outcome(inputs, outputs, reference, source.tensors), parts_of(graph)
     if source.module is not None:
         _check_export(source, real, parts)
-    if source.onnx is not None:
+    if source.rounded:
+        _check_rounding(source, real)
+    elif source.onnx is not None:
         real.outputs = _check_conversion(source, real, parts)
     noise = np.random.default_rng(0).normal(size=(1, *inputs.shape[1:])).astype(np.float32)
     random = Outcome(noise, run(noise), reference, source.tensors)
@@ -177,14 +182,9 @@ def _check_conversion(source: Source, graph: Outcome, parts: Parts) -> list[np.n
         float16, which is the less exact of the two.
     """
     from repedge.graph.load import computes_in_half
-    from repedge.graph.run import Session, as_brought
 
     assert source.onnx is not None, "asked of files only"
-    with as_brought(source.name):
-        run = source.tensors.along(Session(source.onnx, form=source.form).run)
-        singles = np.split(graph.inputs, len(graph.inputs))  # a file may be for one image
-        rows = [run(image) for image in singles]
-    found = [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
+    found = _file_outputs(source, graph)
     half = computes_in_half(source.onnx)
     worst = _difference(graph.outputs, found, graph, parts, half)
     if worst is not None:
@@ -193,6 +193,29 @@ def _check_conversion(source: Source, graph: Outcome, parts: Parts) -> list[np.n
             f"by {worst:.1e} of its largest output; export it with opset 20"
         )
     return graph.outputs if half else found
+
+
+def _file_outputs(source: Source, graph: Outcome) -> list[np.ndarray]:
+    """What ONNX Runtime makes of the images in the untouched file."""
+    from repedge.graph.run import Session, as_brought
+
+    assert source.onnx is not None, "asked of files only"
+    with as_brought(source.name):
+        run = source.tensors.along(Session(source.onnx, form=source.form).run)
+        singles = np.split(graph.inputs, len(graph.inputs))  # a file may be for one image
+        rows = [run(image) for image in singles]
+    return [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
+
+
+def _check_rounding(source: Source, graph: Outcome) -> None:
+    """The float network inside a quantized file, which differs from the file by its rounding only."""
+    for ours, theirs in zip(graph.outputs, _file_outputs(source, graph), strict=True):
+        noise = float(np.square(ours.astype(np.float64) - theirs).sum())
+        if noise > float(np.square(theirs.astype(np.float64)).sum()) * 10 ** (-QUANTIZED_DB / 10):
+            raise CheckFailed(
+                f"{source.onnx} is quantized, and the float network inside is less than {QUANTIZED_DB:g} dB "
+                "from it: compile the float file that it was made from"
+            )
 
 
 def _difference(

@@ -29,6 +29,11 @@ from repedge.graph.values import check_weights
 
 __all__ = ["from_proto", "load_onnx", "normalize", "save_onnx", "to_proto"]
 
+INTEGER_OPERATORS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm"}
+)
+"""Of quantized files from which the float network can't be read."""
+
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
@@ -164,6 +169,13 @@ def _read_small(model: ir.Model) -> None:
 
 def _reject_foreign(model: ir.Model, path: Any) -> None:
     """Name every operator of another domain and every control-flow operator at once."""
+    integers = sorted({n.op_type for n in model.graph.all_nodes()} & INTEGER_OPERATORS)
+    if integers:
+        raise UnsupportedModel(
+            f"{path} is quantized into operators on integers ({', '.join(integers)}), from which the float "
+            "network can't be read: compile the file that it was made from, or one with QuantizeLinear and "
+            "DequantizeLinear nodes"
+        )
     found = {
         f"{node.domain}.{node.op_type}" if node.domain not in DEFAULT_DOMAINS else node.op_type
         for node in model.graph.all_nodes()

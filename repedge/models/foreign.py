@@ -113,6 +113,7 @@ class OnnxInput:
         form: Which input is the image and how it lies, and what the others hold.
         channels, height, width: Of the image.
         nodes: Of the graph.
+        rounded: QuantizeLinear nodes among them.
     """
 
     form: Form
@@ -120,6 +121,7 @@ class OnnxInput:
     height: int
     width: int
     nodes: int
+    rounded: int = 0
 
 
 def read_onnx_input(path: Path, given: Given | None = None) -> OnnxInput:
@@ -151,7 +153,8 @@ def read_onnx_input(path: Path, given: Given | None = None) -> OnnxInput:
     n, c, h, w = shape if not form.channels_last else (shape[0], shape[3], *shape[1:3])
     if n > 1:
         raise UserError(f"{path} is made for batches of {n}; export it for batch 1 or a dynamic batch")
-    return OnnxInput(form, c or _filter_channels(graph, form.image), h, w, len(graph.node))
+    rounded = sum(node.op_type == "QuantizeLinear" for node in graph.node)
+    return OnnxInput(form, c or _filter_channels(graph, form.image), h, w, len(graph.node), rounded)
 
 
 def _declared(value: Any) -> Declared:

@@ -42,6 +42,7 @@ class Loaded:
     form: Form | None = None
     said: dict[str, str] = field(default_factory=dict)
     rest: str = ASSUMED
+    rounded: int = 0  # QuantizeLinear nodes of an ONNX file
 
 
 @dataclass(frozen=True)

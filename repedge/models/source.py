@@ -54,6 +54,7 @@ class Source:
         license: Of the weights, where known.
         warnings: What is doubtful about the weights.
         origins: Where each value of the preprocessing is from; see `repedge.models.provenance`.
+        rounded: QuantizeLinear nodes of an ONNX file; its graph is the float network without them.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Source:
     warnings: tuple[str, ...] = ()
     form: Form = field(default_factory=lambda: Form(""))
     origins: dict[str, str] = field(default_factory=dict)
+    rounded: int = 0
 
     @property
     def tensors(self) -> Tensors:
@@ -83,9 +85,13 @@ class Source:
         """
         if self.onnx is not None:
             from repedge.graph.load import load_onnx
+            from repedge.models.quantized import without_rounding
 
             _, channels, *size = self.input_shape
-            return load_onnx(self.onnx, (size[0], size[1]), self.form, channels)
+            model = load_onnx(self.onnx, (size[0], size[1]), self.form, channels)
+            if self.rounded:
+                without_rounding(model)
+            return model
         from repedge.graph.export import export_module
 
         assert self.module is not None, "a source holds a module or an ONNX path"
@@ -163,9 +169,10 @@ def resolve(
         description=found.description,
         checkpoint_sha256=found.checkpoint_sha256,
         license=found.license,
-        warnings=_doubts(module, found.name, chosen),
+        warnings=_doubts(module, found, chosen),
         form=found.form or Form(""),
         origins=origins(found.said, found.rest, asked),
+        rounded=found.rounded,
     )
 
 
@@ -178,8 +185,15 @@ def _channels(module: Any, found: Loaded, options: dict[str, Any]) -> int:
     return channels_of(module, size, said, lambda image: call(image, *call.first()))
 
 
-def _doubts(module: nn.Module | None, name: str, chosen: WeightsFrom) -> tuple[str, ...]:
-    """What to know of weights that nobody trained."""
+def _doubts(module: nn.Module | None, found: Loaded, chosen: WeightsFrom) -> tuple[str, ...]:
+    """What to know of weights that nobody trained, and of those that were quantized."""
+    name = found.name
+    if found.rounded:
+        return (
+            f"{found.onnx} is quantized already: what is compiled is the float network inside, with the "
+            f"weights that its integers stand for and without the rounding of {found.rounded} activations; "
+            "the float file that it was made from is better, w8a8 above all",
+        )
     if chosen.random_weights:
         return (f"{name} has random weights: good for latency, its answers mean nothing",)
     if module is None or not is_initial(module):
@@ -357,6 +371,7 @@ def _onnx_input(found: Loaded, path: Path, options: dict[str, Any], given: Given
         found,
         form=image.form,
         channels=image.channels,
+        rounded=image.rounded,
         description=f"ONNX file {path.name}, {image.nodes} nodes",
         checkpoint_sha256=sha256(path),
         said={"size": "the file"},
