@@ -53,7 +53,6 @@ def convert(model: ir.Model, path: Any) -> ir.Model:
             model.opset_imports[""] = OPSET
             with_small_proto(model, onnx.checker.check_model)
             return model
-        resized = {str(n.outputs[0].name) for n in model.graph if n.op_type in ("Resize", "Upsample")}
         proto = with_small_proto(model, lambda p: onnx.version_converter.convert_version(p, OPSET))
     except Exception as error:
         raise UnsupportedModel(
@@ -63,7 +62,7 @@ def convert(model: ir.Model, path: Any) -> ir.Model:
     converted = _with_weights_of(model, proto)
     if own < 11:
         for node in tuple(converted.graph):
-            if node.outputs[0].name in resized:
+            if node.op_type == "Resize":
                 _make_asymmetric(node)
     return converted
 
