@@ -85,7 +85,7 @@ class Source:
         """
         if self.onnx is not None:
             from repedge.graph.load import load_onnx
-            from repedge.models.quantized import without_rounding
+            from repedge.graph.quantized import without_rounding
 
             _, channels, *size = self.input_shape
             model = load_onnx(self.onnx, (size[0], size[1]), self.form, channels)
