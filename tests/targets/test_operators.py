@@ -40,6 +40,10 @@ def test_operator(target, name, tmp_path):
     x = row.input()
     found = compiler.open(tmp_path / artifact.main, JOB, names, threads=1).run(x)
     wanted = reference(model, x)
+    if target == "gpu":  # images have an axis in front of an output that has none for them
+        found = [
+            f.reshape(w.shape) if f.ndim == w.ndim + 1 else f for f, w in zip(found, wanted, strict=True)
+        ]
     assert same_kinds(found, wanted)
     tolerance, _ = row.loose.get(target, (TOLERANCE, ""))
     assert relative_error(found, wanted) < tolerance

@@ -68,7 +68,7 @@ class ONNXRuntimeRunner(Runner):
             feeds = {self._input: np.ascontiguousarray(filled)}
             feeds |= {name: np.ascontiguousarray(array[i]) for name, array in tensors.items()}
             try:
-                parts.append([y[: len(chunk)] for y in session.run(self._outputs, feeds)])
+                parts.append([y[: len(chunk)] if missing else y for y in session.run(self._outputs, feeds)])
             except Exception as error:  # onnxruntime raises a class of its own for each status code
                 raise DeviceError(f"ONNX Runtime failed to run: {error}") from error
         return [np.concatenate(column) for column in zip(*parts, strict=True)]

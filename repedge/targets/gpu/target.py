@@ -43,9 +43,9 @@ from repedge.targets.base import (
 from repedge.targets.gpu import triton
 from repedge.targets.gpu.file import external_files, save
 from repedge.targets.gpu.float_layers import keep_float
-from repedge.targets.gpu.resizes import scale_resizes, spell_resizes
 from repedge.targets.gpu.runner import ONNXRuntimeRunner
 from repedge.targets.gpu.scheme import ONNXRUNTIME_W8A8, TENSORRT_W8A8
+from repedge.targets.gpu.spelled import scale_resizes, spell_out
 from repedge.targets.gpu.types import enter, to_float16
 from repedge.targets.options import choice, whole
 from repedge.templates import Templates
@@ -277,7 +277,7 @@ class GPU(Target):
         ort = job.options.get("form") == "ort"
         self._refuse(qdq.prepare(model), ORT_TABLE if ort else TABLE)
         model = qdq.prepare(model, integer_constants=ort)
-        batched, count, why = _batched(spell_resizes(model), job.options.get("batch"))
+        batched, count, why = _batched(spell_out(model), job.options.get("batch"))
         inputs = (_input_spec(model, job, count), *map(tensor_spec, model.graph.inputs[1:]))
         outputs = tuple(_output_spec(value, count) for value in model.graph.outputs)
         served = triton.Served(

@@ -154,7 +154,6 @@ INDICES = {
         k=[2],
         s=[2],
         t=(6, 4),
-        refused={"gpu": "does not keep the batch axis"},
     ),
     "gather_elements": case("a = ArgMax<axis=1>(x) y = GatherElements<axis=1>(x, a)", jumps=True),
     "gather_elements_rows": case(
@@ -170,12 +169,10 @@ INDICES = {
     "gather_elements_constant": case(
         "y = GatherElements<axis=3>(x, i)",
         i=np.random.default_rng(1).integers(-7, 7, (1, 6, 5, 3)),
-        refused={"gpu": "made for one image"},
     ),
     "gather_nd": case(
         "y = GatherND(x, i)",
         i=np.array([[0, 1, 2], [0, 5, -1]]),
-        refused={"gpu": "picks the images themselves"},
     ),
     "gather_nd_batched": case(
         "f = Flatten(x) v, j = TopK(f, k) q = Reshape(j, s) y = GatherND<batch_dims=1>(x, q)",
@@ -189,7 +186,6 @@ INDICES = {
         "m = ReduceMean<keepdims=0>(x, a) y = Expand(m, s)",
         a=[0, 1, 2],
         s=[1, 6, 5, 7],
-        refused={"gpu": "reduces the batch axis"},
     ),
     "tile": case("y = Tile(x, r)", r=[1, 2, 1, 3]),
 }

@@ -1,4 +1,4 @@
-"""Resize for TensorRT: scales for all axes, and matrix products for what it has no mode for.
+"""What TensorRT takes in another form: Resize by scales for all axes, or as products where it has no mode.
 
 Source of the modes: TensorRT's ONNX parser, ``docs/operators.md`` of onnx/onnx-tensorrt (10.x).
 """
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from repedge.graph.attrs import attr
 from repedge.graph.values import add_initializer, const, shape_of
-from repedge.passes.base import insert, ints, rewrite
+from repedge.passes.base import floats, insert, ints, rewrite
 from repedge.targets import resampling
 
 NATIVE = {
@@ -46,14 +46,24 @@ def native(node: ir.Node) -> bool:
     )
 
 
-def spell_resizes(model: ir.Model) -> ir.Model:
-    """Resize that is not `native` -> Gather of rows and of columns, or MatMul by weights; then a copy."""
-    if all(node.op_type != "Resize" or native(node) for node in model.graph):
+def spell_out(model: ir.Model) -> ir.Model:
+    """Operators that can't go through as they are, by others; a copy if there are any.
+
+    Resize that is not `native` becomes Gather of rows and of columns, or MatMul by weights. Celu, which ONNX
+    has for float32 only, becomes alpha * Elu(x / alpha).
+    """
+
+    def stays(node: ir.Node) -> bool:
+        return node.op_type != "Celu" and (node.op_type != "Resize" or native(node))
+
+    if all(map(stays, model.graph)):
         return model
     copy = model.clone()
     graph = copy.graph
-    for node in [n for n in graph if n.op_type == "Resize" and not native(n)]:
-        if attr(node, "mode", "nearest") == "nearest":
+    for node in [n for n in graph if not stays(n)]:
+        if node.op_type == "Celu":
+            _celu(node)
+        elif attr(node, "mode", "nearest") == "nearest":
             _gather(node)
         else:
             _weigh(graph, node)
@@ -61,6 +71,16 @@ def spell_resizes(model: ir.Model) -> ir.Model:
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     return copy
+
+
+def _celu(node: ir.Node) -> None:
+    alpha, out = attr(node, "alpha", 1.0), node.outputs[0]
+    if alpha == 1.0:
+        rewrite(out, "Elu", [node.inputs[0]])
+        return
+    scaled = insert(node, "Mul", [node.inputs[0], floats(node, "inverse", 1 / alpha)], shape=shape_of(out))
+    curve = insert(node, "Elu", [scaled], shape=shape_of(out))
+    rewrite(out, "Mul", [curve, floats(node, "alpha", alpha)])
 
 
 def _between(node: ir.Node) -> tuple[int, ...]:
