@@ -28,6 +28,7 @@ def context(
         variants: Precision word -> what is known of that bundle; the default one first.
         suffix: Ending of the artifact, without the dot.
         pixels: Values in one image.
+        outputs: Name, shape, layout and size of each output, and whether it holds whole numbers (int32).
         tensors: Name, numpy's dtype and shape of each input beside the image.
     """
     m = bundles[0].manifest
@@ -82,7 +83,8 @@ def _variant(b: Bundle, g: Golden) -> dict[str, Any]:
 
 def _output(t: Any) -> dict[str, Any]:
     shape = [1, *t.shape[1:]]
-    return {"name": t.name, "shape": shape, "layout": t.layout, "size": int(np.prod(shape))}
+    whole = not t.dtype.startswith("float")
+    return {"name": t.name, "shape": shape, "layout": t.layout, "size": int(np.prod(shape)), "whole": whole}
 
 
 def _major(requirement: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ship_bundles import LABELS, compile_net, fake
 from ship_packages import build, run, script
@@ -217,3 +218,53 @@ def test_cpp_package_is_built_and_passes_its_golden_test(
     missing = run([built / "net_sample", tmp_path / "none.png"])
     assert missing.returncode == 1
     assert missing.stderr.splitlines()[-1].startswith("error: ")
+
+
+class LabelMap(torch.nn.Module):
+    """Which class each pixel is, the mean of each, and whether it is high anywhere: int64, float, bool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = torch.nn.Conv2d(3, 5, 3, 1, 1)
+
+    def forward(self, x):
+        y = self.head(x)
+        return y.argmax(1), y.mean((2, 3)), (y.amax((2, 3)) > 0.5)
+
+
+@pytest.fixture(scope="module")
+def label_maps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("labels")
+    return compile_net(out, ["tflite", "openvino", "gpu", "coreml"], LabelMap(), (), precisions=["fp32"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tflite", "openvino", "gpu"])
+def test_whole_numbers_in_python(label_maps: dict[str, Path], tmp_path: Path, target: str) -> None:
+    out = packed(label_maps, target, "python", tmp_path / "app")
+    done = run([sys.executable, "test_golden.py"], cwd=out)
+    assert done.returncode == 0, done.stderr
+    code = "import net; y = net.Model().run('golden/fp32/0.png'); print([v.dtype.kind for v in y.values()])"
+    assert script(code, out).strip() in ("['i', 'f', 'i']", "['i', 'f', 'b']")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["openvino", "tflite"])
+def test_whole_numbers_in_cpp(label_maps: dict[str, Path], tmp_path: Path, target: str) -> None:
+    """Read as floats bit by bit they would be nearly 0."""
+    out = packed(label_maps, target, "cpp", tmp_path / "app")
+    done = run([build(out) / "net_golden"])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "platform", "words"),
+    [("tflite", "android", "buffer.asIntBuffer()"), ("coreml", "ios", "converting: array")],
+)
+def test_whole_numbers_on_phones(
+    label_maps: dict[str, Path], tmp_path: Path, target: str, platform: str, words: str
+) -> None:
+    out = packed(label_maps, target, platform, tmp_path / "app")
+    assert any(words in path.read_text() for path in out.rglob("*.*") if path.suffix in (".kt", ".swift"))

@@ -152,6 +152,8 @@ def _lower(model: ir.Model, job: Job) -> Any:
     results = []
     for value in model.graph.outputs:
         port = b.values[str(value.name)]
+        if value.dtype not in (None, ir.DataType.FLOAT):  # apps read one type of whole numbers
+            port = b.ops.convert(port, np.int32).output(0)
         port.get_tensor().set_names({str(value.name)})
         result = b.ops.result(port, name=f"{value.name}/result")
         if layout := LAYOUTS.get(len(shape_of(value))):
@@ -244,7 +246,7 @@ def _input_spec(model: ir.Model, job: Job) -> TensorSpec:
 
 def _output_spec(value: ir.Value) -> TensorSpec:
     shape = shape_of(value)
-    dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
+    dtype = "float32" if value.dtype in (None, ir.DataType.FLOAT) else "int32"
     return TensorSpec(str(value.name), dtype, shape, LAYOUTS.get(len(shape), ""))
 
 

@@ -211,8 +211,10 @@ def _outputs(c: Emitter, graph: ir.Graph, taken: set[int]) -> dict[str, int]:
     for value in graph.outputs:
         shape = shape_of(value)
         tensor = c.read(value, natural(len(shape)))
+        if c.writer.tensors[tensor].dtype == "bool":  # an app reads numbers
+            tensor = c.step("CAST", [tensor], value.name or "", dtype="int32")
         if tensor in taken or c.writer.tensors[tensor].load is not None:
-            copy = c.scratch(value.name or "", stored(shape, natural(len(shape))))
+            copy = c.like(value.name or "", stored(shape, natural(len(shape))), tensor)
             c.reshape(tensor, copy)
             tensor = copy
         c.writer.tensors[tensor].name = value.name or ""
