@@ -165,7 +165,7 @@ def _check_export(source: Source, graph: Outcome, parts: Parts) -> None:
             torch.utils._pytree.tree_leaves(call(image, *(t[i] for t in beside)))
             for i, image in enumerate(singles)
         ]
-    found = [torch.cat(tensors).float().numpy() for tensors in zip(*rows, strict=True)]
+    found = _stacked([[t.float().numpy() for t in row] for row in rows], graph.outputs)
     worst = _difference([y[:2] for y in graph.outputs], found, graph, parts)
     if worst is not None:
         raise CheckFailed(
@@ -204,7 +204,7 @@ def _file_outputs(source: Source, graph: Outcome) -> list[np.ndarray]:
         run = source.tensors.along(Session(source.onnx, form=source.form).run)
         singles = np.split(graph.inputs, len(graph.inputs))  # a file may be for one image
         rows = [run(image) for image in singles]
-    return [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
+    return _stacked(rows, graph.outputs)
 
 
 def _check_rounding(source: Source, graph: Outcome) -> None:
@@ -216,6 +216,18 @@ def _check_rounding(source: Source, graph: Outcome) -> None:
                 f"{source.onnx} is quantized, and the float network inside is less than {QUANTIZED_DB:g} dB "
                 "from it: compile the float file that it was made from"
             )
+
+
+def _stacked(rows: Sequence[Sequence[np.ndarray]], like: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Every output [n, ...] from those of single images, which may have the axis of images elsewhere."""
+    columns = list(zip(*rows, strict=True))
+    if len(columns) != len(like):
+        return [np.concatenate(column) for column in columns]
+    found = []
+    for column, want in zip(columns, like, strict=True):
+        own = want.shape[1:]
+        found.append(np.concatenate([y.reshape(1, *own) if y.size == np.prod(own) else y for y in column]))
+    return found
 
 
 def _difference(

@@ -78,7 +78,7 @@ class Source:
         return self.form.tensors
 
     def graph(self) -> ir.Model:
-        """The unfused float graph, static batch 1.
+        """The unfused float graph, static batch 1, whose outputs have the axis of images first.
 
         Raises:
             UserError: The module can't be exported, or the file is no usable ONNX model.
@@ -91,11 +91,17 @@ class Source:
             model = load_onnx(self.onnx, (size[0], size[1]), self.form, channels)
             if self.rounded:
                 without_rounding(model)
-            return model
+            return self._images_first(model)
         from repedge.graph.export import export_module
 
         assert self.module is not None, "a source holds a module or an ONNX path"
-        return export_module(self.module, self.input_shape, self.form)
+        return self._images_first(export_module(self.module, self.input_shape, self.form))
+
+    def _images_first(self, graph: ir.Model) -> ir.Model:
+        from repedge.graph.outputs import images_first
+
+        self.warnings += tuple(note for note in images_first(graph) if note not in self.warnings)
+        return graph
 
 
 def resolve(
