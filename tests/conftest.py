@@ -8,8 +8,8 @@ from repedge.cli import main
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, default=60, help="inputs of tests/fuzz (make fuzz: 10,000)")
-    parser.addoption("--kills", type=int, default=8, help="kill -9 of tests/fuzz (make kills: 500)")
+    parser.addoption("--fuzz", type=int, default=40, help="inputs of tests/fuzz (make fuzz: 10,000)")
+    parser.addoption("--kills", type=int, default=5, help="kill -9 of tests/fuzz (make kills: 500)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="what both begin from")
 
 

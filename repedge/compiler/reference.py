@@ -197,11 +197,12 @@ def _check_conversion(source: Source, graph: Outcome, parts: Parts) -> list[np.n
 
 def _file_outputs(source: Source, graph: Outcome) -> list[np.ndarray]:
     """What ONNX Runtime makes of the images in the untouched file."""
+    from repedge.graph.load import to_run
     from repedge.graph.run import Session, as_brought
 
     assert source.onnx is not None, "asked of files only"
     with as_brought(source.name):
-        run = source.tensors.along(Session(source.onnx, form=source.form).run)
+        run = source.tensors.along(Session(to_run(source.onnx), form=source.form).run)
         singles = np.split(graph.inputs, len(graph.inputs))  # a file may be for one image
         rows = [run(image) for image in singles]
     return _stacked(rows, graph.outputs)

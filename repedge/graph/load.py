@@ -269,6 +269,22 @@ def _half_to_float(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrInt64(name, int(single))
 
 
+def to_run(path: Path) -> Path | ir.Model:
+    """What of a file is run as it is: all of it, or its graph without the nodes that no output hangs on.
+
+    ONNX Runtime computes those, too, and nothing has looked at how large their values are.
+    """
+    from onnx_ir.passes import common
+
+    model = _read(path)
+    before = len(model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    if len(model.graph) == before:
+        return path
+    _check_external_data(model, path)
+    return model
+
+
 def check_file(path: Path) -> None:
     """Fail where a file that is to be run as it is is no graph, or would not fit into memory.
 

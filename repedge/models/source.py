@@ -353,6 +353,8 @@ def _onnx(path: Path, chosen: WeightsFrom) -> Loaded:
         raise UserError(f"{path} is a folder, not an ONNX file")
     if not path.exists():
         raise UserError(f"there is no file {path}")
+    if not path.is_file():  # to open a pipe is to wait for its writer
+        raise UserError(f"{path} is a device or a pipe; copy the model into a file")
     return Loaded(safe(path.stem), "onnx", Preprocess(), "", onnx=path)
 
 

@@ -7,6 +7,7 @@ shape, not its values. The tensors are put back afterwards.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from repedge.errors import UserError
 from repedge.graph.serde import inferred
+from repedge.graph.values import shape_of
 from repedge.passes.base import nodes_of
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ BIG_BYTES = 1024
 """Initializers above this are kept out of the protobuf; shape vectors and scalars are far below it."""
 
 LARGEST_FOLDED = "64MB"
-"""onnxsim computes no constants above this ahead."""
+"""onnxsim computes no constants of known shape above this ahead."""
+
+LARGE_CONSTANT = 1 << 22
+"""Elements of a value from which onnxsim computes no constants at all ahead: others may come of it."""
 
 ONNXSIM_OPS = ("If", "Loop", "Scan", "Shape", "Size", "NonZero", "Range", "ConstantOfShape")
 """Control flow and shape arithmetic: what onnxsim may resolve where repedge's own folding did not."""
@@ -88,6 +93,7 @@ def run_onnxsim(model: ir.Model) -> int:
                 check_n=0,
                 skipped_optimizers=list(SKIPPED_OPTIMIZERS),
                 tensor_size_threshold=LARGEST_FOLDED,
+                skip_constant_folding=_has_large_constants(model.graph),
             )
     except Exception as err:
         raise UserError(f"onnxsim can't simplify the graph {model.graph.name!r}: {err}") from err
@@ -99,6 +105,17 @@ def run_onnxsim(model: ir.Model) -> int:
         _restore(model.graph, graph)
         model.graph = graph
     return count
+
+
+def _has_large_constants(graph: ir.Graph) -> bool:
+    """Whether something large is computed from constants alone, which onnxsim would do ahead, and keep."""
+    constant = {v for v in graph.initializers.values() if not v.is_graph_input()}
+    for node in graph:
+        if all(v is None or v in constant for v in node.inputs):
+            constant.update(node.outputs)
+            if any(_is_known(v) and math.prod(shape_of(v)) > LARGE_CONSTANT for v in node.outputs if v.name):
+                return True
+    return False
 
 
 def _is_known(value: ir.Value) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from bundles import change_manifest, make, manifest
 
+import repedge
 from repedge.bundle.folder import Bundle, writing
 from repedge.disk import atomic, leftovers
 from repedge.errors import UserError
@@ -108,6 +110,20 @@ def test_a_bundle_that_is_removed_while_it_is_written_is_an_error(tmp_path: Path
         (draft.path / "net.tflite").unlink()
         draft.publish()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_bundles_that_vanish_before_the_run_ends_are_an_error(tmp_path: Path) -> None:
+    """The first is whole, and gone when the second is compiled."""
+
+    def report(stage: str) -> None:
+        if stage.startswith("openvino") and stage.endswith("compile"):
+            shutil.rmtree(tmp_path / "out" / "repvit_demo-tflite-fp32")
+
+    with pytest.raises(UserError, match="tflite-fp32 was written, and something removed it before the end"):
+        repedge.compile(
+            targets=["tflite", "openvino"], precisions=["fp32"], out=tmp_path / "out", on_stage=report
+        )
 
 
 @pytest.mark.parametrize("content", ["my thesis", "{}", "<html>about repedge</html>"])

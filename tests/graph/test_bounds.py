@@ -70,6 +70,14 @@ BOMBS: dict[str, tuple[list, dict[str, np.ndarray]]] = {
         ],
         {"s": np.array([BIG, BIG])},
     ),
+    "NonZero": (
+        [
+            node("Expand", ["v", "s"], ["e"]),
+            node("NonZero", ["e"], ["n"]),
+            node("Cast", ["n"], ["big"], to=TensorProto.FLOAT),
+        ],
+        {"v": ONE, "s": np.array([8000, 8000])},
+    ),
     "values": (
         [
             node("ReduceMax", ["x"], ["m"], keepdims=0),
@@ -95,6 +103,16 @@ def test_bombs(tmp_path: Path, kind: str) -> None:
     assert "does not run" not in str(caught.value)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 600 * 2**20
+
+
+@pytest.mark.slow
+def test_nodes_that_nothing_reads_are_not_run(tmp_path: Path) -> None:
+    """They are no part of the network, but of the file that it is held against."""
+    nodes, weights = BOMBS["Expand"]
+    dead = [node("Relu", ["x"], ["r"]), node("ReduceMax", ["r"], ["small"], keepdims=0), *nodes]
+    file = save(tmp_path / "net.onnx", dead, weights)
+    report = repedge.compile(file, targets="tflite", precisions=["fp32"], out=tmp_path / "out")
+    assert report.passed
 
 
 def test_what_is_there_at_one_time_counts_not_what_ever_was(
