@@ -80,6 +80,15 @@ def test_named_model_with_a_checkpoint(weights: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_weights_file_stands_for_the_model_that_it_is_of(weights: Path, tmp_path: Path) -> None:
+    found, named = resolve(str(weights)), resolve(None, weights=weights)
+    assert (found.name, found.checkpoint_sha256) == (named.name, named.checkpoint_sha256)
+    assert found.module is not None
+    assert "repvgg" in found.name
+    torch.save({"any.weight": torch.zeros(3)}, tmp_path / "any.pth")
+    assert "package.module:factory --weights FILE" in fails(str(tmp_path / "any.pth"))
+
+
 def test_weights_without_a_model_name_their_model(tmp_path: Path) -> None:
     state = fused_repvit(create("repvit_m0_9", num_classes=3).state_dict())
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "w.safetensors")
