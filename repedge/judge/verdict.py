@@ -80,7 +80,7 @@ def judge(bar: Bar, found: Agreement) -> Verdict:
         changed = c.changed(bar.limit.tie) if bar.limit.same_decisions and c.finite else 0
         if changed:
             verdict.failures.append(
-                f"output {output.name!r}: {c.decision} differs on {changed} of {c.n} images"
+                f"output {output.name!r}: {c.decision} differs on {changed} of {c.n} images; {_advice(bar)}"
             )
     return verdict
 
@@ -88,10 +88,12 @@ def judge(bar: Bar, found: Agreement) -> Verdict:
 def _missed(bar: Bar, unit: Unit, planned: Unit | None) -> list[str]:
     c, most = unit.comparison, bar.limit.max_rel_err
     if not c.finite:
-        return [" has NaN or infinite values"]
+        return [" has NaN or infinite values: numbers leave the precision's range; compile in fp32"]
     missed = []
     if c.sqnr_db < bar.floor:
-        missed.append(f": SQNR {c.sqnr_db:.1f} dB is under {bar.floor:g} dB for {bar.precision}")
+        missed.append(
+            f": SQNR {c.sqnr_db:.1f} dB is under {bar.floor:g} dB for {bar.precision}; {_advice(bar)}"
+        )
     if planned is not None and c.sqnr_db < min(planned.comparison.sqnr_db, TELLING) - BEHIND:
         want = planned.comparison.sqnr_db
         missed.append(
@@ -103,8 +105,25 @@ def _missed(bar: Bar, unit: Unit, planned: Unit | None) -> list[str]:
     return missed
 
 
+def _advice(bar: Bar) -> str:
+    """What to try after a rejection."""
+    if bar.min_sqnr is not None:
+        return "lower --min-sqnr, or take another precision"
+    if bar.simulated is not None:
+        return (
+            "calibrate on more photos of the kind to expect, keep layers in float with --max-drop or "
+            "--keep-float, or compile in fp16"
+        )
+    return "judge on photos of its own kind with --images, or take a precision with more bits"
+
+
 def _excuse(bar: Bar, unit: Unit) -> str:
-    """Why a difference is no fault: the precision can't tell these numbers any better; empty if it can."""
+    """Why a difference is no fault: the precision can't tell these numbers any better; empty if it can.
+
+    A floor that the user set has no exception.
+    """
+    if bar.min_sqnr is not None:
+        return ""
     c = unit.comparison
     step = bar.steps[unit.output] if bar.steps else 0.0
     other = "with --images, judge on photos where it is not"

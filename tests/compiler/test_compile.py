@@ -201,8 +201,8 @@ def test_a_lying_export_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     real = export.export_module
 
-    def wrong(module, shape):
-        model = real(module, shape)
+    def wrong(module, *given):
+        model = real(module, *given)
         value = next(v for v in model.graph.initializers.values() if len(v.shape) == 4)
         array = value.const_value.numpy().copy()
         array[0, 0] += 0.5

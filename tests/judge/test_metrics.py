@@ -10,6 +10,7 @@ import pytest
 
 from repedge import targets, tasks
 from repedge.bundle.manifest import Verification
+from repedge.graph.analysis.resolution import Resolution
 from repedge.judge.verdict import Bar, judge
 from repedge.judge.verification import summarize
 from repedge.precision import THRESHOLDS
@@ -112,3 +113,19 @@ def test_verification_keeps_its_intervals_in_json_and_follows_them_from_its_figu
     assert written["agree_top1"] == 0.95
     assert written["intervals"] == {"agree_top1": pytest.approx([0.7639, 0.9911], abs=1e-4)}
     assert Verification.model_validate(written) == found
+
+
+def test_a_rejection_names_what_to_try_and_a_floor_that_was_set_has_no_exception() -> None:
+    ref = np.array([[1.0, 2.0, 5.0]])
+    found = compared((ref, ref * 1.3))
+    bar = Bar("fp16", THRESHOLDS["fp16"])
+    (why,) = judge(bar, found).failures
+    assert why.endswith("--images, or take a precision with more bits")
+    (why,) = judge(Bar("w8a8", THRESHOLDS["w8a8"], 60.0), found).failures
+    assert "lower --min-sqnr" in why
+    integers = Bar("w8a8", THRESHOLDS["w8a8"], simulated=compared((ref, ref * 2)))
+    (why,) = judge(integers, compared((ref, ref * 2))).failures
+    assert "--keep-float" in why
+    exact = [Resolution(np.full_like(ref, 1e9), ref * 0)]
+    assert judge(Bar("fp16", THRESHOLDS["fp16"], resolve=lambda: exact), found).failures == []
+    assert judge(Bar("fp16", THRESHOLDS["fp16"], 20.0, resolve=lambda: exact), found).failures
