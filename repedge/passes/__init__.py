@@ -12,7 +12,6 @@ from repedge.errors import UserError
 from repedge.graph.analysis.parts import parts_of
 from repedge.graph.check import check_clean
 from repedge.graph.values import shape_of
-from repedge.passes.activations import fuse_activations, unify_clips
 from repedge.passes.base import Pass, run_passes
 from repedge.passes.cleanup import (
     drop_noops,
@@ -35,6 +34,8 @@ from repedge.passes.fusion.fuse import fuse
 from repedge.passes.lines import widen_lines
 from repedge.passes.order import fold_orders
 from repedge.passes.pads import explicit_pads, fold_pads, unify_pads
+from repedge.passes.patterns.activations import fuse_activations, unify_clips
+from repedge.passes.patterns.norms import fuse_norms
 from repedge.passes.pooling import spell_norm_pools, unify_global_pools
 from repedge.passes.reshapes import (
     forward_slices,
@@ -71,6 +72,7 @@ CANONICALIZE: tuple[Pass, ...] = (
     spell_out,
     unify_clips,  # before fuse_activations, which reads Clip and knows no Min, Max
     fuse_activations,  # before fusing: else the 0.5 of a GELU is folded into the next convolution
+    fuse_norms,  # before fusing, which would fold a scale behind one into a layer further on
     widen_lines,  # before explicit_pads, which reads windows over maps
     explicit_pads,  # before fold_pads, which adds numbers
     spell_norm_pools,  # after widen_lines: those of one axis, too

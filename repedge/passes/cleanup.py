@@ -10,7 +10,7 @@ import onnx_ir as ir
 from repedge.errors import UserError
 from repedge.graph.attrs import attr
 from repedge.graph.values import const, shape_of
-from repedge.passes.base import bypass, input_at, insert, ints, nodes_of, rewrite, same_shape, scalar
+from repedge.passes.base import bypass, floats, input_at, insert, ints, nodes_of, rewrite, same_shape, scalar
 
 AXIS_ATTRIBUTE = {
     "ArgMax": 0,
@@ -167,6 +167,8 @@ def spell_out(model: ir.Model) -> int:
         count += _explicit_split(node)
     for node in nodes_of(model, "Sum"):
         count += _sum_to_adds(node)
+    for node in nodes_of(model, "Mean"):
+        count += _mean_to_adds(node)
     for node in nodes_of(model, "Slice"):
         count += _full_slice_inputs(node)
     return count
@@ -203,6 +205,18 @@ def _sum_to_adds(node: ir.Node) -> bool:
         shape = np.broadcast_shapes(shape_of(total), shape_of(value))
         total = insert(node, "Add", [total, value], shape=shape)
     rewrite(node.outputs[0], "Add", [total, rest[-1]])
+    return True
+
+
+def _mean_to_adds(node: ir.Node) -> bool:
+    """Mean of n values -> their sum, times 1 / n."""
+    total, *rest = node.inputs
+    if total is None or not rest:
+        return False
+    for value in rest:
+        shape = np.broadcast_shapes(shape_of(total), shape_of(value))
+        total = insert(node, "Add", [total, value], shape=shape)
+    rewrite(node.outputs[0], "Mul", [total, floats(node, "share", 1 / len(node.inputs))])
     return True
 
 

@@ -1,0 +1,1 @@
+"""Operators that exporters spell out in several: found, and written as one."""
