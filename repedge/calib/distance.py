@@ -7,6 +7,7 @@ Every output counts, by its relative mean square error; what the task makes of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,8 @@ SQUARE = 0.25
 that their softmax is 0 and 1."""
 
 TINY = 1e-30
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 class Distance:
@@ -38,6 +41,13 @@ class Distance:
         """By what the graph's own outputs say they are."""
         return cls(tasks.of_graph(model))
 
+    def _alone(self, outputs: Sequence[Array]) -> list[Array]:
+        """The outputs, or the parts of those that hold numbers of different kinds: each counts alone."""
+        found = []
+        for output, y in zip(self.task.outputs, outputs, strict=True):
+            found += [y[part.index] for part in output.parts] or [y]
+        return found
+
     def cost(self, want: Outputs, got: Outputs) -> float:
         """The cost of many images as a whole.
 
@@ -45,7 +55,8 @@ class Distance:
             want, got: Every output, float32 [N, ...], of the float network and of the one in question.
         """
         square = sum(
-            _relative(w.astype(np.float64), g.astype(np.float64)) for w, g in zip(want, got, strict=True)
+            _relative(w.astype(np.float64), g.astype(np.float64))
+            for w, g in zip(self._alone(want), self._alone(got), strict=True)
         )
         wide = [[torch.from_numpy(y.astype(np.float64)) for y in side] for side in (got, want)]
         near = self.task.nearness(*wide)
@@ -57,7 +68,7 @@ class Distance:
         The square counts more than in `cost`: the nearness alone hangs on the few classes that an image may
         be of, and is soon fitted to the training images.
         """
-        square = squares(got, want).sum()
+        square = squares(self._alone(got), self._alone(want)).sum()
         near = self.task.nearness(got, want)
         return square if near is None else square + near.sum()
 
@@ -67,9 +78,10 @@ class Distance:
         With several outputs the squares count beside it, as in `cost`: it may know only one of them.
         """
         near = self.task.nearness(got, want)
+        square = squares(self._alone(got), self._alone(want)).sum()
         if near is None:
-            return squares(got, want).sum()
-        return near.sum() if len(got) == 1 else near.sum() + SQUARE * squares(got, want).sum()
+            return square
+        return near.sum() if len(got) == 1 else near.sum() + SQUARE * square
 
     def projections(
         self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
@@ -81,9 +93,12 @@ class Distance:
             signs: Gives random signs in the shape of a tensor.
         """
         found = []
-        for y in outputs:
-            power = (y**2).flatten(1).sum(1).clamp_min(TINY)
-            found.append(signs(y) / power.sqrt().reshape(-1, *[1] * (y.ndim - 1)))
+        for output, y in zip(self.task.outputs, outputs, strict=True):
+            v = signs(y)
+            for index in [part.index for part in output.parts] or [(slice(None),)]:
+                power = (y[index] ** 2).flatten(1).sum(1).clamp_min(TINY)
+                v[index] /= power.sqrt().reshape(-1, *[1] * (y.ndim - 1))
+            found.append(v)
         for v, more in zip(found, self.task.curvature(outputs, signs), strict=True):
             if more is not None:
                 v += more

@@ -20,6 +20,8 @@ from repedge.graph.values import const
 from repedge.judge import verification
 from repedge.judge.verdict import Bar
 from repedge.targets import get
+from repedge.tasks.base import Network, Output, Part
+from repedge.tasks.raw import Raw
 
 HEADS = {"scores": "one", "boxes": "two"}
 """Output -> the layer that alone gives it."""
@@ -125,3 +127,22 @@ def test_verification_judges_either_output(first: str, output: str) -> None:
     found = verification.summarize(target, bar, verification.compare(task, got, want), source="")
     assert not found.passed
     assert output in found.failures[0]
+
+
+def test_scores_beside_boxes_count_as_much_as_the_boxes() -> None:
+    """The cost is that of two outputs, whichever way they are handed out; and so are the projections."""
+    rng = np.random.default_rng(0)
+    boxes, chances = 300 * rng.random((4, 6, 4)), 0.1 * rng.random((4, 6, 5))
+    joined = np.concatenate([boxes, chances], 2).astype(np.float32)
+    parts = (Part(2, 0, 4), Part(2, 4, 9))
+    one = Distance(Raw(Network((Output("y", (6, 9), parts),))))
+    two = Distance(Raw(Network((Output("a", (6, 4)), Output("b", (6, 5))))))
+    spoiled = joined.copy()
+    spoiled[..., 4:] = 0
+    want, got = ([y[..., :4], y[..., 4:]] for y in (joined, spoiled))
+    assert one.cost([joined], [spoiled]) == pytest.approx(two.cost(want, got))
+    assert one.cost([joined], [spoiled]) == pytest.approx(1)
+    tensor = torch.from_numpy(joined)
+    (found,) = one.projections([tensor], torch.ones_like)
+    a, b = two.projections([tensor[..., :4], tensor[..., 4:]], torch.ones_like)
+    assert torch.equal(found, torch.cat([a, b], 2))
