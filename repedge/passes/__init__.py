@@ -141,29 +141,35 @@ def settle(model: ir.Model) -> None:
     """Give every value a fixed shape where some hang on computed ones (files of other exporters); in place.
 
     Raises:
-        UserError: As `prepare`.
+        UserError: As `prepare`, or the shape of a value hangs on what other values are.
     """
-    if any(v.shape is None or not v.shape.is_static() for node in model.graph for v in node.outputs):
-        prepare(model)
+    if _first_open(model) is None:
+        return
+    prepare(model)
+    node = _first_open(model)
+    if node is not None:
+        raise UserError(
+            f"the {node.op_type} node {node.name!r} gives a tensor whose shape is not known before it runs; "
+            "a compiled network has fixed shapes"
+        )
+
+
+def _first_open(model: ir.Model) -> ir.Node | None:
+    """The first node that gives a value without a fixed shape."""
+    for node in model.graph:
+        if any(v.name and (v.shape is None or not v.shape.is_static()) for v in node.outputs):
+            return node
+    return None
 
 
 def require_known_sizes(model: ir.Model) -> None:
     """Fail where running the graph may take any amount of memory; the graph stays as it is.
 
     Raises:
-        UserError: The shape of a value hangs on what other values are, or as `prepare`.
+        UserError: As `settle`.
     """
-    if all(v.shape is not None and v.shape.is_static() for node in model.graph for v in node.outputs):
-        return
-    model = model.clone()
-    prepare(model)
-    for node in model.graph:
-        for v in node.outputs:
-            if v.shape is None or not v.shape.is_static():
-                raise UserError(
-                    f"the {node.op_type} node {node.name!r} gives a tensor whose shape is not known before "
-                    "it runs; a compiled network has fixed shapes"
-                )
+    if _first_open(model) is not None:
+        settle(model.clone())
 
 
 def clean(

@@ -105,6 +105,13 @@ def test_bombs(tmp_path: Path, kind: str) -> None:
     assert grown * (1 if sys.platform == "darwin" else 1024) < 600 * 2**20
 
 
+def test_shapes_that_hang_on_values_are_refused_by_every_verb(tmp_path: Path) -> None:
+    nodes, weights = BOMBS["NonZero"]
+    file = save(tmp_path / "net.onnx", [*nodes, *SMALL], weights)
+    with pytest.raises(UserError, match="NonZero node .* not known before it runs"):
+        repedge.inspect(file)
+
+
 @pytest.mark.slow
 def test_nodes_that_nothing_reads_are_not_run(tmp_path: Path) -> None:
     """They are no part of the network, but of the file that it is held against."""
