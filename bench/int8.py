@@ -3,7 +3,7 @@ r"""int8: repedge beside the stock quantizers, same photos, same evaluation, art
     python bench/int8.py accuracy --model mobileone --weights mobileone_s0_in1k.safetensors \\
         --data imagenet-sample
     python bench/int8.py accuracy --model repvit_demo --data cifar10.zip [--limit 200] [--only repedge-tflite]
-    python bench/int8.py latency [--models repvgg_a0 repvit_m0_9] [--threads 1]
+    python bench/int8.py latency [--models repvgg_a0 repvit_m0_9] [--threads 1] [--runtime LiteRT]
     python bench/int8.py memory --model mobileone --weights mobileone_s0_in1k.safetensors \\
         --data imagenet-sample
 
@@ -160,7 +160,7 @@ def latency(args: argparse.Namespace) -> None:
     print("  ".join(f"{k} {v}" for k, v in peers.versions().items()))
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.work or Path(scratch)
-        int8_latency.latency(args.models, folder, args.runs, args.threads, args.rounds, child)
+        int8_latency.latency(args.models, folder, args.runs, args.threads, args.rounds, child, args.runtime)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -186,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("--runs", type=int, default=60, help="of each artifact in a process")
     three.add_argument("--rounds", type=int, default=10, help="processes")
     three.add_argument("--threads", type=int, default=1)
+    three.add_argument("--runtime", nargs="+", default=[], help="such as 'ONNX Runtime'; default: all")
     three.add_argument("--work", type=Path, help="keeps the artifacts")
     return top
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def _fill(shape: Any, dtype: Any) -> np.ndarray:
     return rng.normal(size=shape).astype(dtype)
 
 
-def artifacts(model: str, folder: Path) -> dict[str, Path]:
+def artifacts(model: str, folder: Path, targets: Collection[str]) -> dict[str, Path]:
     """Name -> artifact of one model with seeded weights; ours take pixels, the peers' normalised input."""
     photos = folder / "photos"
     if not photos.exists():
@@ -83,7 +83,7 @@ def artifacts(model: str, folder: Path) -> dict[str, Path]:
         ("openvino", "fp32", "uint8"), ("tflite", "fp32", "float32"), ("openvino", "fp32", "float32"),
         ("gpu", "w8a8", "uint8"), ("gpu", "fp32", "uint8"), ("gpu", "fp32", "float32"),
     )  # fmt: skip
-    for target, precision, kind in builds:
+    for target, precision, kind in (build for build in builds if build[0] in targets):
         out = folder / f"{model}-{target}-{precision}-{kind}"
         if not out.exists():
             integers: dict[str, Any] = (
@@ -97,7 +97,7 @@ def artifacts(model: str, folder: Path) -> dict[str, Path]:
             )  # fmt: skip
         found[f"{target}-{precision}-{kind}"] = Bundle.open(next(out.iterdir())).artifact
     inputs = [_normal(i) for i in range(RANDOM_PHOTOS)]
-    for name, make in _peers(model, found, inputs).items():
+    for name, make in _peers(model, found, inputs, targets).items():
         suffix = {"nncf": ".xml", "onnxruntime": ".onnx"}.get(name, ".tflite")
         found[name] = folder / f"{model}-{name}{suffix}"
         if not found[name].exists():
@@ -128,18 +128,25 @@ def _weights(model: str, path: Path) -> None:
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
 
 
-def _peers(model: str, found: dict[str, Path], inputs: list[np.ndarray]) -> dict[str, Callable[[Path], None]]:
+def _peers(
+    model: str, found: dict[str, Path], inputs: list[np.ndarray], targets: Collection[str]
+) -> dict[str, Callable[[Path], None]]:
     def on_litert_torch(path: Path) -> None:
         floats = path.with_suffix(".float.tflite")
         peers.litert_torch_convert(peers.fused_module(model), peers.example_input(model), floats)
         peers.ai_edge_quantize(floats, inputs, path)
 
-    return {
-        "ai-edge": on_litert_torch,
-        "ai-edge-ours": lambda p: peers.ai_edge_quantize(found["tflite-fp32-float32"], inputs, p),
-        "nncf": lambda p: peers.nncf_quantize(found["openvino-fp32-float32"], inputs, p),
-        "onnxruntime": lambda p: peers.onnxruntime_quantize(found["gpu-fp32-float32"], inputs, p),
+    made: dict[str, dict[str, Callable[[Path], None]]] = {
+        "tflite": {
+            "ai-edge": on_litert_torch,
+            "ai-edge-ours": lambda p: peers.ai_edge_quantize(found["tflite-fp32-float32"], inputs, p),
+        },
+        "openvino": {"nncf": lambda p: peers.nncf_quantize(found["openvino-fp32-float32"], inputs, p)},
+        "gpu": {
+            "onnxruntime": lambda p: peers.onnxruntime_quantize(found["gpu-fp32-float32"], inputs, p),
+        },
     }
+    return {name: make for target in made if target in targets for name, make in made[target].items()}
 
 
 def _normal(seed: int) -> np.ndarray:
@@ -180,7 +187,13 @@ TITLES = {
 
 
 def latency(
-    models: list[str], folder: Path, runs: int, threads: int, rounds: int, child: Callable[..., Any]
+    models: list[str],
+    folder: Path,
+    runs: int,
+    threads: int,
+    rounds: int,
+    child: Callable[..., Any],
+    runtimes: Collection[str] = (),
 ) -> None:
     """Print the table.
 
@@ -190,16 +203,18 @@ def latency(
     from repedge.targets.tflite.runner import partitions
 
     _claim(folder)
+    pairs = [p for p in PAIRS if not runtimes or p[0] in runtimes]
+    targets = {ours.partition("-")[0] for _, ours, _, _ in pairs}
     print("| model | runtime | repedge w8a8 ms | against | ms | ratio | 95 % interval | bar |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     lines = []
     for model in models:
-        found = artifacts(model, folder)
-        for name in ("tflite-w8a8-uint8", "ai-edge", "ai-edge-ours"):
+        found = artifacts(model, folder, targets)
+        for name in sorted({"tflite-w8a8-uint8", "ai-edge", "ai-edge-ours"} & set(found)):
             parts = partitions(found[name])
             outside = ", ".join(f"{parts.outside.count(n)} {n}" for n in dict.fromkeys(parts.outside))
             lines.append(f"{model} {name}: {parts.count} XNNPACK partition(s), outside: {outside or 'none'}")
-        for runtime, ours, theirs, bars in PAIRS:
+        for runtime, ours, theirs, bars in pairs:
             paths = (str(found[ours]), str(found[theirs]))
             times = [child("pair", runtime, *paths, str(threads), str(runs), str(i)) for i in range(rounds)]
             ratios = np.array([t["ratio"] for t in times])
