@@ -44,8 +44,8 @@ EXACT = MOVES | {
 
 
 ROUNDINGS = 16.0
-"""Differences of so many times what is expected are still rounding: in 25 networks, between runtimes, fused
-and not, up to 5 times were met, in either float32 or float16."""
+"""Differences of so many times what is expected are still rounding: in 14 networks in float32, optimized or
+not, fused or not, and against torch, up to 5 times were met."""
 
 TIES = 2 / ROUNDINGS
 """Of an output of whole numbers twice as much may change as the noise has changed."""
