@@ -331,7 +331,7 @@ def test_a_damaged_photo_is_left_out_and_counted_once_by_every_use(tmp_path: Pat
     with pytest.warns(UserWarning, match="unreadable images left out: 1"):
         report = repedge.compile(
             targets=["openvino"], precisions=["w8a8"], out=tmp_path / "out", recipe="minmax",
-            calib=packed, calib_count=40, images=packed, count=4, max_drop=100, eval_data=packed,
+            calib=packed, calib_count=40, images=packed, count=4, min_sqnr=0, max_drop=100, eval_data=packed,
         )  # fmt: skip
     manifest = repedge.Bundle.open(report.bundles[0].path).manifest
     calibrated, judged = (manifest.quantization[k] for k in ("calibration", "budget"))
