@@ -153,7 +153,7 @@ def network(given: argparse.Namespace) -> dict[str, Any]:
         together = compiled(module, size, TARGETS, given, folder)
         if isinstance(together, dict):
             return {**row, "targets": together}
-        found = {}
+        found: dict[str, Any] = {}
         for target in TARGETS:
             alone = compiled(module, size, (target,), given, folder)
             found |= alone if isinstance(alone, dict) else {target: {"error": alone}}

@@ -17,7 +17,17 @@ from repedge.graph.values import shape_of
 from repedge.passes.preprocess import fold_preprocess
 from repedge.scheme import QuantScheme
 from repedge.targets import qdq
-from repedge.targets.base import Artifact, Engine, Job, Option, Runner, Target, TensorSpec, Unsupported
+from repedge.targets.base import (
+    NONE,
+    Artifact,
+    Engine,
+    Job,
+    Option,
+    Runner,
+    Target,
+    TensorSpec,
+    Unsupported,
+)  # fmt: skip
 from repedge.templates import Templates
 from repedge_carray.agent import Loop
 from repedge_carray.lower import LOWERINGS, Program, refusal, size
@@ -125,7 +135,7 @@ class LoopRunner(Runner):
         except AgentError as e:
             raise DeviceError(str(e)) from e
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run(self, batch: np.ndarray, tensors: Mapping[str, np.ndarray] = NONE) -> list[np.ndarray]:
         """See `Runner.run`."""
         rows = []
         for image in batch:
