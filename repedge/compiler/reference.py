@@ -64,6 +64,14 @@ class Outcome:  # a repedge.passes.fusion.certificate.Outcome
             self._resolution = resolution(graph, self.inputs, self.tensors)
         return self._resolution
 
+    def scaled(self, factor: float) -> Outcome:
+        """What the graph makes of the images times this."""
+        from repedge.graph.run import Session
+
+        inputs = self.inputs * np.float32(factor)
+        outputs = self.tensors.from_first(Session(self.reference).run)(inputs)
+        return Outcome(inputs, outputs, self.reference, self.tensors)
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -5,7 +5,11 @@ softmax) are approximated to an error that is relative to that range, so that a 
 to no digit. What such errors become at an output hangs on the numbers inside: a difference of two large
 numbers, or a sigmoid far out, keeps little of them. So the graph is run with random errors of a known size
 behind every operator, and the outputs' spread over that size is what a rounding of 1 would become there.
-(Monte Carlo arithmetic: D. S. Parker, 1997; to first order, for an error large enough to be seen in float32.)
+(Monte Carlo arithmetic: D. S. Parker, 1997.)
+
+That holds to first order only. Where a network is chaotic (a deep one with random weights, given noise),
+large errors saturate: the outputs can't become more wrong than wrong, and seen through them a rounding seems
+to do a hundred times less than it does. So the errors' size is near that of the rounding asked about.
 """
 
 from __future__ import annotations
@@ -22,10 +26,13 @@ from repedge.photos.tensors import Tensors
 from repedge.tasks.base import Part
 
 SIZE = 2.0**-12
-"""Standard deviation of the errors."""
+"""Standard deviation of the errors, for roundings to float16 and the like."""
+
+FINE = 2.0**-20
+"""The same for roundings to float32; the float32 runs that it is measured by are 16 times as exact."""
 
 DRAWS = 2
-"""Runs of each kind."""
+"""Runs of each kind and size."""
 
 SINGLE = 2.0**-24
 """Greatest relative error of rounding to float32."""
@@ -63,14 +70,17 @@ class Resolution:
 
     Attributes:
         relative: Errors of 1 relative to every number inside, root mean square of each element over the runs,
-            float64 [n, ...].
-        bounded: Errors of 1 of every function with a bounded range, likewise.
+            float64 [n, ...]; measured by errors of `SIZE`.
+        bounded: Errors of 1 of every function with a bounded range, likewise; measured by errors of `FINE`,
+            or, of whole numbers, `SIZE`.
         whole: Whether the output holds whole numbers, such as indices of classes.
+        fine: As ``relative``, measured by errors of `FINE`; None where it is the same.
     """
 
     relative: np.ndarray
     bounded: np.ndarray
     whole: bool = False
+    fine: np.ndarray | None = None
 
     def errors(self, epsilon: float = SINGLE) -> np.ndarray:
         """Expected errors of an arithmetic, of each element.
@@ -81,7 +91,8 @@ class Resolution:
         """
         if self.whole:  # a near tie between two indices does not come nearer
             return TIES * SIZE * np.hypot(self.relative, self.bounded)
-        return np.hypot(epsilon * self.relative, SINGLE * self.bounded)
+        relative = self.fine if self.fine is not None and epsilon < FINE else self.relative
+        return np.hypot(epsilon * relative, SINGLE * self.bounded)
 
     def roundings(
         self, rms: float, largest: float, part: Part | None = None, epsilon: float = SINGLE
@@ -147,6 +158,22 @@ def roundings(
     return worst
 
 
+def foreseen(theirs: Sequence[np.ndarray], resolved: Sequence[Resolution], parts: Parts = ()) -> float:
+    """What float32 alone makes of outputs [n, ...], relative to the largest value of the same part.
+
+    Outputs of whole numbers are left out: they have no small differences.
+    """
+    worst = 0.0
+    for i, (other, r) in enumerate(zip(theirs, resolved, strict=True)):
+        if r.whole:
+            continue
+        errors = np.broadcast_to(r.errors().max(axis=0), other.shape)  # of all of the images it was tried on
+        for e, y, _ in _pieces([errors], [other], parts[i : i + 1]):
+            largest = max(float(np.abs(y).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+            worst = max(worst, float(e.max(initial=0.0)) / largest)
+    return worst
+
+
 def _pieces(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], parts: Parts
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Part | None]]:
@@ -170,22 +197,30 @@ def resolution(model: ir.Model, x: np.ndarray, tensors: Tensors | None = None) -
     few = slice(None, None, max(1, len(x) // FEW))
     beside = {name: a[few][:FEW] for name, a in (tensors or Tensors()).at(0, len(x)).items()}
     x = x[few][:FEW]
-    exact = Session(model).run(x, beside)
-    found = []
-    for bounded in (False, True):
+
+    def run(graph: ir.Model) -> list[np.ndarray]:
+        """In the same kernels each time, for what an optimizer changes is no effect of the noise."""
+        return Session(graph, optimize=False).run(x, beside)
+
+    exact = run(model)
+
+    def measured(bounded: bool, size: float) -> list[np.ndarray]:
         squares = [np.zeros(y.shape) for y in exact]
         for draw in range(DRAWS):
-            outputs = Session(_noisy(model, bounded, draw), optimize=False).run(x, beside)
-            for total, y, want in zip(squares, outputs, exact, strict=True):
-                total += ((y.astype(np.float64) - want) / SIZE) ** 2
-        found.append([np.sqrt(total / DRAWS) for total in squares])
+            for total, y, want in zip(squares, run(_noisy(model, bounded, draw, size)), exact, strict=True):
+                total += ((y.astype(np.float64) - want) / size) ** 2
+        return [np.sqrt(total / DRAWS) for total in squares]
+
+    whole = [not np.issubdtype(y.dtype, np.floating) for y in exact]
+    relative, fine, bounded = measured(False, SIZE), measured(False, FINE), measured(True, FINE)
+    coarse = measured(True, SIZE) if any(whole) else bounded
     return [
-        Resolution(r, b, whole=not np.issubdtype(y.dtype, np.floating))
-        for r, b, y in zip(*found, exact, strict=True)
+        Resolution(r, c if w else b, w, f)
+        for r, f, b, c, w in zip(relative, fine, bounded, coarse, whole, strict=True)
     ]
 
 
-def _noisy(model: ir.Model, bounded: bool, seed: int) -> ir.Model:
+def _noisy(model: ir.Model, bounded: bool, seed: int, size: float) -> ir.Model:
     """The graph with an error behind every operator (of those with a bounded range, or of the others)."""
     model = model.clone()
     graph = model.graph
@@ -194,7 +229,7 @@ def _noisy(model: ir.Model, bounded: bool, seed: int) -> ir.Model:
         values += [v for v in graph.inputs if v.dtype == ir.DataType.FLOAT]
     for i, value in enumerate(values):
         if value.uses() or value.is_graph_output():
-            _disturb(graph, value, bounded, float(len(values) * seed + i + 1))
+            _disturb(graph, value, bounded, size, float(len(values) * seed + i + 1))
     return model
 
 
@@ -202,9 +237,9 @@ def _rounds(node: ir.Node, bounded: bool) -> bool:
     return node.op_type in BOUNDED if bounded else node.op_type not in EXACT
 
 
-def _disturb(graph: ir.Graph, value: ir.Value, bounded: bool, seed: float) -> None:
+def _disturb(graph: ir.Graph, value: ir.Value, bounded: bool, size: float, seed: float) -> None:
     """``v (1 + e)``, or ``v + e``, in place of ``v``."""
-    middle, width = 0.0 if bounded else 1.0, math.sqrt(3) * SIZE
+    middle, width = 0.0 if bounded else 1.0, math.sqrt(3) * size
     attributes = {"low": middle - width, "high": middle + width, "seed": seed}
     noise = ir.node("RandomUniformLike", [value], attributes, name=f"{value.name}/noise")
     join = ir.node("Add" if bounded else "Mul", [value, noise.outputs[0]], name=f"{value.name}/noisy")

@@ -9,11 +9,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from repedge.errors import CheckFailed
-from repedge.graph.analysis.resolution import ROUNDINGS, Parts, Resolution, gap, roundings
+from repedge.graph.analysis.resolution import ROUNDINGS, Parts, Resolution, foreseen, gap, roundings
 
 END_TO_END_TOLERANCE = 1e-4
 """Largest difference of an output, relative to the largest output, that two float32 evaluations of one
 network may show: rounding of 6e-8 per operation, grown over a hundred layers."""
+
+FAINTER = (1.0, 0.25, 0.0625)
+"""What noise is multiplied with until float32 can tell two evaluations apart: white noise as strong as an
+image is like none that a network was made for, and some are chaotic on it (at full strength float32 is 1 %
+from float64 in timm's levit_128s and efficientvit_m0, at a quarter 1e-6)."""
+
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""Executes a graph: its outputs for images, float32 [n, C, H, W]."""
 
 
 class Merge(BaseModel):
@@ -73,6 +81,7 @@ class EndToEnd(BaseModel):
         max_rel_err: The same over the largest absolute value of that output, or of that part of it.
         roundings: Where that is above the tolerance: how many times as large as rounding to float32 makes
             them the differences are; see `repedge.graph.analysis.resolution`.
+        scale: What the inputs were multiplied with, so that float32 can tell; see `FAINTER`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,6 +91,7 @@ class EndToEnd(BaseModel):
     max_abs_err: float
     max_rel_err: float
     roundings: float | None = None
+    scale: float = 1.0
 
 
 class Certificate(BaseModel):
@@ -135,12 +145,15 @@ class Outcome(Protocol):
     def resolution(self) -> list[Resolution]:
         """What float32 can tell apart at each output."""
 
+    def scaled(self, factor: float) -> Outcome:
+        """What the unfused graph gives for the inputs times this."""
+
 
 def certify(
     fused: Fused,
     before: Size,
     after: Size,
-    run: Callable[[np.ndarray], Sequence[np.ndarray]] | None = None,
+    run: Run | None = None,
     real: Outcome | None = None,
     random: Outcome | None = None,
     parts: Parts = (),
@@ -157,10 +170,11 @@ def certify(
     Raises:
         CheckFailed: The fused graph's outputs differ.
     """
-    given: tuple[tuple[Literal["random", "real"], Outcome | None], ...] = (("random", random), ("real", real))
-    found = [
-        _compare(name, o, run(o.inputs), parts) for name, o in given if run is not None and o is not None
-    ]
+    found = []
+    if run is not None and random is not None:
+        found.append(_compare_noise(random, run, parts))
+    if run is not None and real is not None:
+        found.append(_held(_compare("real", real, run, parts)))
     return Certificate(
         merges=tuple(fused),
         unfused=tuple(fused.left),
@@ -173,27 +187,53 @@ def certify(
     )
 
 
-def _compare(
-    name: Literal["random", "real"], expected: Outcome, actual: Sequence[np.ndarray], parts: Parts
-) -> EndToEnd:
-    """The comparison, if the two agree as far as float32 can tell.
+def _compare_noise(random: Outcome, run: Run, parts: Parts) -> EndToEnd:
+    """The comparison on noise that is so faint that float32 can tell, or else where it tells most.
 
     Raises:
-        CheckFailed: They don't.
+        CheckFailed: The two differ.
     """
+    tried = []
+    for scale in FAINTER:
+        outcome = random if scale == 1 else random.scaled(scale)
+        found = _compare("random", outcome, run, parts, scale)
+        if found.roundings is None:
+            return found
+        limit = foreseen(outcome.outputs, outcome.resolution(), parts)
+        if limit <= END_TO_END_TOLERANCE or not np.isfinite(found.max_abs_err):
+            return _held(found)
+        tried.append((limit, scale, found))
+    return _held(min(tried, key=lambda t: t[:2])[2])
+
+
+def _compare(
+    name: Literal["random", "real"], expected: Outcome, run: Run, parts: Parts, scale: float = 1.0
+) -> EndToEnd:
+    """The comparison, whatever it says."""
+    actual = run(expected.inputs)
     found = gap(actual, expected.outputs, parts)
     times = None
     if not found.relative <= END_TO_END_TOLERANCE:
         times = roundings(actual, expected.outputs, expected.resolution(), parts)
-        if not times <= ROUNDINGS:
-            raise CheckFailed(
-                f"the fused graph differs from the unfused one by {found.relative:.1e} of its largest "
-                f"output on {name} inputs; at most {END_TO_END_TOLERANCE:.0e} is rounding"
-            )
     return EndToEnd(
         inputs=name,
         n=len(expected.inputs),
         max_abs_err=found.absolute,
         max_rel_err=found.relative,
         roundings=times,
+        scale=scale,
     )
+
+
+def _held(found: EndToEnd) -> EndToEnd:
+    """The comparison, if the two agree as far as float32 can tell.
+
+    Raises:
+        CheckFailed: They don't.
+    """
+    if found.roundings is not None and not found.roundings <= ROUNDINGS:
+        raise CheckFailed(
+            f"the fused graph differs from the unfused one by {found.max_rel_err:.1e} of its largest "
+            f"output on {found.inputs} inputs; at most {END_TO_END_TOLERANCE:.0e} is rounding"
+        )
+    return found
