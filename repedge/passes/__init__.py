@@ -65,7 +65,6 @@ CANONICALIZE: tuple[Pass, ...] = (
     fold_constants,
     fold_empty,  # before drop_noops: a Concat of one part is none
     drop_noops,  # early: an Identity between two operators hides every pattern
-    unify_scatters,  # before unify_gathers: a Gather at even steps is a Slice
     unify_gathers,  # before spell_out: it leaves slices behind
     forward_slices,  # before spell_out, which writes forward bounds
     unify_pads,  # before spell_out: it leaves slices behind
@@ -85,6 +84,7 @@ CANONICALIZE: tuple[Pass, ...] = (
 """What makes linear structure visible to `repedge.passes.fusion.fuse`."""
 
 SIMPLIFY: tuple[Pass, ...] = (
+    unify_scatters,  # after fusing, which reads borders written by one; before unify_gathers, which slices
     *CANONICALIZE,  # for graphs that were never fused, and for what fusing leaves behind
     unify_global_pools,  # after fusing: an average pool may be a branch of a convolution
     unify_transposes,  # before unify_reshapes: some become a Reshape

@@ -118,12 +118,14 @@ def _lower(c: Lowerer, node: ir.Node) -> None:
 
 def _output(c: Lowerer, value: ir.Value, name: str) -> Any:
     """The value as an output of exactly this name: float32, or int32 for whole numbers and truths."""
+    from coremltools.converters.mil.mil import types
+
     var = c.computed(value)
     if var is None:
         raise UserError(f"output {value.name!r} is a constant; a Core ML model has to compute its outputs")
     if value.dtype == ir.DataType.BOOL:
         return c.mb.cast(x=var, dtype="int32", name=name)
-    if "fp16" in str(var.dtype):
+    if var.dtype is types.fp16:
         return c.mb.cast(x=var, dtype="fp32", name=name)
     return c.mb.identity(x=var, name=name)
 

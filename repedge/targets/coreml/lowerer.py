@@ -165,8 +165,9 @@ class Lowerer:
 
     def like(self, value: float, var: Any) -> Any:
         """A scalar attribute of the type of another variable."""
-        whole = "int" in str(var.dtype)
-        return np.int32(value) if whole else self.scalar(value)
+        from coremltools.converters.mil.mil import types
+
+        return np.int32(value) if types.is_int(var.dtype) else self.scalar(value)
 
     def scalar(self, value: float) -> Any:
         """A scalar attribute in the program's precision, clamped to its finite range."""

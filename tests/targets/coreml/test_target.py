@@ -313,6 +313,17 @@ def test_several_outputs_keep_their_order_and_names(tmp_path):
     np.testing.assert_array_equal(y, np.maximum(x[:, 2:], 0).astype(np.float16))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "w8a32"])
+def test_apps_read_float32_in_every_precision(tmp_path, precision):
+    """And so does the manifest say, which `ship` takes the type in the app from."""
+    from coremltools.proto.FeatureTypes_pb2 import ArrayFeatureType
+
+    package, artifact = compiled(tmp_path, small(), job(precision))
+    (output,) = spec_of(package).description.output
+    assert output.type.multiArrayType.dataType == ArrayFeatureType.FLOAT32
+    assert [o.dtype for o in artifact.outputs] == ["float32"]
+
+
 def test_names_that_collide(tmp_path):
     model = graph("y = Relu(x)")
     model.graph.output[0].name = model.graph.node[0].output[0] = "x!"

@@ -114,6 +114,7 @@ EMITTED: dict[str, str | None] = {
     "reduce_l2": "SQUARE SUM SQRT",
     "rsqrt": "EXP RSQRT",
     "erf": None,
+    "one_tensor_twice": None,
     "gather": "GATHER",
     "gather_elements_constant": None,
     "expand": "MEAN TILE",

@@ -22,7 +22,14 @@ from repedge.targets.tflite.target import TFLite
 from repedge.targets.tflite.writer import schema
 
 W8 = {"int8": "w8a8", "int16": "w8a16"}
-CHAINS = {"squeeze_excite", "add_lower_rank", "concat_height", "flatten_pooled_gemm", "flatten_map_gemm"}
+CHAINS = {
+    "erf",
+    "squeeze_excite",
+    "add_lower_rank",
+    "concat_height",
+    "flatten_pooled_gemm",
+    "flatten_map_gemm",
+}
 """Cases of several roundings, each within one unit."""
 
 ROUNDED_OTHERWISE = {
