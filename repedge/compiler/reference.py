@@ -250,12 +250,13 @@ def _difference(
         parts: Of each output.
         half: Whether the model computes in float16.
     """
-    from repedge.graph.analysis.resolution import ROUNDINGS, SINGLE, gap, roundings
+    from repedge.graph.analysis.resolution import SINGLE, gap, most_roundings, roundings
 
     if [y.shape for y in ours] != [y.shape for y in theirs]:
         return float("inf")
     found = gap(ours, theirs, parts)
     if found.relative < (HALF_ROUNDING if half else ROUNDING):
         return None
-    times = roundings(ours, theirs, graph.resolution(), parts, 2.0**-11 if half else SINGLE)
-    return None if times <= ROUNDINGS else found.relative
+    epsilon = 2.0**-11 if half else SINGLE
+    times = roundings(ours, theirs, graph.resolution(), parts, epsilon)
+    return None if times <= most_roundings(epsilon) else found.relative

@@ -131,12 +131,13 @@ def _excuse(bar: Bar, unit: Unit) -> str:
         return f"on these photos it is under one step of its integers, {step:.1e}; {other}"
     if bar.limit.epsilon is None or bar.resolve is None:
         return ""
-    from repedge.graph.analysis.resolution import ROUNDINGS
+    from repedge.graph.analysis.resolution import most_roundings
 
     resolution = bar.resolve()[unit.output]
     times = resolution.roundings(c.rms_err, c.max_abs_err, unit.part, bar.limit.epsilon)
-    if times <= ROUNDINGS:
+    if times <= most_roundings(bar.limit.epsilon):
         return (
-            f"on these photos it is so near 0 that {bar.precision} rounds it to {c.sqnr_db:.0f} dB; {other}"
+            f"on these photos it is so near 0, or so small a difference of large numbers inside, that "
+            f"{bar.precision} rounds it to {c.sqnr_db:.0f} dB; {other}"
         )
     return ""

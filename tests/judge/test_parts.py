@@ -77,6 +77,23 @@ class Faint(nn.Module):
         return self.head(self.norm(self.stem(x)).relu()).sigmoid()
 
 
+class Cancelling(nn.Module):
+    """Scores that are small differences of large numbers: float16 rounds them to some 20 dB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.cls = stem(), nn.BatchNorm2d(16), nn.Conv2d(16, 5, 1)
+        nn.init.constant_(self.stem[2].bias, 100.0)  # type: ignore[arg-type]
+        x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            y = self.stem(x)
+            self.norm.running_mean.copy_(y.mean((0, 2, 3)))  # type: ignore[union-attr]
+            self.norm.running_var.copy_(y.var((0, 2, 3)))  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cls(self.norm(self.stem(x)))
+
+
 def test_parts_are_found_through_transposes_and_places_are_none() -> None:
     assert parts_of(export_module(Detector().eval(), (1, 3, 64, 64))) == ((Part(2, 0, 4), Part(2, 4, 9)),)
     kinds = (Part(2, 0, 4), Part(2, 4, 5), Part(2, 5, 8))
@@ -213,6 +230,30 @@ def test_faults_of_scores_are_seen_beside_boxes(
     boxes, probabilities = found.parts
     assert boxes.sqnr_db > 30
     assert probabilities.sqnr_db < 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["coreml", "tflite", "gpu"])  # OpenVINO keeps this one in float32
+def test_what_half_precision_rounds_is_excused_and_no_more(
+    target: str, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = build(Cancelling().eval(), tmp_path, target, "fp16", own)
+    assert right.passed
+    assert 12 < right.sqnr_db < 40  # under the floor of fp16
+    assert "small a difference of large numbers" in right.remarks[0]
+
+    kind = type(targets.get(target))
+    compiled = kind.compile
+
+    def wrong(self: Any, graph: ir.Model, *more: Any) -> Any:
+        graph = graph.clone()
+        swapped(graph.graph)
+        return compiled(self, graph, *more)
+
+    monkeypatch.setattr(kind, "compile", wrong)
+    found = build(Cancelling().eval(), tmp_path, target, "fp16", own)
+    assert not found.passed
+    assert not found.remarks
 
 
 @pytest.mark.slow
