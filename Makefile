@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 
 # The tests start Python often: bytecode that is kept halves their time, whatever this shell says.
 unexport PYTHONDONTWRITEBYTECODE
+# One thread a worker: torch's threads wait for each other where every core has a worker.
+test test-fast: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-fast fuzz kills lint bench env clean
 
