@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import onnx_ir as ir
 
@@ -34,11 +36,17 @@ def const(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def unused(name: str, taken: Container[str | None]) -> str:
+    """``name``, or the first of ``name_1``, ``name_2``, ... where that is taken."""
+    unique, n = name, 1
+    while unique in taken:
+        unique, n = f"{name}_{n}", n + 1
+    return unique
+
+
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register ``array`` under ``name`` (made unique if taken) and return its value."""
-    unique, n = name, 1
-    while unique in graph.initializers:
-        unique, n = f"{name}_{n}", n + 1
+    unique = unused(name, graph.initializers)
     tensor = ir.tensor(np.asarray(array, order="C"), name=unique)  # ascontiguousarray would make scalars 1-D
     value = ir.Value(
         name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor

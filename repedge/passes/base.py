@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from repedge.errors import RepedgeError
 from repedge.graph.check import Signature, first_problem
-from repedge.graph.values import add_initializer, const, shape_of
+from repedge.graph.values import add_initializer, const, shape_of, unused
 
 Pass = Callable[[ir.Model], int]
 
@@ -195,19 +195,12 @@ def fresh_value_name(graph: ir.Graph, name: str) -> str:
     """``name``, or ``name_N`` where that is taken."""
     taken = {v.name for n in graph for v in n.outputs}
     taken.update(graph.initializers, (v.name for v in graph.inputs))
-    return _fresh(name, taken)
+    return unused(name, taken)
 
 
 def fresh_node_name(graph: ir.Graph, name: str) -> str:
     """``name``, or ``name_N`` where that is taken."""
-    return _fresh(name, {n.name for n in graph})
-
-
-def _fresh(name: str, taken: set[str | None]) -> str:
-    unique, n = name, 1
-    while unique in taken:
-        unique, n = f"{name}_{n}", n + 1
-    return unique
+    return unused(name, {n.name for n in graph})
 
 
 # --- sweeping ----------------------------------------------------------------------------------
@@ -244,14 +237,14 @@ def _name_all(graph: ir.Graph) -> int:
     taken: set[str | None] = set()
     for node in graph:
         if not node.name or node.name in taken:
-            node.name = _fresh(f"{node.op_type}_{node.outputs[0].name}", taken)
+            node.name = unused(f"{node.op_type}_{node.outputs[0].name}", taken)
             count += 1
         taken.add(node.name)
     values: set[str | None] = {v.name for v in graph.inputs} | set(graph.initializers)
     for node in graph:
         for value in node.outputs:
             if value.name in values and not value.is_graph_output():
-                value.name = _fresh(f"{value.name}_{node.op_type.lower()}", values)
+                value.name = unused(f"{value.name}_{node.op_type.lower()}", values)
                 count += 1
             values.add(value.name)
     return count

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 import onnx_ir as ir
 
+from repedge.graph.values import unused
+
 if TYPE_CHECKING:
     import torch
 
@@ -153,9 +155,7 @@ class Builder:
         return value
 
     def _unique(self, name: str) -> str:
-        unique, n = name, 1
-        while unique in self._taken:
-            unique, n = f"{name}_{n}", n + 1
+        unique = unused(name, self._taken)
         self._taken.add(unique)
         return unique
 

@@ -163,7 +163,7 @@ class SSD300(_SSD):
     """
 
     BOXES = (4, 6, 6, 6, 4, 4)
-    CONV4_3, FC7 = 22, 34  # layers of `vgg16` whose maps are taken
+    CONV4_3 = 22  # the layer of `vgg16` whose map is taken, beside its last
 
     def __init__(self, *, num_classes: int = 21, in_channels: int = 3) -> None:
         super().__init__([(c, c) for c in (38, 19, 10, 5, 3, 1)], num_classes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from repedge.graph.values import const, only_reader
+from repedge.graph.values import const, only_reader, unused
 from repedge.passes.fusion.certificate import Unfused
 from repedge.passes.fusion.linear import Apply, Block, Expr, Input, Sum
 from repedge.passes.fusion.operators import Conv, Op
@@ -168,9 +168,7 @@ class MergePlan:
 
     def fresh(self, name: str) -> str:
         """``name``, or ``name_N`` where a value has it."""
-        unique, n = name, 1
-        while unique in self._taken:
-            unique, n = f"{name}_{n}", n + 1
+        unique = unused(name, self._taken)
         self._taken.add(unique)
         return unique
 

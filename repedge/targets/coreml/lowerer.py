@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.errors import UserError
-from repedge.graph.values import const
+from repedge.graph.values import const, unused
 from repedge.targets import qdq
 from repedge.targets.coreml.rounding import round_keeping_sums
 
@@ -48,13 +48,9 @@ class Lowerer:
 
     def unique(self, name: str) -> str:
         """``name`` as an identifier that no other op or constant has."""
-        stem = candidate = identifier(name)
-        n = 0
-        while candidate in self._names:
-            n += 1
-            candidate = f"{stem}_{n}"
-        self._names.add(candidate)
-        return candidate
+        unique = unused(identifier(name), self._names)
+        self._names.add(unique)
+        return unique
 
     def name(self, node: ir.Node) -> str:
         """A fresh op name after the node's first output."""
