@@ -28,7 +28,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A name from `repedge models`, file.onnx, package.module:factory or timm:NAME; "
+        help="A name from `repedge models`, file.onnx, best.pth, package.module:factory or timm:NAME; "
         "without it, the bundled demo model.",
         show_default=False,
     ),
@@ -85,7 +85,7 @@ MODEL: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             Path | None,
             typer.Option(
-                help="Samples of the inputs beside the image: a .npz of arrays [n, ...] by name.",
+                help="Samples of the inputs beside the image: a .npz of arrays by name, a row a sample.",
                 rich_help_panel=_MODEL,
             ),
         ],
