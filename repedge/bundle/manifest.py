@@ -66,11 +66,14 @@ class PartFigures(_Model):
 
     Attributes:
         output: Name of the output.
+        name, unit: What the numbers are; empty where nobody knows.
         axis, start, stop: The part, as the graph has the output; see `repedge.tasks.base.Part`.
         max_abs_err, max_rel_err, sqnr_db: As of an output.
     """
 
     output: str
+    name: str = ""
+    unit: str = ""
     axis: int = Field(ge=1, le=15)
     start: int = Field(ge=0)
     stop: int = Field(ge=1)
@@ -167,6 +170,8 @@ class Manifest(_Model):
     Attributes:
         task: What the outputs mean, a name of `repedge.tasks`; empty, and not written, where the outputs'
             shapes say it themselves.
+        answer: What the task read from the graph; see `repedge.tasks.base.Task.settings`. Not written where
+            that is nothing.
         preprocess_from: Field of the preprocessing -> where its value is from.
     """
 
@@ -183,6 +188,7 @@ class Manifest(_Model):
     preprocess_from: dict[str, str] = Field(default_factory=dict)
     labels: tuple[str, ...] = ()
     task: str = ""
+    answer: dict[str, Any] = Field(default_factory=dict)
     requires: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
@@ -198,8 +204,9 @@ class Manifest(_Model):
     @model_serializer(mode="wrap")
     def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
-        if not content.get("task"):
-            content.pop("task", None)
+        for name in ("task", "answer"):
+            if not content.get(name):
+                content.pop(name, None)
         return content
 
     @model_validator(mode="after")
@@ -232,8 +239,8 @@ def task_of(manifest: Manifest) -> Task:
     """
     parts: dict[str, tuple[Part, ...]] = {}
     for p in manifest.verification.parts if manifest.verification else ():
-        parts[p.output] = (*parts.get(p.output, ()), Part(p.axis, p.start, p.stop))
-    return tasks.of_outputs(manifest.outputs, manifest.labels, manifest.task, parts)
+        parts[p.output] = (*parts.get(p.output, ()), Part(p.axis, p.start, p.stop, p.name, p.unit))
+    return tasks.of_outputs(manifest.outputs, manifest.labels, manifest.task, parts, manifest.answer)
 
 
 def digest_of(manifest: dict[str, Any]) -> str:

@@ -297,9 +297,10 @@ class _Bundling:
             _link(self.work.reference, self.draft.path / REFERENCE)
 
     def _task_word(self, artifact: Artifact) -> str:
-        """The task's name, or nothing where the artifact's signature says it."""
+        """The task's name, or nothing where the artifact's signature says it all."""
         guessed = tasks.of_outputs(artifact.outputs, self.work.source.labels)
-        return "" if guessed.name == self.work.task.name else self.work.task.name
+        task = self.work.task
+        return "" if guessed.name == task.name and not task.settings() else task.name
 
     def _manifest(
         self, artifact: Artifact, result: Verification, quantization: dict[str, Any] | None
@@ -322,6 +323,7 @@ class _Bundling:
             preprocess_from=dict(source.origins),
             labels=source.labels,
             task=self._task_word(artifact),
+            answer=self.work.task.settings(),
             requires=dict(artifact.requires),
             notes=source.warnings + artifact.notes + warned + self.work.evidence.warnings,
             options=options,

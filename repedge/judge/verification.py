@@ -111,6 +111,8 @@ def _part(found: Agreement, unit: Unit) -> PartFigures:
     assert part is not None, "asked of parts only"
     return PartFigures(
         output=found.task.outputs[unit.output].name,
+        name=part.name,
+        unit=part.unit,
         axis=part.axis,
         start=part.start,
         stop=part.stop,

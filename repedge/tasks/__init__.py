@@ -103,14 +103,16 @@ def of_outputs(
     labels: Sequence[str] = (),
     told: str | None = None,
     parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({}),
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Task:
-    """The task by an artifact's signature alone; tasks know outputs as the graph has them, NCHW.
+    """The task by an artifact's signature; tasks know outputs as the graph has them, NCHW.
 
     Args:
         outputs: In the graph's order.
         labels: Class names.
         told: The task's name where the signature does not say it.
         parts: Of outputs that hold numbers of several kinds, by name.
+        settings: What `Task.settings` gave of the graph; see `Network.settings`.
     """
     from repedge.tasks.base import Network, Output
 
@@ -120,7 +122,7 @@ def of_outputs(
         last = o.layout == "NHWC" and len(shape) == 4
         shape = (shape[3], *shape[1:3]) if last else shape[1:]
         found.append(Output(o.name, shape, parts.get(o.name, ())))
-    return recognize(Network(tuple(found), tuple(labels)), told)
+    return recognize(Network(tuple(found), tuple(labels), settings=settings), told)
 
 
 def of_graph(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -39,11 +39,15 @@ class Part:
     Attributes:
         axis: Of the output as the graph has it, the batch being axis 0.
         start, stop: Where the stretch begins and ends.
+        name: What its numbers are, such as ``box`` or ``objectness``; empty where nobody knows.
+        unit: What they are counted in, such as ``pixels`` or ``probability``; empty likewise.
     """
 
     axis: int
     start: int
     stop: int
+    name: str = ""
+    unit: str = ""
 
     @property
     def index(self) -> tuple[slice, ...]:
@@ -77,11 +81,14 @@ class Network:
         outputs: In the graph's order.
         labels: Class names, if the model brought any.
         graph: The float graph; None where only the signature is known, as of a bundle.
+        settings: What `Task.settings` gave when the graph was known, from a bundle's manifest; what it holds
+            is untrusted. Empty elsewhere.
     """
 
     outputs: tuple[Output, ...]
     labels: tuple[str, ...] = ()
     graph: ir.Model | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,14 @@ class Task(ABC):
     def describe(self) -> str:
         """What the outputs are, in a line for people."""
         return self.title
+
+    def settings(self) -> dict[str, Any]:
+        """What the outputs' shapes don't say and was read from the graph, as JSON has it.
+
+        It goes to the manifest's key ``answer``, and comes back as `Network.settings`, to be checked by
+        `refusal`.
+        """
+        return {}
 
     @property
     def scores(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from torch import nn
 
 import repedge
 from repedge import tasks
+from repedge.bundle.folder import Bundle
+from repedge.bundle.manifest import task_of
 from repedge.calib.distance import Distance, image_errors
 from repedge.errors import UserError
 from repedge.graph.export import export_module
+from repedge.tasks.base import Network
+from repedge.tasks.raw import Raw
 
 
 class Net(nn.Module):
@@ -162,3 +167,38 @@ def test_a_budget_for_raw_outputs_says_what_it_lacks(tmp_path: Path) -> None:
 def test_labels_that_fit_no_output_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are 2 labels, but output 'logits' has 6 classes"):
         repedge.compile(Net(classifier()), targets=["tflite"], labels=("a", "b"), input_size=16, out=tmp_path)
+
+
+class Told(Raw):
+    """Reads from the graph what no signature says."""
+
+    name = "told"
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        graph = network.graph
+        self.operators = network.settings.get("operators") if graph is None else len(list(graph.graph))
+
+    @classmethod
+    def refusal(cls, network: Network) -> str | None:
+        ok = network.graph is not None or isinstance(network.settings.get("operators"), int)
+        return None if ok else "its operators are not counted"
+
+    def settings(self) -> dict[str, Any]:
+        return {"operators": self.operators}
+
+
+def test_what_was_read_from_the_graph_is_in_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tasks.TASKS, "told", f"{__name__}:Told")
+    maps = Net(nn.Conv2d(16, 4, 1))
+    report = repedge.compile(maps, targets=["tflite"], input_size=16, out=tmp_path, task="told")
+    task, manifest = report.task, Bundle.open(report.bundles[0].path).manifest
+    assert isinstance(task, Told)
+    assert (manifest.task, manifest.answer) == ("told", {"operators": task.operators})
+    again = task_of(manifest)
+    assert isinstance(again, Told)
+    assert again.operators == task.operators
+    with pytest.raises(UserError, match="can't be told: its operators are not counted"):
+        task_of(manifest.model_copy(update={"answer": {"operators": "many"}}))
