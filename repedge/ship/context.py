@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from repedge.bundle.folder import Bundle
-from repedge.bundle.manifest import MANIFEST, task_of
+from repedge.bundle.manifest import MANIFEST, Tensor, task_of
 from repedge.hashing import sha256
+from repedge.ship import names
 from repedge.ship.golden import Golden
 from repedge.ship.names import camel, snake
 from repedge.ship.platforms import Platform
@@ -29,7 +30,8 @@ def context(
         suffix: Ending of the artifact, without the dot.
         pixels: Values in one image.
         outputs: Name, shape, layout and size of each output, and whether it holds whole numbers (int32).
-        tensors: Name, numpy's dtype and shape of each input beside the image.
+        tensors: Name, numpy's dtype, shape and size of each input beside the image, and its ``field``, the
+            name in the platform's language.
     """
     m = bundles[0].manifest
     pre = m.preprocess
@@ -54,7 +56,7 @@ def context(
             "channels_last": m.inputs[0].layout == "NHWC",
             "image": m.inputs[0].kind == "image",
         },
-        "tensors": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in m.inputs[1:]],
+        "tensors": _tensors(m.inputs[1:], platform.language),
         "outputs": [_output(t) for t in m.outputs],
         "pre": pre,
         "height": pre.size[0],
@@ -85,6 +87,20 @@ def _output(t: Any) -> dict[str, Any]:
     shape = [1, *t.shape[1:]]
     whole = not t.dtype.startswith("float")
     return {"name": t.name, "shape": shape, "layout": t.layout, "size": int(np.prod(shape)), "whole": whole}
+
+
+def _tensors(beside: Sequence[Tensor], language: str) -> list[dict[str, Any]]:
+    fields = names.fields([t.name for t in beside], language)
+    return [
+        {
+            "name": t.name,
+            "dtype": t.dtype,
+            "shape": list(t.shape),
+            "size": int(np.prod(t.shape)),
+            "field": field,
+        }
+        for t, field in zip(beside, fields, strict=True)
+    ]
 
 
 def _major(requirement: str) -> int:

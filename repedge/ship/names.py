@@ -10,7 +10,7 @@ import json
 import keyword
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from repedge import targets
 from repedge.errors import UserError
@@ -132,6 +132,26 @@ def _free(name: str, language: str, taken: Collection[str]) -> str:
     if refusal(name, language, taken) is None:
         return name
     return name[: MAX_LENGTH - 6] + ("Model" if language in ("Swift", "Kotlin") else "_model")
+
+
+def fields(texts: Sequence[str], language: str) -> list[str]:
+    """What the fields of a type are called that are named by any texts; no two are called the same.
+
+    >>> fields(["scale", "pos-embed", "2", "犬", "for"], "Swift")
+    ['scale', 'posEmbed', 'tensor2', 'tensor', 'for2']
+    >>> fields(["a.b", "a b"], "C++")
+    ['a_b', 'a_b2']
+    """
+    found: list[str] = []
+    for text in texts:
+        stem = snake(text if words(text)[:1] and words(text)[0][0].isalpha() else f"tensor {text}")
+        if language in ("Swift", "Kotlin"):
+            first, *others = stem.split("_")
+            stem = first + "".join(w.capitalize() for w in others)
+        stem = stem[: MAX_LENGTH - 4]
+        endings = ("", *map(str, range(2, len(texts) + 3)))
+        found.append(next(stem + e for e in endings if refusal(stem + e, language, found) is None))
+    return found
 
 
 def swift(text: str) -> str:

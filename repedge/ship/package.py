@@ -142,7 +142,7 @@ def check(bundles: Sequence[Bundle], platform: Platform) -> None:
         raise UserError(f"ship takes one bundle, or two precisions of one model; it got {len(bundles)}")
     for b in bundles:
         _check_target(b, platform)
-        _check_signature(b, platform)
+        _check_signature(b)
     if len(bundles) == 2:
         _check_pair(*bundles)
 
@@ -166,17 +166,10 @@ def _check_target(b: Bundle, platform: Platform) -> None:
     )
 
 
-def _check_signature(b: Bundle, platform: Platform) -> None:
+def _check_signature(b: Bundle) -> None:
     m = b.manifest
     if not m.inputs or not m.outputs:
         raise UserError(f"bundle {b.path} says nothing of its inputs and outputs; compile it again")
-    if m.inputs[1:] and not platform.tensors:
-        beside = ", ".join(t.name for t in m.inputs[1:])
-        raise UserError(
-            f"bundle {b.path} takes {beside} beside its image, for which {platform.name} packages have no "
-            "place yet; compile with --input-value NAME=VALUE what it always holds, or load the artifact "
-            "yourself"
-        )
     try:
         task_of(m).check_labels()
     except UserError as e:

@@ -21,7 +21,6 @@ class Platform:
         files: Template -> place in the package, of the files that it has whatever the target and the task;
             those list their own.
         next_step: Printed after shipping.
-        tensors: Whether its packages take what a network wants beside the image.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Platform:
     golden_dir: str
     files: dict[str, str]
     next_step: str
-    tensors: bool = False
 
 
 PYTHON = Platform(
@@ -50,7 +48,6 @@ PYTHON = Platform(
         "test_golden.py": "test_golden.py",
     },
     next_step="pip install -r {out}/requirements.txt && python {out}/test_golden.py",
-    tensors=True,
 )
 
 CPP = Platform(
@@ -104,6 +101,7 @@ ANDROID = Platform(
         "library.gradle.kts": "{lower}/build.gradle.kts",
         "consumer-rules.pro": "{lower}/consumer-rules.pro",
         "manifest.xml": "{lower}/src/main/AndroidManifest.xml",
+        "Tensors.kt": "{lower}/src/main/kotlin/repedge/{lower}/Tensors.kt",
         "Preprocess.kt": "{lower}/src/main/kotlin/repedge/{lower}/Preprocess.kt",
         "Test.kt": "{lower}/src/androidTest/kotlin/repedge/{lower}/{name}Test.kt",
         "sample.gradle.kts": "sample/build.gradle.kts",

@@ -64,7 +64,7 @@ class Layers:
         return {Path(place).stem for place in self.files.values()}
 
     def render(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Place in the package -> text, of every file.
+        """Place in the package -> text, of every file; one whose template comes out empty is left out.
 
         Raises:
             UserError: A template is missing, or asks for a value that there is not.
@@ -80,7 +80,8 @@ class Layers:
                 text = environment.topmost(name).render(values)
             except jinja2.TemplateError as e:
                 raise UserError(f"the template {name} of {self._folder(name)} can't be filled: {e}") from e
-            texts[place.format(name=values["name"], lower=values["lower"])] = text
+            if text.strip():
+                texts[place.format(name=values["name"], lower=values["lower"])] = text
         return texts
 
     def _folder(self, name: str) -> Path:

@@ -198,13 +198,6 @@ def test_a_python_package_takes_them_and_gives_what_was_verified(target: str, tm
     assert shape == "scale is [8], but got [3]"
 
 
-@pytest.mark.slow
-def test_where_it_can_not_go_yet_is_said(tmp_path: Path) -> None:
-    bundle = build("tflite", tmp_path, "fp32")
-    with pytest.raises(UserError, match="scale, centres beside its image.*android.*--input-value"):
-        ship([bundle.path], "android", tmp_path / "package")
-
-
 def test_targets_that_take_the_image_alone_say_so(monkeypatch) -> None:
     from repedge import passes
     from repedge.targets import get

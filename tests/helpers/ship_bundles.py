@@ -83,19 +83,19 @@ def fake(
     folder: Path, target: str = "tflite", *, labels: Sequence[str] = LABELS,
     outputs: Sequence[Tensor] | None = None, precision: Any = "fp32", name: str = "net",
     pre: Preprocess | None = None, input_kind: Any = "uint8", license: str = "Apache-2.0", task: str = "",
-    failures: Sequence[str] = (),
+    failures: Sequence[str] = (), tensors: Sequence[Tensor] = (),
 ) -> Path:  # fmt: skip
     """A bundle whose artifact nothing can load, which is all that rendering needs.
 
     ``task`` is what the manifest says where the shapes of the outputs don't; ``failures`` are of its
-    verification.
+    verification; ``tensors`` are taken beside the image.
     """
     pre = pre or Preprocess(size=(24, 40), resize=30)
     outputs = outputs or (Tensor(name="logits", dtype="float32", shape=(1, len(labels) or 3), layout="NC"),)
     artifact = ARTIFACTS[target]
     with writing(folder) as draft:
         _artifact(draft.path / artifact)
-        _golden(draft.path, pre, outputs)
+        _golden(draft.path, pre, outputs, tensors)
         draft.seal(
             Manifest(
                 repedge=__version__,
@@ -104,7 +104,7 @@ def fake(
                 precision=precision,
                 artifact=artifact,
                 input_kind=input_kind,
-                inputs=(_input(target, pre, input_kind),),
+                inputs=(_input(target, pre, input_kind), *tensors),
                 outputs=tuple(outputs),
                 preprocess=pre,
                 labels=tuple(labels),
@@ -161,7 +161,7 @@ def _with_external_weights(path: Path) -> None:
     )
 
 
-def _golden(root: Path, pre: Preprocess, outputs: Sequence[Tensor]) -> None:
+def _golden(root: Path, pre: Preprocess, outputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
     arrays: dict[str, Any] = {"pixels": np.stack([images.pixels(p, pre) for p in photos])}
@@ -169,6 +169,8 @@ def _golden(root: Path, pre: Preprocess, outputs: Sequence[Tensor]) -> None:
         shape = t.shape if len(t.shape) != 4 or t.layout != "NHWC" else (1, t.shape[3], *t.shape[1:3])
         y = rng.normal(size=(2, *shape[1:])).astype(np.float32)
         arrays |= {f"output:{t.name}": y, f"reference:{t.name}": y}
+    for t in tensors:
+        arrays[f"input:{t.name}"] = rng.integers(0, 9, (2, *t.shape)).astype(t.dtype)
     folder = root / "golden"
     folder.mkdir()
     for i, photo in enumerate(photos):

@@ -75,6 +75,19 @@ def build(package: Path) -> Path:
     return folder
 
 
+def kotlin(package: Path, main: str, folder: Path) -> Path:
+    """A jar of ``main`` and all Kotlin of a package named net but its sample, against stubs of Android."""
+    if not shutil.which("kotlinc") or not shutil.which("java"):
+        pytest.skip("kotlinc is not installed (Debian's package kotlin has one that is new enough)")
+    stubs = Path(__file__).with_name("android_sdk.kt").read_text(encoding="utf-8").split("// FILE\n")[1:]
+    for name, text in {"Main": main, **{f"Stub{i}": text for i, text in enumerate(stubs)}}.items():
+        (folder / f"{name}.kt").write_text(text, encoding="utf-8")
+    sources = [*folder.glob("*.kt"), *(package / "net").rglob("*.kt")]
+    compiled = run(["kotlinc", *sources, "-include-runtime", "-d", folder / "net.jar"])
+    assert compiled.returncode == 0, compiled.stderr
+    return folder / "net.jar"
+
+
 def tree(path: Path) -> Any:
     """The root node of a source file's syntax tree."""
     tree_sitter = pytest.importorskip("tree_sitter")

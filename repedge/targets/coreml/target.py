@@ -93,6 +93,7 @@ class CoreML(Target):
                 "Model.swift": "Sources/{name}/{name}Model.swift",
                 "CompiledModel.swift": "Sources/{name}/CompiledModel.swift",
                 "ModelInput.swift": "Sources/{name}/ModelInput.swift",
+                "Tensors.swift": "Sources/{name}/Tensors.swift",
             },
             SHIP,
         ),
