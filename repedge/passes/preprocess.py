@@ -90,6 +90,10 @@ def _check(model: ir.Model, pre: Preprocess) -> None:
         raise UserError(
             f"the model returns its own input {value.name!r}, which is not what the artifact gets"
         )
+    if not value.uses():
+        raise UserError(
+            f"nothing that the model gives depends on its image {value.name!r}: every output is a constant"
+        )
     if not len(pre.mean) == len(pre.std) == pre.channels:
         raise UserError(
             f"{pre.color} has {pre.channels} channels, mean has {len(pre.mean)} values and std {len(pre.std)}"

@@ -221,3 +221,13 @@ def test_what_does_not_fit_is_refused():
     named = build("g (float[1,3,7,9] x) => (float[1,3,7,9] image) { image = Relu(x) }")
     with pytest.raises(UserError, match="rename the output"):
         fold_preprocess(named, IMAGENET)
+
+
+def test_a_graph_that_does_not_read_its_image_is_refused():
+    """Such as one that is left where every value that is cut out lies in padding."""
+    model = build(
+        "g (float[1,3,7,9] x, float[1,4] w) => (float[1,4] y) { y = Softmax(w) }",
+        w=np.ones((1, 4), np.float32),
+    )
+    with pytest.raises(UserError, match="nothing that the model gives depends on its image 'x'"):
+        fold_preprocess(model, IMAGENET)
