@@ -12,6 +12,9 @@ from repedge.tasks.comparison import Agreement, Unit
 if TYPE_CHECKING:
     from repedge.graph.analysis.resolution import Resolution
 
+WRONG = "noise does not do that: calibrate on photos of the kind to expect, or take another precision"
+"""What to do about `repedge.tasks.comparison.Comparison.faults`."""
+
 Resolve = Callable[[], "list[Resolution]"]
 """Measures what an arithmetic can tell apart at each output of the float network; asked where it matters."""
 
@@ -82,6 +85,8 @@ def judge(bar: Bar, found: Agreement) -> Verdict:
             verdict.failures.append(
                 f"output {output.name!r}: {c.decision} differs on {changed} of {c.n} images; {_advice(bar)}"
             )
+        found_wrong = c.faults() if c.finite else ()
+        verdict.failures += [f"output {output.name!r}: {fault}; {WRONG}" for fault in found_wrong]
     return verdict
 
 

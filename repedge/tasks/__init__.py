@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TASKS = {
     "embed": "repedge.tasks.embed:Embed",
     "classify": "repedge.tasks.classify:Classify",
+    "segment": "repedge.tasks.segment:Segment",
     "raw": "repedge.tasks.raw:Raw",
 }
 """In the order in which they are asked whether a network is theirs."""

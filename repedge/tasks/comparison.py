@@ -67,6 +67,13 @@ class Comparison:
         """
         return 0
 
+    def faults(self) -> Sequence[str]:
+        """What is wrong with the output whatever the precision costs, a sentence for each.
+
+        Such as classes that changed places: what hides in the noise of integers, but is none.
+        """
+        return ()
+
     @property
     def finite(self) -> bool:
         """Whether no NaN or infinity was seen in the outputs."""

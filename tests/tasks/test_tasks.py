@@ -73,7 +73,7 @@ def classifier(classes: int = 6) -> nn.Module:
         (Normalised(), (), "embed"),
         (POOLED, tuple("abcdefghijklmnop"), "classify"),  # whoever names classes has classes
         (nn.Sequential(nn.Conv2d(16, 5, 1), POOLED), (), "classify"),  # a map of scores, pooled
-        (nn.Conv2d(16, 4, 1), (), "raw"),
+        (nn.Conv2d(16, 3, 1), (), "raw"),
         (Two(), (), "classify"),
     ],
 )
@@ -87,7 +87,7 @@ def test_the_user_says_what_the_graph_cannot() -> None:
     assert tasks.of_graph(graph, told="embed").describe() == "128 features"
     with pytest.raises(UserError, match="there is no task 'clasify'; did you mean classify"):
         tasks.of_graph(graph, told="clasify")
-    maps = export_module(Net(nn.Conv2d(16, 4, 1)).eval(), (1, 3, 16, 16))
+    maps = export_module(Net(nn.Conv2d(16, 3, 1)).eval(), (1, 3, 16, 16))
     with pytest.raises(UserError, match="can't be classify: no output is a row of scores"):
         tasks.of_graph(maps, told="classify")
     with pytest.raises(UserError, match="is no row of features"):
@@ -158,7 +158,7 @@ def test_a_budget_for_raw_outputs_says_what_it_lacks(tmp_path: Path) -> None:
     photos = demo_files(tmp_path / "photos", classes=False)
     with pytest.raises(UserError, match="--max-drop bounds nothing for the task 'raw'"):
         repedge.compile(
-            Net(nn.Conv2d(16, 4, 1)), targets=["tflite"], precisions=["w8a8"], input_size=32, out=tmp_path,
+            Net(nn.Conv2d(16, 3, 1)), targets=["tflite"], precisions=["w8a8"], input_size=32, out=tmp_path,
             calib=photos, calib_count=16, recipe="minmax", max_drop=1,
         )  # fmt: skip
     assert not list(tmp_path.glob("*-tflite-*"))
@@ -192,7 +192,7 @@ def test_what_was_read_from_the_graph_is_in_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tasks.TASKS, "told", f"{__name__}:Told")
-    maps = Net(nn.Conv2d(16, 4, 1))
+    maps = Net(nn.Conv2d(16, 3, 1))
     report = repedge.compile(maps, targets=["tflite"], input_size=16, out=tmp_path, task="told")
     task, manifest = report.task, Bundle.open(report.bundles[0].path).manifest
     assert isinstance(task, Told)
