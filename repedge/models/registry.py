@@ -267,6 +267,17 @@ _ROWS = (
     _headed("matching_repvit_m0_6", "matching", "m0_6", num_classes=0, crop=0.875),
     _repvit("repvit_demo", (40, 80, 160, 320), (2, 2, 9, 1), **{**_CIFAR, "distillation": False}),
     _repvgg("repvgg_demo", _A, (0.75, 0.75, 0.4375, 0.75), **_CIFAR),
+    _headed(
+        "demo_detect",
+        "yolov5",
+        "m0_6",
+        config={"width": 0.1875},
+        num_classes=3,
+        input_size=(320, 320),
+        letterbox=True,
+        labels=("Platelets", "RBC", "WBC"),
+        **_UNIT,
+    ),
 )
 
 _PLAIN: dict[str, str] = {
