@@ -293,19 +293,23 @@ def evaluate(
     *,
     task: str | None = None,
     limit: int | None = None,
+    split: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **source_options: Any,
 ) -> evaluation.Accuracy:
-    """Top-1 and top-5 of a bundle or a model on photos, and agreement with the reference.
+    """How good a bundle or a model is on photos, and how near it is to the float reference.
 
     Args:
         what: A bundle folder, or a model as for `compile` (its float graph is run).
         data: A folder or .zip with class sub-folders or a labels.json (file name -> index), a .npz with
-            photos and labels, or an iterable of pairs (image, index); labels may be missing.
+            photos and labels, or an iterable of pairs (image, index); labels may be missing. For detectors a
+            ``data.yaml`` with YOLO's labels, a COCO file or a folder or .zip of VOC, for segmenters a folder
+            or .zip with PNG masks.
         task: What a model's outputs mean, as for `compile`; a bundle says it itself.
         limit: Evaluate this many, spread evenly over them.
+        split: Which part of a data set with boxes or masks: train, val or test; None takes val, else test.
         threads: CPU threads of the artifact's runtime.
         allow_unverified: Take a bundle that failed its verification, too.
         progress: Called with (done, total) images.
@@ -315,7 +319,8 @@ def evaluate(
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
         inputs = source_options.pop("inputs", None)
         no_options("a bundle", {"task": task, **source_options})
-        return _evaluate_bundle(Bundle.open(what, allow_unverified), data, inputs, limit, threads, progress)
+        bundle = Bundle.open(what, allow_unverified)
+        return _evaluate_bundle(bundle, data, inputs, threads, limit=limit, split=split, progress=progress)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
@@ -324,7 +329,7 @@ def evaluate(
     run = source.tensors.along(Session(graph).run)
     found = evaluation.evaluate(
         lambda pixels, inputs: run(inputs),
-        meaning, source.preprocess, data, limit=limit, progress=progress,
+        meaning, source.preprocess, data, limit=limit, split=split, progress=progress,
     )  # fmt: skip
     return replace(found, warnings=source.warnings)
 
@@ -334,6 +339,7 @@ def compare_bundles(
     data: Any = None,
     *,
     limit: int | None = None,
+    split: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -343,14 +349,15 @@ def compare_bundles(
     Args:
         bundles: Two or more bundle folders.
         data: As for `evaluate`; None takes bundled ones.
-        limit, threads, allow_unverified, progress: As for `evaluate`.
+        limit, split, threads, allow_unverified, progress: As for `evaluate`.
     """
     from repedge.judge import side_by_side
 
     _positive(limit=limit, threads=threads)
     return side_by_side.compare(
-        bundles, data, limit=limit, threads=threads, allow_unverified=allow_unverified, progress=progress
-    )
+        bundles, data, limit=limit, split=split, threads=threads, allow_unverified=allow_unverified,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _positive(**numbers: int | None) -> None:
@@ -360,9 +367,8 @@ def _positive(**numbers: int | None) -> None:
 
 
 def _evaluate_bundle(
-    bundle: Bundle, data: Any, inputs: Any, limit: int | None, threads: int | None,
-    progress: Callable[[int, int], None],
-) -> evaluation.Accuracy:  # fmt: skip
+    bundle: Bundle, data: Any, inputs: Any, threads: int | None, **how: Any
+) -> evaluation.Accuracy:
     from repedge.judge.beside import artifact_run, tensors_of
 
     m = bundle.manifest
@@ -380,7 +386,6 @@ def _evaluate_bundle(
         m.preprocess,
         data,
         reference=None if reference is None else lambda pixels, x: reference(x),
-        limit=limit,
-        progress=progress,
+        **how,
     )
     return replace(found, warnings=bundle.warnings)

@@ -49,7 +49,7 @@ def evaluate(
     what: Annotated[
         list[str],
         typer.Argument(
-            help="A bundle folder or a model ('demo' for the bundled one), then the folder of images; "
+            help="A bundle folder or a model ('demo' for the bundled one), then the images; "
             "with --compare, two or more bundles.",
             metavar="WHAT... [DATA]",
         ),
@@ -57,8 +57,18 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Photos: a folder or .zip with class sub-folders or a labels.json, or a .npz; "
-            "instead of naming them last.",
+            "--data",
+            "--eval-data",
+            help="Photos: a folder or .zip with class sub-folders or a labels.json, or a .npz; with boxes a "
+            "data.yaml, a COCO .json or a VOC folder or .zip, with masks a folder or .zip of PNGs; instead "
+            "of naming them last.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of a data set with boxes or masks: train, val or test; default: val, else test.",
             show_default=False,
         ),
     ] = None,
@@ -72,12 +82,17 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Top-1, top-5 and agreement with the float reference on a folder of images."""
+    """Accuracy (top-1, mAP, mIoU) and agreement with the float reference on photos."""
     from repedge import api
     from repedge.cli.tables import checked, console
 
     names, folder = _what_and_data(what, data, compare)
-    common: dict[str, Any] = {"limit": limit, "threads": threads, "allow_unverified": allow_unverified}
+    common: dict[str, Any] = {
+        "limit": limit,
+        "split": split,
+        "threads": threads,
+        "allow_unverified": allow_unverified,
+    }
     if compare:
         return _compare(names, folder, common, source, as_json)
     assert folder is not None

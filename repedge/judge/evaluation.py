@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from repedge import tasks
 from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
-from repedge.photos.photos import batches, open_photos, spread
-from repedge.tasks.base import Task
+from repedge.photos.photos import Batch, Photos, batches, open_photos, spread
+from repedge.tasks.base import Task, Truths
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
+from repedge.tasks.resampling import Change, change
 
 BATCH = 16
 
@@ -31,9 +32,12 @@ class Accuracy(WithFigures):
         n: Images evaluated.
         skipped: Files that could not be decoded.
         metrics: The task's figures against the truth, by key; None where nobody knows it.
-        figures: The task's figures against the float reference, by key; None without one.
+        figures: The task's figures against the float reference, by key; None without one. Where nobody knows
+            the truth, the metrics with the reference's answers as the truth are among them, as ``agree_KEY``.
         sqnr_db: Of the worst output against the float reference; None without one.
         labelled: Images of which the truth is known.
+        exact: The reference's own first metric, by ``KEY_float``; empty without a reference.
+        lost: What of the first metric is lost from the reference; None where nobody knows.
         warnings: Why the artifact is not to be trusted.
     """
 
@@ -43,13 +47,16 @@ class Accuracy(WithFigures):
     figures: dict[str, float | None]
     sqnr_db: float | None
     labelled: int = 0
+    exact: dict[str, float | None] = field(default_factory=dict)
+    lost: Change | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def intervals(self) -> dict[str, list[float]]:
-        """95 % confidence intervals of the metrics and figures that are shares of images, by key."""
+        """95 % confidence intervals, by key, of what is a share of images; of the drop in points."""
         metrics = tasks.intervals_json(self.metrics, self.labelled)
-        return {**metrics, **tasks.intervals_json(self.figures, self.n)}
+        drop = {} if self.lost is None else {"drop": [100 * self.lost.low, 100 * self.lost.high]}
+        return {**metrics, **tasks.intervals_json(self.figures, self.n), **drop}
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``repedge eval --json`` prints: the figures flat among the other keys."""
@@ -58,11 +65,67 @@ class Accuracy(WithFigures):
             "skipped": self.skipped,
             **tasks.metrics_json(self.metrics),
             **tasks.figures_json(self.figures),
+            **self.exact,
+            "drop": None if self.lost is None else 100 * self.lost.value,
             "sqnr_db": self.sqnr_db,
             "labelled": self.labelled,
             "intervals": self.intervals,
             "warnings": list(self.warnings),
         }
+
+
+class Duel:
+    """A network and the float one, held against the truth; where nobody knows it, against float's answers.
+
+    Args:
+        task: What the outputs mean.
+        known: Whether somebody knows the truth.
+
+    Attributes:
+        mine, exact: Of the two; None where the task has no metric.
+        answered: Whether float's answers are the truth.
+        photos: How many had one.
+    """
+
+    def __init__(self, task: Task, known: bool) -> None:
+        self.task = task
+        self.mine, self.exact = task.scorer(), task.scorer()
+        self.answered = not known
+        self.photos = 0
+
+    def update(
+        self, outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray] | None, truths: Sequence[Any]
+    ) -> None:
+        """Add a batch: both networks' outputs [n, ...], and what is to be found in each photo or None."""
+        if self.mine is None or self.exact is None:
+            return
+        if self.answered:
+            answers = None if exact is None else self.task.answers(exact)
+            truths = [None] * len(truths) if answers is None else answers
+        known = [i for i, t in enumerate(truths) if t is not None]
+        wanted = [truths[i] for i in known]
+        self.photos += len(known)
+        self.mine.update([y[known] for y in outputs], wanted)
+        if exact is not None:
+            self.exact.update([y[known] for y in exact], wanted)
+
+    def metrics(self) -> dict[str, float | None]:
+        """The task's metrics, by key; None where nobody knows the truth."""
+        found = {} if self.mine is None or self.answered else self.mine.score()
+        return {f.key: found.get(f.key) for f in self.task.metrics}
+
+    def agreed(self) -> dict[str, float | None]:
+        """The same, by ``agree_KEY``, with float's answers as the truth; empty where they are none."""
+        if self.mine is None or not (self.answered and self.photos):
+            return {}
+        found = self.mine.score()
+        return {f"{tasks.AGREE}{f.key}": found.get(f.key) for f in self.task.metrics}
+
+    def lost(self) -> Change | None:
+        """What is lost of the first metric; None where there is nothing to compare."""
+        if self.mine is None or self.exact is None or not (self.photos and self.exact.score()):
+            return None
+        return change(self.exact, self.mine)
 
 
 def evaluate(
@@ -73,28 +136,29 @@ def evaluate(
     *,
     reference: Forward | None = None,
     limit: int | None = None,
+    split: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Evaluate ``forward`` on photos, against what the task finds to be the truth.
 
     Args:
         folder: The photos: a folder, .zip, .npz or iterable, see `repedge.photos.photos.open_photos`.
+        split: Which part of a data set.
 
     Raises:
         UserError: No usable images, outputs of which nothing can be said, or a truth that the network can't
             give.
     """
-    scorer = task.scorer()
-    if scorer is None and reference is None:
+    if task.scorer() is None and reference is None:
         raise UserError(
             f"eval has no figure for {task.describe()} alone; give a bundle, which carries a float reference"
         )
-    photos = open_photos(folder, pre, option="eval")
+    photos = open_photos(folder, pre, option="eval", truth=task.annotated, split=split)
     indices = spread(photos.total, limit)
     truth_of = task.truths(photos)
-    agreement = Agreement(task)
-    done = skipped = labelled = 0
-    for batch in batches(photos, indices, (pre,), BATCH):
+    agreement, duel = Agreement(task), Duel(task, truth_of is not None)
+    done = skipped = 0
+    for batch in batches(photos, indices, (pre,), BATCH, upright=upright(photos)):
         done += batch.tried
         skipped += len(batch.skipped)
         progress(done, len(indices))
@@ -102,23 +166,42 @@ def evaluate(
             continue
         pixels = batch.pixels[pre]
         inputs = images.normalise(pixels, pre)
-        outputs = forward(pixels, inputs)
+        outputs, exact = forward(pixels, inputs), None
         if reference is not None:
-            agreement.update(reference(pixels, inputs), outputs)
-        if scorer is not None:
-            truths = batch.truths(truth_of)
-            known = [i for i, t in enumerate(truths) if t is not None]
-            labelled += len(known)
-            scorer.update([y[known] for y in outputs], [truths[i] for i in known])
+            exact = reference(pixels, inputs)
+            agreement.update(exact, outputs)
+        duel.update(outputs, exact, placed(task, batch, truth_of, pre))
     n = done - skipped
     if n == 0:
         raise UserError(f"none of the {done} files in {photos.where} could be decoded")
-    scores = {} if scorer is None else scorer.score()
+    return _accuracy(agreement, duel, n, skipped, reference is not None)
+
+
+def _accuracy(agreement: Agreement, duel: Duel, n: int, skipped: int, paired: bool) -> Accuracy:
+    task, exact = agreement.task, {}
+    if paired and task.metrics:
+        first = task.metrics[0].key
+        scores = {} if duel.exact is None or duel.answered else duel.exact.score()
+        exact = {f"{first}_float": scores.get(first)}
+    figures = {key: value for key, value in agreement.figures().items() if key not in exact}
     return Accuracy(
         n=n,
         skipped=skipped,
-        metrics={f.key: scores.get(f.key) for f in task.metrics},
-        figures=agreement.figures(),
-        sqnr_db=None if reference is None else agreement.sqnr_db,
-        labelled=labelled,
+        metrics=duel.metrics(),
+        figures={**figures, **duel.agreed()},
+        sqnr_db=agreement.sqnr_db if paired else None,
+        labelled=0 if duel.answered else duel.photos,
+        exact=exact,
+        lost=duel.lost() if paired and not duel.answered else None,
     )
+
+
+def placed(task: Task, batch: Batch, truth_of: Truths | None, pre: Preprocess) -> list[Any]:
+    """What is to be found in each photo of a batch, as scorers take it; None where nobody knows."""
+    truths = zip(batch.truths(truth_of), batch.views(pre), strict=True)
+    return [None if truth is None else task.placed(truth, view) for truth, view in truths]
+
+
+def upright(photos: Photos) -> bool:
+    """Whether what is said of photos is said of them as their EXIF orientation turns them."""
+    return photos.annotations is not None and photos.annotations.upright

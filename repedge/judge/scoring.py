@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from repedge.config import InputKind, Preprocess
 from repedge.errors import CheckFailed, UserError
-from repedge.judge.evaluation import BATCH
+from repedge.judge.evaluation import BATCH, Duel, placed, upright
 from repedge.photos import images
 from repedge.photos import photos as door
 from repedge.photos.tensors import Tensors
-from repedge.tasks.base import Limit, Scorer, Task
+from repedge.tasks.base import Limit, Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
 
@@ -34,7 +34,8 @@ class Score(WithFigures):
 
     Attributes:
         n: Photos.
-        standard_error: Of the drop (paired) where the truth is known, or else of the disagreement, points.
+        standard_error: Of the drop (paired) where the truth is known, or else of the disagreement, points;
+            by bootstrap over the photos where the metric is no mean over them.
         metrics: The task's first metric, the float network's as ``float_KEY``, and the drop, points; None
             where nobody knows the truth.
         figures: Against the float network, under the names of the limits that they can be bounded by.
@@ -86,18 +87,20 @@ def with_truth(folder: Any, task: Task, pre: Preprocess, count: int) -> Given:
     Raises:
         UserError: See `repedge.photos.photos.open_photos` and `repedge.tasks.base.Task.truths`.
     """
-    photos = door.open_photos(folder, pre, option="--eval-data")
+    photos = door.open_photos(folder, pre, option="--eval-data", truth=task.annotated)
     truth_of = task.truths(photos)
     known = door.spread(photos.total)
-    if truth_of is not None and photos.names is not None:
+    if photos.annotations is not None and photos.names is not None:
+        known = [i for i in known if photos.annotations.photos[photos.names[i]] is not None]
+    elif truth_of is not None and photos.names is not None:
         known = [i for i in known if truth_of(photos.names[i], None) is not None] or known
     indices = [known[k] for k in door.spread(len(known), count)]
     skipped: dict[str, str] = {}
 
     def read() -> Iterator[tuple[np.ndarray, Any]]:
-        for batch in door.batches(photos, indices, (pre,), BATCH):
+        for batch in door.batches(photos, indices, (pre,), BATCH, upright=upright(photos)):
             skipped.update(batch.skipped)
-            yield from zip(batch.pixels[pre], batch.truths(truth_of), strict=True)
+            yield from zip(batch.pixels[pre], placed(task, batch, truth_of, pre), strict=True)
 
     return Given(photos.name, read, skipped)
 
@@ -175,7 +178,8 @@ class ScoringSet:
             digest.update(array.tobytes())
             self._known.append(truth)
         self.source = door.with_skipped(photos.source, photos.skipped)
-        digest.update(repr(self._known).encode())
+        for truth in self._known:
+            _digest(digest, truth)
         for name, array in tensors.arrays.items():
             digest.update(name.encode() + array.tobytes())
         self.digest = digest.hexdigest()
@@ -186,13 +190,7 @@ class ScoringSet:
             )
         run = tensors.along(Session(reference).run)
         self._answers = [run(images.normalise(x, pre)) for x in self._batches()]
-        self._float_hits: np.ndarray | None = None
-        self._float_metrics: dict[str, float] = {}
-        scorer = task.scorer()
-        if self.has_truth and scorer is not None:
-            answers = [np.concatenate(column) for column in zip(*self._answers, strict=True)]
-            scorer.update(answers, self._known)  # says which label is no class
-            self._float_hits, self._float_metrics = scorer.hits(), scorer.score()
+        self._check()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -201,6 +199,13 @@ class ScoringSet:
     def has_truth(self) -> bool:
         """Whether what is to be found is known of every photo."""
         return bool(self._known) and all(t is not None for t in self._known)
+
+    def _check(self) -> None:
+        """Find out before any artifact is built whether the network can give the truths."""
+        scorer = self.task.scorer()
+        if self.has_truth and scorer is not None:
+            for answers, truths in zip(self._answers, self._truths(), strict=True):
+                scorer.update(answers, truths)
 
     def _truths(self) -> Iterator[list[Any]]:
         """What is to be found in the photos, batch by batch."""
@@ -221,48 +226,80 @@ class ScoringSet:
         Raises:
             CheckFailed: It gives NaN or infinite outputs.
         """
-        agreement, scorer = Agreement(self.task), self.task.scorer()
+        agreement, duel = Agreement(self.task), Duel(self.task, self.has_truth)
+        distance = 0.0
         for pixels, exact, truths in zip(self._batches(), self._answers, self._truths(), strict=True):
             outputs = run(pixels if kind == "uint8" else images.normalise(pixels, self._pre))
             agreement.update(exact, outputs)
-            if scorer is not None and self._float_hits is not None:
-                scorer.update(outputs, truths)
+            duel.update(outputs, exact, truths)
+            distance += self._distance(outputs, exact)
         if not agreement.finite:
             raise CheckFailed("the integer artifact gives NaN or infinite outputs on real images")
-        figures = self._bounded(agreement.figures())
-        metrics, spread = self._metrics(scorer)
-        if self._float_hits is None:
-            lacking = self.task.disagreement
-            points = None if lacking is None else figures[lacking.measure]
-            share = min(max((points or 0.0) / 100, 0.0), 1.0)
-            spread = share * (1 - share)
+        figures = self._bounded(
+            {_key(self.task.divergence): distance / len(self), **agreement.figures(), **duel.agreed()}
+        )
         return Score(
             n=len(self),
-            standard_error=100 * math.sqrt(spread / len(self)),
-            metrics=metrics,
+            standard_error=100 * self._error(duel, figures),
+            metrics=self._metrics(duel),
             figures=figures,
             sqnr_db=agreement.sqnr_db,
         )
+
+    def _distance(self, outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+        """The sum over a batch of the task's distance, where no figure of its comparisons is one."""
+        far = self.task.divergence
+        if far is None or far.figure in [f.key for f in self.task.figures]:
+            return 0.0
+        import torch
+
+        got, want = ([torch.from_numpy(np.asarray(y, np.float32)) for y in side] for side in (outputs, exact))
+        found = self.task.nearness(got, want)
+        return 0.0 if found is None else float(found.double().sum())
+
+    def _error(self, duel: Duel, figures: Mapping[str, float | None]) -> float:
+        """Standard error of what is bounded, as a share."""
+        lost = duel.lost()
+        if lost is not None:
+            return lost.error
+        lacking = self.task.disagreement
+        points = None if lacking is None else figures[lacking.measure]
+        share = min(max((points or 0.0) / 100, 0.0), 1.0)
+        return math.sqrt(share * (1 - share) / len(self))
 
     def _bounded(self, found: Mapping[str, float | None]) -> dict[str, float | None]:
         """Figures under the names of the limits that are made of them."""
         lacking, far = self.task.disagreement, self.task.divergence
         named: dict[str, float | None] = {}
         if lacking is not None:
-            agreed = found[lacking.figure]
+            agreed = found.get(lacking.figure)
             named[lacking.measure] = None if agreed is None else 100 * (1 - agreed)
         if far is not None:
-            named[far.measure] = found[far.figure]
+            named[far.measure] = found.get(far.figure)
         return named
 
-    def _metrics(self, scorer: Scorer | None) -> tuple[dict[str, float | None], float]:
-        """Metrics of both networks and the drop, points, with the variance of what a photo adds to it."""
-        if self.task.drop is None or scorer is None:
-            return {}, 0.0
+    def _metrics(self, duel: Duel) -> dict[str, float | None]:
+        """Metrics of both networks and the drop, points."""
+        if self.task.drop is None or duel.mine is None or duel.exact is None:
+            return {}
         key, measure = self.task.drop.figure, self.task.drop.measure
-        if self._float_hits is None:
-            return {key: None, f"float_{key}": None, measure: None}, 0.0
-        change = self._float_hits - scorer.hits()
-        mine, exact = scorer.score()[key], self._float_metrics[key]
-        drop = 100 * float(change.mean())
-        return {key: mine, f"float_{key}": exact, measure: drop}, float(change.var())
+        lost = None if duel.answered else duel.lost()
+        if lost is None:
+            return {key: None, f"float_{key}": None, measure: None}
+        mine, exact = duel.mine.score()[key], duel.exact.score()[key]
+        return {key: mine, f"float_{key}": exact, measure: 100 * lost.value}
+
+
+def _key(limit: Limit | None) -> str:
+    return "" if limit is None else limit.figure
+
+
+def _digest(digest: Any, truth: Any) -> None:
+    """Add a truth to a digest: the numbers of its arrays, all of them, which their text is not."""
+    if isinstance(truth, np.ndarray):
+        digest.update(f"{truth.dtype}{truth.shape}".encode() + truth.tobytes())
+    elif is_dataclass(truth):
+        for one in fields(truth):
+            _digest(digest, getattr(truth, one.name))
+    else:
+        digest.update(repr(truth).encode())

@@ -18,12 +18,13 @@ from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.judge import verification
 from repedge.judge.beside import artifact_run, tensors_of
-from repedge.judge.evaluation import BATCH
+from repedge.judge.evaluation import BATCH, Duel, placed, upright
 from repedge.photos import images
 from repedge.photos.photos import Photos, batches, bundled_photos, open_photos, spread
 from repedge.tasks.base import Scorer, Task
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
+from repedge.tasks.resampling import Change, change
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -39,6 +40,7 @@ class Member(WithFigures):
         reference: Index of the member that is its float reference; None if there is none.
         metrics: The task's figures against the truth, by key; None where nobody knows it.
         labelled: Photos of which it is known.
+        lost: What of the first metric is lost from its float reference; None where nobody knows.
     """
 
     name: str
@@ -48,12 +50,16 @@ class Member(WithFigures):
     reference: int | None
     metrics: dict[str, float | None]
     labelled: int
+    lost: Change | None = None
 
     def as_json(self) -> dict[str, Any]:
         """One element of ``members``."""
-        rest = {key: value for key, value in vars(self).items() if key != "metrics"}
+        rest = {key: value for key, value in vars(self).items() if key not in ("metrics", "lost")}
         intervals = tasks.intervals_json(self.metrics, self.labelled)
-        return {**rest, **tasks.metrics_json(self.metrics), "intervals": intervals}
+        drop = None if self.lost is None else 100 * self.lost.value
+        if self.lost is not None:
+            intervals["drop"] = [100 * self.lost.low, 100 * self.lost.high]
+        return {**rest, **tasks.metrics_json(self.metrics), "drop": drop, "intervals": intervals}
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ class Parity:
     task: Task
     warnings: tuple[str, ...] = ()
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the truth of some photos is known."""
+        return any(m.labelled for m in self.members)
+
     def pair(self, a: int, b: int) -> Pair:
         """The comparison of two members."""
         return next(p for p in self.pairs if (p.a, p.b) == (min(a, b), max(a, b)))
@@ -137,12 +148,20 @@ class _Player:
     def pre(self) -> Preprocess:
         return self.bundle.manifest.preprocess
 
+    def score(self, answers: Sequence[np.ndarray], truths: Sequence[Any]) -> None:
+        """Hold a batch of its answers against what is known of the photos."""
+        known = [i for i, t in enumerate(truths) if t is not None]
+        if known and self.scorer is not None:
+            self.scorer.update([y[known] for y in answers], [truths[i] for i in known])
+            self.labelled += len(known)
+
 
 def compare(
     bundles: Sequence[Path | str],
     folder: Any = None,
     *,
     limit: int | None = None,
+    split: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -155,6 +174,7 @@ def compare(
         bundles: Two or more bundle folders.
         folder: Photos, labelled or not, as for `repedge.judge.evaluation.evaluate`; None: the bundled ones.
         limit: Take this many, spread evenly over the folder.
+        split: Which part of a data set.
         threads: CPU threads of each runtime.
         allow_unverified: Take bundles that failed their verification, too.
         progress: Called with (done, total) photos.
@@ -170,28 +190,34 @@ def compare(
         raise UserError(f"{twice[0]} is named twice")
     opened = [Bundle.open(p, allow_unverified) for p in paths]
     task = _task(opened)
-    photos, source = _photos(folder, {b.manifest.preprocess for b in opened})
+    photos, source = _photos(folder, {b.manifest.preprocess for b in opened}, task, split)
     indices = spread(photos.total, limit)
     truth_of = task.truths(photos)
     with _players(opened, threads) as players:
         for player in players:
             player.scorer = task.scorer()
-        duels = {pair: Agreement(task) for pair in combinations(range(len(players)), 2)}
+        duels = {
+            pair: (Agreement(task), Duel(task, truth_of is not None))
+            for pair in combinations(range(len(players)), 2)
+        }
         done = n = 0
-        for batch in batches(photos, indices, [p.pre for p in players], BATCH):
+        for batch in batches(photos, indices, [p.pre for p in players], BATCH, upright=upright(photos)):
             done += batch.tried
             progress(done, len(indices))
             if not batch.names:
                 continue
             n += len(batch.names)
             outputs = _run(players, batch.pixels)
-            for (a, b), duel in duels.items():
-                duel.update(outputs[a], outputs[b])
-            _score(players, outputs, batch.truths(truth_of))
+            for (a, b), (agreement, duel) in duels.items():
+                agreement.update(outputs[a], outputs[b])
+                if duel.answered:
+                    duel.update(outputs[b], outputs[a], [None] * len(batch.names))
+            for player, answers in zip(players, outputs, strict=True):
+                player.score(answers, placed(task, batch, truth_of, player.pre))
         if n == 0:
             raise UserError(f"none of the {done} files in {source} could be decoded")
-        members = tuple(_member(p, task) for p in players)
-        pairs = tuple(_pair(a, b, c) for (a, b), c in duels.items())
+        members = tuple(_member(p, task, players) for p in players)
+        pairs = tuple(_pair(a, b, *found) for (a, b), found in duels.items())
     warnings = tuple(w for b in opened for w in b.warnings)
     return Parity(n, done - n, source, members, pairs, task, warnings)
 
@@ -214,13 +240,14 @@ def _task(bundles: Sequence[Bundle]) -> Task:
     return found[0]
 
 
-def _photos(given: Any, pres: set[Preprocess]) -> tuple[Photos, str]:
+def _photos(given: Any, pres: set[Preprocess], task: Task, split: str | None) -> tuple[Photos, str]:
     """The photos and where they came from; network inputs only where they are the input of every member."""
     if given is None:
         largest = max(pres, key=lambda pre: max(pre.size))
         photos = bundled_photos(largest)
         return photos, f"{photos.total} {photos.name}"
-    photos = open_photos(given, next(iter(pres)) if len(pres) == 1 else None, option="eval")
+    pre = next(iter(pres)) if len(pres) == 1 else None
+    photos = open_photos(given, pre, option="eval", truth=task.annotated, split=split)
     return photos, photos.name
 
 
@@ -280,20 +307,10 @@ def _run(players: Sequence[_Player], pixels: dict[Preprocess, np.ndarray]) -> li
     return outputs
 
 
-def _score(
-    players: Sequence[_Player], outputs: Sequence[Sequence[np.ndarray]], truths: Sequence[Any]
-) -> None:
-    """Hold each member's answers against what is known of the photos."""
-    known = [i for i, t in enumerate(truths) if t is not None]
-    for player, answers in zip(players, outputs, strict=True):
-        if known and player.scorer is not None:
-            player.scorer.update([y[known] for y in answers], [truths[i] for i in known])
-            player.labelled += len(known)
-
-
-def _member(p: _Player, task: Task) -> Member:
+def _member(p: _Player, task: Task, players: Sequence[_Player]) -> Member:
     m = p.bundle.manifest
     scores = {} if p.scorer is None else p.scorer.score()
+    exact = None if p.reference is None else players[p.reference].scorer
     return Member(
         name=p.name,
         path=None if p.is_float else str(p.bundle.path),
@@ -302,10 +319,12 @@ def _member(p: _Player, task: Task) -> Member:
         reference=p.reference,
         metrics={f.key: scores.get(f.key) for f in task.metrics},
         labelled=p.labelled,
+        lost=None if p.scorer is None or exact is None or not scores else change(exact, p.scorer),
     )
 
 
-def _pair(a: int, b: int, c: Agreement) -> Pair:
-    figures = {key: v if v is None or np.isfinite(v) else None for key, v in c.figures().items()}
+def _pair(a: int, b: int, c: Agreement, duel: Duel) -> Pair:
+    found = {**c.figures(), **duel.agreed()}
+    figures = {key: v if v is None or np.isfinite(v) else None for key, v in found.items()}
     worst = c.max_abs_err if np.isfinite(c.max_abs_err) else np.finfo(np.float32).max
     return Pair(a, b, figures, c.sqnr_db, float(worst), c.n)

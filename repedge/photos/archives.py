@@ -62,6 +62,22 @@ class Members:
         self._members = members
         self._archive: zipfile.ZipFile | None = None  # its table of contents is read once
 
+    def files(self) -> Sequence[str]:
+        """Every file in it in name order."""
+        return sorted(self._members)
+
+    def companion(self, name: str, largest: int = LARGEST_COMPANION) -> bytes:
+        """The bytes of a file that says what is in the photos.
+
+        Raises:
+            UserError: It is larger than ``largest`` bytes, encrypted, damaged or a bomb.
+        """
+        _check_member(self._path, self._members[name], largest)
+        try:
+            return self.read(name)
+        except UserError as e:
+            raise UserError(f"{name!r} in {self._path} can't be read: {e}") from e
+
     def read(self, name: str) -> bytes:
         """The bytes of one file.
 
@@ -84,11 +100,7 @@ class Members:
         tops = {n.partition("/")[0] for n in self.names}
         for place in (name, *(f"{top}/{name}" for top in tops if len(tops) == 1)):
             if place in self._members:
-                _check_member(self._path, self._members[place], LARGEST_COMPANION)
-                try:
-                    return self.read(place)
-                except UserError as e:
-                    raise UserError(f"{place!r} in {self._path} can't be read: {e}") from e
+                return self.companion(place)
         return None
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.tasks.base import View
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 # Of all that Pillow reads, what is meant to be a photo; among the rest is PostScript, a program.
@@ -176,6 +177,22 @@ def placement(width: int, height: int, pre: Preprocess) -> Placement:
         )
     w, h = max(1, pre.resize * width // short), max(1, pre.resize * height // short)
     return Placement(w, h, -round((w - columns) / 2), -round((h - rows) / 2))
+
+
+def view(size: tuple[int, int] | None, pre: Preprocess) -> View:
+    """Where an image comes to lie, for tasks.
+
+    Args:
+        size: Width and height of the image; None of one that is the network's input already.
+
+    Raises:
+        UserError: As `placement`.
+    """
+    if size is None:
+        height, width = pre.size
+        return View((width, height), (width, height), 0, 0, pre.size)
+    place = placement(*size, pre)
+    return View(size, (place.width, place.height), place.left, place.top, pre.size)
 
 
 def fitted(width: int, height: int, columns: int, rows: int) -> tuple[int, int]:

@@ -14,10 +14,12 @@ from PIL import Image
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
-from repedge.photos import images, sources
+from repedge.photos import datasets, images, sources
 from repedge.photos.archives import open_archive
 from repedge.photos.arrays import Table, check_inputs, memory_table
 from repedge.photos.sources import RANDOM, Item
+from repedge.tasks.annotations import DATA_FILES, Annotations
+from repedge.tasks.base import View
 
 TAKES = "a folder of photos, a .zip of photos, or a .npz of arrays"
 
@@ -38,6 +40,7 @@ class Photos(Protocol):
         names: Of all items in order, where they are known before reading: paths relative to the folder or
             in the archive, with forward slashes. None elsewhere.
         columns: Name -> array of integers [total], of a .npz that has such beside its photos.
+        annotations: The boxes or masks of a data set, where they were asked for and found.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Photos(Protocol):
     ordered: bool
     names: tuple[str, ...] | None
     columns: Mapping[str, np.ndarray]
+    annotations: Annotations | None
 
     def read(self, indices: Sequence[int], upright: bool = False) -> Iterator[tuple[int, Item]]:
         """Items with these indices, in this order; fewer where a stream ends.
@@ -75,7 +79,13 @@ class Photos(Protocol):
 
 
 def open_photos(
-    given: Any, pre: Preprocess | None = None, *, option: str = CALIBRATION, seed: int = 0
+    given: Any,
+    pre: Preprocess | None = None,
+    *,
+    option: str = CALIBRATION,
+    seed: int = 0,
+    truth: str | None = None,
+    split: str | None = None,
 ) -> Photos:
     """Look at what the user gave, without reading images yet.
 
@@ -86,13 +96,19 @@ def open_photos(
         pre: The model's preprocessing; network inputs must have its size, and are refused without it.
         option: What asked for photos, for errors: ``--calib``, ``--images``, ``--eval-data`` or ``eval``.
         seed: Of noise.
+        truth: What is to be found in the photos, ``boxes`` or ``masks``: a data set that says it is taken as
+            one, and may be named by its ``data.yaml`` or its COCO file, too.
+        split: Which part of a data set: train, val or test; None takes val, else test, else all.
 
     Raises:
         UserError: It is nothing of that kind, it is empty or no regular file, or an archive is damaged or a
             bomb.
     """
     if isinstance(given, (str, Path)):
-        return _open_path(Path(given), pre, option, seed)
+        photos = _open_path(Path(given), pre, option, seed, truth, split)
+        if split is not None and photos.annotations is None:
+            raise UserError(f"{given} is no data set with parts; leave --split {split} out")
+        return photos
     if isinstance(given, np.ndarray):
         return sources.Rows("array", "ndarray", "ndarray", memory_table(given, pre))
     if isinstance(given, (bytes, dict)) or not isinstance(given, Iterable):
@@ -101,9 +117,11 @@ def open_photos(
     return sources.Items(given, "calibration images" if option == CALIBRATION else "photos")
 
 
-def _open_path(path: Path, pre: Preprocess | None, option: str, seed: int) -> Photos:
+def _open_path(
+    path: Path, pre: Preprocess | None, option: str, seed: int, truth: str | None, split: str | None
+) -> Photos:
     if path.is_dir():
-        return sources.folder(path)
+        return (truth and datasets.of_folder(path, truth, split)) or sources.folder(path)
     if not path.exists():
         if str(path) == RANDOM and option == CALIBRATION and pre is not None:
             return sources.Noise(pre, seed)
@@ -112,10 +130,12 @@ def _open_path(path: Path, pre: Preprocess | None, option: str, seed: int) -> Ph
         raise UserError(f"{path} is neither a regular file nor a folder; {option} takes {TAKES}")
     if path.suffix.lower() in images.SUFFIXES:
         raise UserError(f"{path} is one image; {option} takes {TAKES}")
+    if path.suffix.lower() in DATA_FILES:
+        return datasets.of_file(path, truth, split, option)
     archive = open_archive(path, pre, option)
     if isinstance(archive, Table):
         return sources.Rows("npz", path.name, str(path), archive)
-    return sources.zipped(path, archive)
+    return (truth and datasets.of_zip(path, archive, truth, split)) or sources.zipped(path, archive)
 
 
 SMALL = 64
@@ -167,6 +187,7 @@ class Batch:
 
     Attributes:
         indices, names, hashes, told: Of each photo; see `repedge.photos.sources.Item`.
+        sizes: Width and height of each photo as it was decoded; None of a network's input.
         pixels: Preprocessing -> uint8 [n, H, W, C] in RGB order.
         skipped: Name -> why it was left out.
     """
@@ -175,6 +196,7 @@ class Batch:
     names: tuple[str, ...]
     hashes: tuple[str, ...]
     told: tuple[Any, ...]
+    sizes: tuple[tuple[int, int] | None, ...]
     pixels: dict[Preprocess, np.ndarray]
     skipped: dict[str, str]
 
@@ -187,6 +209,10 @@ class Batch:
         """What ``of`` makes of each photo's name and what was told of it; Nones if there is no ``of``."""
         return [None if of is None else of(n, t) for n, t in zip(self.names, self.told, strict=True)]
 
+    def views(self, pre: Preprocess) -> list[View]:
+        """Where each photo came to lie in the input of a preprocessing."""
+        return [images.view(size, pre) for size in self.sizes]
+
 
 class _Kept(NamedTuple):
     """What is left of a readable item in memory."""
@@ -195,6 +221,7 @@ class _Kept(NamedTuple):
     name: str
     sha256: str
     told: Any
+    size: tuple[int, int] | None
     pixels: list[np.ndarray]
 
 
@@ -224,7 +251,8 @@ def batches(
                 raise  # they were all normalised in another way, not this one alone
             skipped[item.name] = str(e)
         else:
-            kept.append(_Kept(index, item.name, item.sha256, item.told, pixels))
+            of_photo = item.content.size if isinstance(item.content, Image.Image) else None
+            kept.append(_Kept(index, item.name, item.sha256, item.told, of_photo, pixels))
         if tried % size == 0:
             yield _batch(kept, skipped, wanted)
             kept, skipped = [], {}
@@ -241,7 +269,7 @@ def _batch(kept: list[_Kept], skipped: dict[str, str], pres: Sequence[Preprocess
     }
     return Batch(
         tuple(k.at for k in kept), tuple(k.name for k in kept), tuple(k.sha256 for k in kept),
-        tuple(k.told for k in kept), pixels, skipped,
+        tuple(k.told for k in kept), tuple(k.size for k in kept), pixels, skipped,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from repedge.errors import UserError, shown
 from repedge.photos import images
 from repedge.photos.archives import LARGEST_COMPANION, LARGEST_PHOTO, Members
 from repedge.photos.arrays import Table, as_image
+from repedge.tasks.annotations.base import Annotations
 
 DEMO = "demo"
 """The kind of the photos that come with repedge."""
@@ -58,6 +59,7 @@ class _Source:
     ordered = False
     names: tuple[str, ...] | None = None
     columns: Mapping[str, np.ndarray] = MappingProxyType({})
+    annotations: Annotations | None = None
 
     def __init__(self, kind: str, name: str, where: str, found: str, total: int | None) -> None:
         self.kind, self.name, self.where, self.found, self.total = kind, name, where, found, total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,9 @@ TASKS = {
 
 GROUP = "repedge.tasks"
 """Entry-point group of other packages' tasks, which are asked first: name = the word, object = the class."""
+
+AGREE = "agree_"
+"""Before a metric's key: the same metric with the float network's answers as the truth."""
 
 EARLIER = {"figures": ("agree_top1", "kl"), "metrics": ("top1", "top5")}
 """Keys that JSON had before there were tasks: null where a task has no such figure, for programs that ask."""
@@ -157,6 +161,9 @@ def figure(key: str) -> Figure:
         for found in (*kind(name).metrics, *kind(name).figures):
             if found.key == key:
                 return found
+    if key.startswith(AGREE):
+        metric = figure(key.removeprefix(AGREE))
+        return replace(metric, key=key, title=f"{metric.title} to float", phrase="", absent="no reference")
     return Figure(key, key, "")
 
 

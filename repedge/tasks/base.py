@@ -174,6 +174,27 @@ class Limit:
     figure: str
 
 
+@dataclass(frozen=True)
+class View:
+    """Where a photo came to lie in the network's input.
+
+    A point (x, y) of the photo is ``left + x * scaled[0] / photo[0]``, ``top + y * scaled[1] / photo[1]``
+    there.
+
+    Attributes:
+        photo: Its width and height, pixels.
+        scaled: Width and height that it was resized to.
+        left, top: Where its corner is in the input; below 0 where it was cropped.
+        size: Height and width of the input.
+    """
+
+    photo: tuple[int, int]
+    scaled: tuple[int, int]
+    left: int
+    top: int
+    size: tuple[int, int]
+
+
 class Scorer(Protocol):
     """Holds answers against the truth, photo by photo."""
 
@@ -188,7 +209,11 @@ class Scorer(Protocol):
         """The task's `Task.metrics` over all photos so far, by key."""
 
     def hits(self) -> np.ndarray:
-        """What each photo adds to the first metric, 0 to 1: for paired errors. Float64 [n]."""
+        """What each photo adds to the first metric, 0 to 1: for paired errors. Float64 [n].
+
+        Where that metric is no mean over photos, a scorer has a method ``lost_from(exact)`` that gives the
+        `repedge.tasks.resampling.Change` from another one that saw the same photos; see `resampling.change`.
+        """
 
 
 class Task(ABC):
@@ -206,8 +231,11 @@ class Task(ABC):
     """What ``--max-drop`` bounds where the truth is known: how much of the first metric is lost."""
     disagreement: ClassVar[Limit | None] = None
     """What it bounds elsewhere: how much of a figure of agreement with float is lacking."""
+    annotated: ClassVar[str | None] = None
+    """What data sets tell of its photos, ``boxes`` or ``masks``; None where it is something else."""
     divergence: ClassVar[Limit | None] = None
-    """What ``--max-kl`` bounds: a figure that grows with the distance from float."""
+    """What ``--max-kl`` bounds, a figure that grows with the distance from float: one of `meter`, or else the
+    mean of `nearness`."""
     ship: ClassVar[Mapping[str, Templates]] = MappingProxyType({})
     """Platform -> the files with which an app there reads the answer."""
 
@@ -276,6 +304,25 @@ class Task(ABC):
 
         Raises:
             UserError: What the set says can't be read, or does not fit the network.
+        """
+        return None
+
+    def placed(self, truth: Any, view: View) -> Any:
+        """A truth of a photo as that of the network's input, which the scorer takes.
+
+        Raises:
+            UserError: It can't be of a photo of this size.
+        """
+        return truth
+
+    def answers(self, outputs: Sequence[np.ndarray]) -> list[Any] | None:
+        """What a network sees in each image, as truths that `scorer` takes: to hold others against it.
+
+        Args:
+            outputs: [n, ...] each, as the graph has them.
+
+        Returns:
+            None where the figures of `meter` say it already, or there is no metric.
         """
         return None
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from repedge.errors import UserError
-from repedge.tasks.base import Figure, Limit, Network, Output, Part, Task
+from repedge.tasks.annotations import Mask, mapping
+from repedge.tasks.base import Figure, Limit, Network, Output, Part, Scorer, Task, Truths, View
 from repedge.tasks.comparison import Comparison
+from repedge.tasks.confusion import Confusion
 from repedge.tasks.masks import maps
 from repedge.tasks.masks.comparison import Ids, Scores, known
 from repedge.tasks.masks.scores import OTHERS, UNITS, end_of, fits, has_classes, meaning_of, scores_classes
@@ -34,9 +36,16 @@ class Segment(Task):
         Figure("pixel_agreement", "pixels kept", phrase="pixels of float's class", absent="no reference"),
         Figure("miou_float", "mIoU to float", phrase="mIoU with float's masks", absent="no reference"),
     )
-    disagreement: ClassVar[Limit | None] = Limit(
-        "pixel_disagreement", "pixels of another class than float's", "points", "pixel_agreement"
+    metrics: ClassVar[tuple[Figure, ...]] = (
+        Figure("miou", "mIoU", absent="no masks"),
+        Figure("pixel_acc", "pixels", phrase="pixels of the right class", absent="no masks"),
     )
+    drop: ClassVar[Limit | None] = Limit("miou_drop", "mIoU drop", "points", "miou")
+    annotated: ClassVar[str | None] = "masks"
+    disagreement: ClassVar[Limit | None] = Limit(
+        "miou_disagreement", "mIoU lacking to float's maps", "points", "agree_miou"
+    )
+    divergence: ClassVar[Limit | None] = Limit("kl", "KL divergence of a pixel from float", "nats", "kl")
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
@@ -164,6 +173,22 @@ class Segment(Task):
             else:
                 found.append(maps.of_scores(y, m.size))
         return found
+
+    def truths(self, photos: Any) -> Truths | None:
+        """The PNG mask of each photo; see `repedge.tasks.annotations.masks`."""
+        return mapping.mask_truths(photos)
+
+    def placed(self, truth: Mask, view: View) -> np.ndarray:
+        """A mask as that of the network's input: the nearest pixel of each, void beside the photo."""
+        return mapping.placed_mask(truth, view, self.meaning.classes)
+
+    def answers(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Task.answers`."""
+        return self.decode(outputs)
+
+    def scorer(self) -> Scorer:
+        """Mean intersection over union of the classes, and the share of pixels that are right."""
+        return Confusion(self.decode, self.meaning.classes)
 
     def nearness(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """KL divergence of a pixel's classes from the float network's, the mean over an image, nats."""

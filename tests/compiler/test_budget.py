@@ -227,7 +227,7 @@ def test_budgets_that_make_no_sense(
 def test_labels_that_are_no_classes(net: Path, data: Path, tmp_path: Path) -> None:
     judged = photos(tmp_path / "judged", 20, seed=7)
     (judged / "labels.json").write_text(json.dumps({f"{i:03}.png": i for i in range(20)}))
-    with pytest.raises(UserError, match="a label is 19, but the model has 10 classes"):
+    with pytest.raises(UserError, match="a label is 15, but the model has 10 classes"):
         build(net, data, tmp_path / "out", "openvino", max_drop=1, eval_data=judged)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from repedge import tasks
 from repedge.cli.tables.console import cell, columns, out, say, warn
 from repedge.tasks.base import FEW, Figure
 
@@ -24,12 +25,17 @@ def parity(result: Parity) -> None:
     skipped = f", {result.skipped} could not be decoded" if result.skipped else ""
     say(f"[bold]{result.n} photos[/] ({escape(result.images)}{skipped})")
     rows, task = [], result.task
+    agreed = [tasks.figure(key) for key in result.pairs[0].figures if key.startswith(tasks.AGREE)]
+    nearness = [*task.figures, *(f for f in agreed if f not in task.figures)]
     for i, m in enumerate(result.members):
         pair = None if m.reference is None else result.pair(m.reference, i)
         numbers = [cell(f, m.metrics[f.key], m.labelled) for f in task.metrics]
-        numbers += [f"{pair.sqnr_db:.1f}" if pair else "", *(_figure(f, pair) for f in task.figures)]
+        if result.labelled:
+            numbers.append("" if m.lost is None else f"{100 * m.lost.value:.2f}")
+        numbers += [f"{pair.sqnr_db:.1f}" if pair else "", *(_figure(f, pair) for f in nearness)]
         rows.append([f"[bold]{i + 1}[/]", escape(m.name), *numbers])
-    figures = [*(f.title for f in task.metrics), "SQNR dB", *(f.title for f in task.figures)]
+    lost = ["lost, points"] * result.labelled
+    figures = [*(f.title for f in task.metrics), *lost, "SQNR dB", *(f.title for f in nearness)]
     columns(("", "", *figures), rows, right=figures)
     say("")
     say("[dim]agreement and SQNR (dB) of every two[/]")

@@ -40,6 +40,13 @@ def evaluated(what: str, a: Accuracy) -> None:
     for key, value in a.metrics.items():
         figure = tasks.figure(key)
         table.add_row(figure.title, figure.text(value, a.labelled))
+    for key, value in a.exact.items():
+        figure = tasks.figure(key.removesuffix("_float"))
+        if value is not None:
+            table.add_row(f"{figure.title} of float", figure.text(value))
+    if a.lost is not None:
+        points = (100 * v for v in (a.lost.value, a.lost.low, a.lost.high))
+        table.add_row("lost", "{:.2f} points ({:.2f} to {:.2f})".format(*points))
     if a.sqnr_db is not None:
         table.add_row("SQNR", f"{a.sqnr_db:.1f} dB")
     for key, value in a.figures.items():
