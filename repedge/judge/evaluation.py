@@ -100,7 +100,7 @@ class Duel:
         if self.mine is None or self.exact is None:
             return
         if self.answered:
-            answers = None if exact is None else self.task.answers(exact)
+            answers = None if exact is None else self.task.as_truths(exact)
             truths = [None] * len(truths) if answers is None else answers
         known = [i for i, t in enumerate(truths) if t is not None]
         wanted = [truths[i] for i in known]

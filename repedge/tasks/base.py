@@ -315,7 +315,7 @@ class Task(ABC):
         """
         return truth
 
-    def answers(self, outputs: Sequence[np.ndarray]) -> list[Any] | None:
+    def as_truths(self, outputs: Sequence[np.ndarray]) -> list[Any] | None:
         """What a network sees in each image, as truths that `scorer` takes: to hold others against it.
 
         Args:

@@ -182,8 +182,8 @@ class Segment(Task):
         """A mask as that of the network's input: the nearest pixel of each, void beside the photo."""
         return mapping.placed_mask(truth, view, self.meaning.classes)
 
-    def answers(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """See `Task.answers`."""
+    def as_truths(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Task.as_truths`."""
         return self.decode(outputs)
 
     def scorer(self) -> Scorer:

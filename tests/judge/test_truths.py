@@ -57,7 +57,7 @@ class Boxes(Task):
     def placed(self, truth: Any, view: Any) -> Any:
         return mapping.placed_boxes(truth, view)
 
-    def answers(self, outputs: Sequence[np.ndarray]) -> list[Any]:
+    def as_truths(self, outputs: Sequence[np.ndarray]) -> list[Any]:
         return answers(self.decode(outputs))
 
     def scorer(self) -> MeanAveragePrecision:
