@@ -138,8 +138,8 @@ def compile(
         force: Replace bundles that exist.
         calibration: Photos to calibrate integer activations on, and how.
         budget: How much accuracy integers may cost; layers are raised to float to keep to it.
-        task: What the outputs mean, a word from `repedge.tasks`: classify, embed, raw; None lets the graph
-            and its outputs say it.
+        task: What the outputs mean, a word from `repedge.tasks`: detect, classify, embed, raw; None lets the
+            graph and its outputs say it. ``detect:FILE.json`` says of a head what its graph does not.
         verification: How the artifacts are verified.
         options: Target options, such as ``{"deployment_target": "iOS17"}``; ``coreml.deployment_target``
             where several targets know the name.
@@ -165,7 +165,7 @@ def compile(
     if input_kind not in get_args(InputKind):
         raise UserError(f"input_kind {input_kind!r} is not one of {', '.join(get_args(InputKind))}")
     if task is not None:
-        tasks.kind(task)  # before any work, says what is wrong with the word
+        tasks.meant(task)  # before any work, says what is wrong with the word
     targets, precisions = groups.names(targets), groups.names(precisions)
     automatic = "auto" in precisions
     request = BuildRequest(

@@ -134,9 +134,9 @@ class Verification(_Model):
             for key, value in data.items()
             if key not in cls.model_fields
             and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", str(key))
-            and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)))
+            and _is_figure(value)
         }
-        return {**{key: value for key, value in data.items() if key not in flat}, "figures": flat}
+        return {**{key: value for key, value in data.items() if key not in flat}, "figures": _unnested(flat)}
 
     @model_serializer(mode="plain")
     def _flat(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Verification(_Model):
         return {**head, **figures, "intervals": intervals, **fields}
 
     def __getattr__(self, name: str) -> Any:
-        figures = self.__dict__.get("figures") or {}
+        figures = tasks.nested(self.__dict__.get("figures") or {})
         if name in figures or name in tasks.EARLIER["figures"]:
             return figures.get(name)
         return super().__getattr__(name)  # type: ignore[misc]
@@ -222,6 +222,21 @@ class Manifest(_Model):
         if self.artifact in (MANIFEST, REFERENCE) or self.artifact.split("/")[0] == GOLDEN:
             raise ValueError(f"artifact: {self.artifact!r} is another part of the bundle")
         return self
+
+
+def _is_figure(value: Any) -> bool:
+    """A number, none, or an object of such: figures that stand together."""
+    if isinstance(value, dict):
+        return all(_is_figure(v) and not isinstance(v, dict) for v in value.values())
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _unnested(figures: dict[str, Any]) -> dict[str, Any]:
+    """What `repedge.tasks.nested` makes objects of, flat again."""
+    found: dict[str, Any] = {}
+    for key, value in figures.items():
+        found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return found
 
 
 def _is_decibels(value: Any) -> bool:

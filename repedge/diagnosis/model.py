@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from repedge import passes
+from repedge import passes, tasks
 from repedge.bundle.folder import Bundle, is_bundle
+from repedge.bundle.manifest import task_of
 from repedge.errors import UserError
 from repedge.models.files import SUFFIXES
 from repedge.models.modules import random_state_kept
@@ -49,6 +50,7 @@ class Inspection:
         before, after: The graph before and after fusing; None for a checkpoint alone.
         details: Merges, what was left unfused and why; or the bundle's manifest.
         warnings: What is doubtful about the weights.
+        task, outputs: What the outputs mean: the task's name, and a sentence; empty of a checkpoint.
     """
 
     kind: Literal["checkpoint", "model", "bundle"]
@@ -58,6 +60,8 @@ class Inspection:
     after: Size | None = None
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    task: str = ""
+    outputs: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``repedge inspect --json`` prints."""
@@ -100,7 +104,9 @@ def _bundle(path: Path) -> Inspection:
     found = f"{m.name} for {m.target} in {m.precision}, {size}; every file's hash is right"
     if bundle.unverified:
         found += f"; NOT VERIFIED: {bundle.unverified}"
-    return Inspection("bundle", str(path), found, details=m.model_dump(mode="json"))
+    task = task_of(m)
+    details = m.model_dump(mode="json")
+    return Inspection("bundle", str(path), found, details=details, task=task.name, outputs=task.describe())
 
 
 def _checkpoint(path: Path) -> Inspection:
@@ -126,11 +132,15 @@ def _model(model: str | Path | nn.Module | None, **source_options: Any) -> Inspe
     source = resolve(model, **source_options)
     graph = source.graph()
     passes.settle(graph)
+    task = tasks.of_graph(graph, source.labels)
     before = _size(graph)
     certificate = passes.clean(graph)
     details = certificate.model_dump(mode="json")
     doubts = () if needs else source.warnings
-    return Inspection("model", source.name, source.description, before, _size(graph), details, doubts)
+    return Inspection(
+        "model", source.name, source.description, before, _size(graph), details, doubts, task.name,
+        task.describe(),
+    )  # fmt: skip
 
 
 def _size(graph: Any) -> Size:

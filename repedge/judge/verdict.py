@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from repedge.graph.analysis.resolution import Resolution
 
 WRONG = "noise does not do that: calibrate on photos of the kind to expect, or take another precision"
-"""What to do about `repedge.tasks.comparison.Comparison.faults`."""
+"""What to do about the faults of `repedge.tasks.comparison.Comparison` and `Answers`."""
 
 Resolve = Callable[[], "list[Resolution]"]
 """Measures what an arithmetic can tell apart at each output of the float network; asked where it matters."""
@@ -73,7 +73,7 @@ def judge(bar: Bar, found: Agreement) -> Verdict:
     verdict = Verdict()
     plans: Sequence[Unit | None] = bar.simulated.units if bar.simulated else [None] * len(found.units)
     for unit, planned in zip(found.units, plans, strict=True):
-        missed = _missed(bar, unit, planned)
+        missed = _missed(bar, unit, planned) if found.task.aligned else _unreal(unit)
         excuse = _excuse(bar, unit) if missed and unit.comparison.finite else ""
         if excuse:
             verdict.remarks.append(f"{found.name(unit)}: {excuse}")
@@ -87,14 +87,23 @@ def judge(bar: Bar, found: Agreement) -> Verdict:
             )
         found_wrong = c.faults() if c.finite else ()
         verdict.failures += [f"output {output.name!r}: {fault}; {WRONG}" for fault in found_wrong]
+    if all(c.finite for c in found.outputs):
+        verdict.failures += [f"{why}; {WRONG}" for why in found.answers.faults(bar.limit.same_decisions)]
+        verdict.remarks += found.answers.remarks()
     return verdict
+
+
+def _unreal(unit: Unit) -> list[str]:
+    finite = unit.comparison.finite
+    why = " has NaN or infinite values: numbers leave the precision's range; compile in fp32"
+    return [] if finite else [why]
 
 
 def _missed(bar: Bar, unit: Unit, planned: Unit | None) -> list[str]:
     c, most = unit.comparison, bar.limit.max_rel_err
-    if not c.finite:
-        return [" has NaN or infinite values: numbers leave the precision's range; compile in fp32"]
-    missed = []
+    missed = _unreal(unit)
+    if missed:
+        return missed
     if c.sqnr_db < bar.floor:
         missed.append(
             f": SQNR {c.sqnr_db:.1f} dB is under {bar.floor:g} dB for {bar.precision}; {_advice(bar)}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from repedge.tasks.base import Figure, Network, Part, Task
 
 TASKS = {
+    "detect": "repedge.tasks.detect:Detect",
     "embed": "repedge.tasks.embed:Embed",
     "classify": "repedge.tasks.classify:Classify",
     "segment": "repedge.tasks.segment:Segment",
@@ -68,17 +71,45 @@ def kind(name: str) -> type[Task]:
     raise UserError(f"there is no task {name!r}; {hint}")
 
 
+def meant(told: str) -> tuple[type[Task], dict[str, Any]]:
+    """The class of ``NAME`` or ``NAME:FILE.json``, and what the file says of the network.
+
+    Raises:
+        UserError: There is no such task, or the file is no JSON object.
+    """
+    from repedge.disk import regular
+
+    name, _, file = told.partition(":")
+    chosen = kind(name)
+    if not file:
+        return chosen, {}
+    try:
+        said = json.loads(regular.read_text(Path(file)))
+    except OSError as e:
+        raise UserError(f"{file}, said with --task, can't be read: {e.strerror or e}") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file}, said with --task, is no JSON: {e}") from e
+    if not isinstance(said, dict):
+        raise UserError(f'{file}, said with --task, must be a JSON object like {{"classes": 80}}')
+    return chosen, said
+
+
 def recognize(network: Network, told: str | None = None) -> Task:
     """The task of a network: the one that the user named, else the first that knows the outputs.
+
+    Args:
+        network: Its outputs.
+        told: The task's name, or, with what can't be seen of the network, ``NAME:FILE.json``.
 
     Raises:
         UserError: There is no such task, or the outputs can't be what the user says.
     """
     if told:
-        chosen = kind(told)
+        chosen, said = meant(told)
+        network = replace(network, settings=said) if said else network
         why = chosen.refusal(network)
         if why is not None:
-            raise UserError(f"the task can't be {told}: {why}")
+            raise UserError(f"the task can't be {chosen.name}: {why}")
         return chosen(network)
     others = [name for name in names() if name not in TASKS]
     for name in (*others, *TASKS):
@@ -167,9 +198,24 @@ def figure(key: str) -> Figure:
     return Figure(key, key, "")
 
 
-def figures_json(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Figures against float as JSON has them, flat among an object's other keys."""
-    return {**dict.fromkeys(EARLIER["figures"]), **figures}
+def figures_json(figures: Mapping[str, float | None]) -> dict[str, Any]:
+    """Figures against float as JSON has them, flat among an object's other keys.
+
+    Those whose keys have a point stand together: ``matched.recall`` is ``recall`` in ``matched``.
+    """
+    return {**dict.fromkeys(EARLIER["figures"]), **nested(figures)}
+
+
+def nested(figures: Mapping[str, float | None]) -> dict[str, Any]:
+    """Keys with a point as objects."""
+    found: dict[str, Any] = {}
+    for key, value in figures.items():
+        group, point, name = key.partition(".")
+        if point:
+            found.setdefault(group, {})[name] = value
+        else:
+            found[key] = value
+    return found
 
 
 def metrics_json(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

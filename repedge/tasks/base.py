@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from repedge.errors import UserError
-from repedge.tasks.comparison import Comparison
+from repedge.tasks.comparison import Answers, Comparison
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,13 +82,15 @@ class Network:
         labels: Class names, if the model brought any.
         graph: The float graph; None where only the signature is known, as of a bundle.
         settings: What `Task.settings` gave when the graph was known, from a bundle's manifest; what it holds
-            is untrusted. Empty elsewhere.
+            is untrusted. With a graph, what the user says of it (``--task NAME:FILE.json``).
+        memory: What tasks worked out, so that it is done once.
     """
 
     outputs: tuple[Output, ...]
     labels: tuple[str, ...] = ()
     graph: ir.Model | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,9 @@ class Task(ABC):
     divergence: ClassVar[Limit | None] = None
     """What ``--max-kl`` bounds, a figure that grows with the distance from float: one of `meter`, or else the
     mean of `nearness`."""
+    aligned: bool = True
+    """Whether each number of an output answers the same question on every photo, so that its distance from
+    the float network's means something: not where a network sorts what it found."""
     ship: ClassVar[Mapping[str, Templates]] = MappingProxyType({})
     """Platform -> the files with which an app there reads the answer."""
 
@@ -273,6 +278,10 @@ class Task(ABC):
     def meter(self, index: int) -> Comparison:
         """Compares one output with the float model's; its figures are among `figures`."""
         return Comparison()
+
+    def answers(self) -> Answers:
+        """Compares what is made of all outputs together; its figures are among `figures`, too."""
+        return Answers()
 
     def nearness(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """By how much answers differ beyond the distance of the numbers, which is counted anyway.

@@ -120,6 +120,32 @@ class Unit:
         return y if self.part is None else y[self.part.index]
 
 
+class Answers:
+    """Streaming comparison of what a task makes of all outputs of a network together; nothing here.
+
+    A task that makes something of them extends it: `repedge.tasks.base.Task.answers`.
+    """
+
+    def update(self, reference: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> None:
+        """Add a batch: every output of both, [N, ...] each."""
+
+    def figures(self) -> Mapping[str, float]:
+        """The task's figures, by key."""
+        return {}
+
+    def faults(self, exact: bool) -> list[str]:
+        """Sentences on what is wrong with the answers, whatever the distance of the numbers.
+
+        Args:
+            exact: Whether the precision promises the same decisions, as floats do.
+        """
+        return []
+
+    def remarks(self) -> list[str]:
+        """Sentences on what these images say nothing of."""
+        return []
+
+
 class Agreement:
     """Streaming comparison of all outputs of a network, each taken alone; the worst of them counts.
 
@@ -129,10 +155,12 @@ class Agreement:
     Attributes:
         outputs: One for each output, in the graph's order: what the task makes of it.
         units: The outputs, or their parts where they have some.
+        answers: What the task makes of all outputs together.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.answers = task.answers()
         self.outputs = [task.meter(i) for i in range(len(task.outputs))]
         self.units = [
             unit
@@ -154,11 +182,14 @@ class Agreement:
         for unit in self.units:
             if unit.part is not None:
                 unit.comparison.update(unit.of(reference[unit.output]), unit.of(actual[unit.output]))
+        self.answers.update(reference, actual)
 
     def name(self, unit: Unit) -> str:
         """What sentences call it."""
         output = f"output {self.task.outputs[unit.output].name!r}"
-        return output if unit.part is None else f"{output}{unit.part}"
+        if unit.part is None:
+            return output
+        return f"{output}{unit.part}" + (f" ({unit.part.name})" if unit.part.name else "")
 
     @property
     def n(self) -> int:
@@ -187,5 +218,5 @@ class Agreement:
 
     def figures(self) -> dict[str, float | None]:
         """The task's figures, by key: of each the worst over the outputs that have it, else None."""
-        found = [c.figures() for c in self.outputs] if self.n else []
+        found = [*(c.figures() for c in self.outputs), self.answers.figures()] if self.n else []
         return {f.key: f.worst([one[f.key] for one in found if f.key in one]) for f in self.task.figures}

@@ -11,11 +11,11 @@ class WithFigures:
     """Gives the entries of the fields ``metrics`` and ``figures``, where there are such, as attributes."""
 
     def __getattr__(self, name: str) -> Any:
-        known: dict[str, float | None] = {}
+        known: dict[str, Any] = {}
         for field, earlier in tasks.EARLIER.items():
             own = self.__dict__.get(field)
             if own is not None:
-                known |= {**dict.fromkeys(earlier), **own}
+                known |= {**dict.fromkeys(earlier), **tasks.nested(own)}
         if name not in known:
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
         return known[name]

@@ -24,6 +24,8 @@ def inspected(i: Inspection) -> None:
     """What was found; for models, the before/after table of fusing."""
     say(titled(i.path, i.found))
     warn(i.warnings)
+    if i.task:
+        say(f"[dim]outputs: {escape(i.outputs)} (--task {i.task})[/]")
     if i.before and i.after:
         _before_after(i.before, i.after)
         left = i.details.get("unfused", [])

@@ -1,0 +1,123 @@
+"""``detect``: boxes of objects, each with a class and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from repedge.errors import UserError
+from repedge.tasks.base import Figure, Limit, Network, Task
+from repedge.tasks.boxes import MOST, OVERLAP, SCORE, Detections
+from repedge.tasks.comparison import Answers
+from repedge.tasks.heads import decode
+from repedge.tasks.heads.agreement import Found
+from repedge.tasks.heads.head import CODINGS, Head, parts
+from repedge.tasks.heads.recognize import SAYABLE, recognize
+
+UNITS = {"pixels": ", pixels", "relative": ", shares of the input's size", "cells": ", strides"}
+
+ABSENT = "none found"
+"""Where the float network finds nothing on the photos."""
+
+
+class Detect(Task):
+    """Objects in an image: box, class and score of each; `repedge.tasks.heads.recognize` says which heads."""
+
+    name: ClassVar[str] = "detect"
+    title: ClassVar[str] = "boxes of objects"
+    figures: ClassVar[tuple[Figure, ...]] = (
+        Figure("matched.f1", "matched", phrase="detections matched (F1)", absent=ABSENT),
+        Figure("matched.recall", "recall", phrase="of float's detections found", absent=ABSENT),
+        Figure("matched.precision", "precision", phrase="of its detections float's", absent=ABSENT),
+        Figure("matched.mean_iou", "IoU", "", phrase="mean IoU with float's boxes", absent=ABSENT),
+        Figure("matched.score_err", "score error", "", "less", phrase="mean error of a score", absent=ABSENT),
+        Figure("matched.n", "detections", "", phrase="detections of float", absent=ABSENT),
+    )
+    disagreement: ClassVar[Limit | None] = Limit(
+        "disagreement", "detections that differ from float's", "points", "matched.f1"
+    )
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        found = recognize(network)
+        if isinstance(found, str):
+            raise UserError(f"it is no detector that is known here: {found}")
+        self.head: Head = found
+        self.outputs = parts(found, network.outputs)
+        self.aligned = not found.suppressed
+
+    @classmethod
+    def recognizes(cls, network: Network) -> bool:
+        """Whether its head is known."""
+        return isinstance(recognize(network), Head)
+
+    @classmethod
+    def refusal(cls, network: Network) -> str | None:
+        """Its head must be known, or said."""
+        found = recognize(network)
+        if isinstance(found, Head):
+            return None
+        if network.graph is None:
+            return found
+        return f"{found}. --task detect:FILE.json says what can't be seen, of {SAYABLE}"
+
+    def settings(self) -> dict[str, Any]:
+        """The head, see `repedge.tasks.heads.head.Head`."""
+        return self.head.settings()
+
+    def describe(self) -> str:
+        """What was recognized, in a line."""
+        head = self.head
+        strides = [f"{level.stride:g}" for level in head.levels if level.stride]
+        unit = "" if head.coding in ("grid", "anchors") else UNITS[head.unit]
+        extras = [
+            "objectness" if head.sources[0].objectness else "",
+            f"{head.bins} bins a distance" if head.bins > 1 else "",
+            f"{head.activation} to be applied" if head.activation != "none" else "",
+            "" if head.background is None else f"score {head.background} is the background",
+            "y before x" if head.transposed else "",
+            "already suppressed" if head.suppressed else "",
+        ]
+        what = f"boxes of {head.classes} classes" if head.classes else "boxes of objects"
+        at = f" at strides {', '.join(strides)}" if strides else ""
+        kind = f"{CODINGS[head.coding]}{unit}"
+        more = "".join(f"; {e}" for e in extras if e)
+        return f"{what}{', named' if self.labels else ''}; {head.candidates} candidates{at}; {kind}{more}"
+
+    def check_labels(self) -> None:
+        """There must be a label for each class."""
+        if self.labels and self.head.classes and len(self.labels) != self.head.classes:
+            raise UserError(
+                f"there are {len(self.labels)} labels, but the network detects {self.head.classes} classes"
+            )
+
+    def answers(self) -> Answers:
+        """See `Task.answers`."""
+        return Found(self.head)
+
+    def decode(
+        self,
+        outputs: Sequence[np.ndarray],
+        score: float = SCORE,
+        iou: float = OVERLAP,
+        most: int = MOST,
+    ) -> list[Detections]:
+        """What the outputs find, image by image.
+
+        Args:
+            outputs: Every output as the graph has it, [n, ...] each.
+            score: Least score.
+            iou: Intersection over union over which a box is the same object.
+            most: Detections in an image, at most.
+
+        Raises:
+            UserError: A threshold outside 0 to 1, or no number to keep.
+        """
+        if not 0 <= score <= 1 or not 0 <= iou <= 1 or most < 1:
+            raise UserError(
+                f"score {score:g} and IoU {iou:g} must be from 0 to 1, and the number to keep, {most}, "
+                "1 or more"
+            )
+        return decode.decode(outputs, self.head, score, iou, most)
