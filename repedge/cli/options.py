@@ -54,7 +54,8 @@ TASK: tuple[Any, Any] = (
     Annotated[
         str | None,
         typer.Option(
-            help=f"What the outputs mean: {', '.join(TASKS)}; detect:FILE.json says what a head's graph does not.",
+            help=f"What the outputs mean: {', '.join(TASKS)}; detect:FILE.json says what "
+            "a detector's graph does not.",
             show_default="as the graph says",
             rich_help_panel=_MODEL,
         ),
