@@ -296,6 +296,7 @@ def evaluate(
     split: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
+    show: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **source_options: Any,
 ) -> evaluation.Accuracy:
@@ -312,6 +313,7 @@ def evaluate(
         split: Which part of a data set with boxes or masks: train, val or test; None takes val, else test.
         threads: CPU threads of the artifact's runtime.
         allow_unverified: Take a bundle that failed its verification, too.
+        show: Keep so many of the photos on which a bundle's artifact and its reference differ most.
         progress: Called with (done, total) images.
         source_options: As for `compile`, for models.
     """
@@ -320,7 +322,8 @@ def evaluate(
         inputs = source_options.pop("inputs", None)
         no_options("a bundle", {"task": task, **source_options})
         bundle = Bundle.open(what, allow_unverified)
-        return _evaluate_bundle(bundle, data, inputs, threads, limit=limit, split=split, progress=progress)
+        how = {"limit": limit, "split": split, "show": show, "progress": progress}
+        return _evaluate_bundle(bundle, data, inputs, threads, **how)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
@@ -329,7 +332,7 @@ def evaluate(
     run = source.tensors.along(Session(graph).run)
     found = evaluation.evaluate(
         lambda pixels, inputs: run(inputs),
-        meaning, source.preprocess, data, limit=limit, split=split, progress=progress,
+        meaning, source.preprocess, data, limit=limit, split=split, show=show, progress=progress,
     )  # fmt: skip
     return replace(found, warnings=source.warnings)
 

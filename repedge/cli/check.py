@@ -76,6 +76,14 @@ def evaluate(
         bool, typer.Option("--compare", help="Hold several bundles against each other and against float.")
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Evaluate this many, spread over the folder.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page with the photos on which artifact and float differ most, drawn.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the artifact's runtime.")] = None,
     allow_unverified: AllowUnverified = False,
     source: dict[str, Any],
@@ -85,6 +93,8 @@ def evaluate(
     """Accuracy (top-1, mAP, mIoU) and agreement with the float reference on photos."""
     from repedge import api
     from repedge.cli.tables import checked, console
+    from repedge.html import check_new, write_whole
+    from repedge.judge import gallery
 
     names, folder = _what_and_data(what, data, compare)
     common: dict[str, Any] = {
@@ -93,7 +103,11 @@ def evaluate(
         "threads": threads,
         "allow_unverified": allow_unverified,
     }
+    if html is not None:
+        check_new(html, force)
     if compare:
+        if html is not None:
+            raise UserError("--html draws one bundle beside float; leave --compare out")
         return _compare(names, folder, common, source, as_json)
     assert folder is not None
     with console.progress("evaluate", quiet=as_json) as progress:
@@ -101,10 +115,14 @@ def evaluate(
             None if names[0] == "demo" else names[0],
             folder,
             progress=progress,
+            show=0 if html is None else gallery.MOST,
             **common,
             **source,
         )
-    show(as_json, {"repedge": __version__, **result.as_json()}, lambda: checked.evaluated(names[0], result))
+    if html is not None:
+        write_whole(html, gallery.page(Path(names[0]).name, result, folder.name), force)
+    answer = {"repedge": __version__, **result.as_json()}
+    show(as_json, answer, lambda: checked.evaluated(names[0], result, html))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from repedge import tasks
 from repedge.config import Preprocess
 from repedge.errors import UserError
+from repedge.judge.gallery import Gallery, Shown
 from repedge.photos import images
 from repedge.photos.photos import Batch, Photos, batches, open_photos, spread
 from repedge.tasks.base import Task, Truths
@@ -38,6 +39,8 @@ class Accuracy(WithFigures):
         labelled: Images of which the truth is known.
         exact: The reference's own first metric, by ``KEY_float``; empty without a reference.
         lost: What of the first metric is lost from the reference; None where nobody knows.
+        task: What the outputs mean.
+        shown: The photos on which the answers differ most, if they were asked for.
         warnings: Why the artifact is not to be trusted.
     """
 
@@ -49,6 +52,8 @@ class Accuracy(WithFigures):
     labelled: int = 0
     exact: dict[str, float | None] = field(default_factory=dict)
     lost: Change | None = None
+    task: Task | None = None
+    shown: tuple[Shown, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -137,6 +142,7 @@ def evaluate(
     reference: Forward | None = None,
     limit: int | None = None,
     split: str | None = None,
+    show: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Evaluate ``forward`` on photos, against what the task finds to be the truth.
@@ -144,6 +150,7 @@ def evaluate(
     Args:
         folder: The photos: a folder, .zip, .npz or iterable, see `repedge.photos.photos.open_photos`.
         split: Which part of a data set.
+        show: Keep so many of the photos on which the answers differ most.
 
     Raises:
         UserError: No usable images, outputs of which nothing can be said, or a truth that the network can't
@@ -153,6 +160,9 @@ def evaluate(
         raise UserError(
             f"eval has no figure for {task.describe()} alone; give a bundle, which carries a float reference"
         )
+    if show and reference is None:
+        raise UserError("--html holds an artifact against its float reference; give a bundle that has one")
+    gallery = Gallery(task, show)
     photos = open_photos(folder, pre, option="eval", truth=task.annotated, split=split)
     indices = spread(photos.total, limit)
     truth_of = task.truths(photos)
@@ -170,11 +180,15 @@ def evaluate(
         if reference is not None:
             exact = reference(pixels, inputs)
             agreement.update(exact, outputs)
-        duel.update(outputs, exact, placed(task, batch, truth_of, pre))
+        truths = placed(task, batch, truth_of, pre)
+        duel.update(outputs, exact, truths)
+        if exact is not None:
+            gallery.update(batch.names, pixels, outputs, exact, truths)
     n = done - skipped
     if n == 0:
         raise UserError(f"none of the {done} files in {photos.where} could be decoded")
-    return _accuracy(agreement, duel, n, skipped, reference is not None)
+    found = _accuracy(agreement, duel, n, skipped, reference is not None)
+    return replace(found, task=task, shown=gallery.shown)
 
 
 def _accuracy(agreement: Agreement, duel: Duel, n: int, skipped: int, paired: bool) -> Accuracy:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repedge.config import Preprocess
 from repedge.errors import UserError
-from repedge.tasks.base import View
+from repedge.tasks.view import View
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 # Of all that Pillow reads, what is meant to be a photo; among the rest is PostScript, a program.

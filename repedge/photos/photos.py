@@ -19,7 +19,7 @@ from repedge.photos.archives import open_archive
 from repedge.photos.arrays import Table, check_inputs, memory_table
 from repedge.photos.sources import RANDOM, Item
 from repedge.tasks.annotations import DATA_FILES, Annotations
-from repedge.tasks.base import View
+from repedge.tasks.view import View
 
 TAKES = "a folder of photos, a .zip of photos, or a .npz of arrays"
 

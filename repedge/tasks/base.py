@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from repedge.tasks.view import View
     from repedge.templates import Templates
 
 FEW = 16
@@ -176,27 +177,6 @@ class Limit:
     figure: str
 
 
-@dataclass(frozen=True)
-class View:
-    """Where a photo came to lie in the network's input.
-
-    A point (x, y) of the photo is ``left + x * scaled[0] / photo[0]``, ``top + y * scaled[1] / photo[1]``
-    there.
-
-    Attributes:
-        photo: Its width and height, pixels.
-        scaled: Width and height that it was resized to.
-        left, top: Where its corner is in the input; below 0 where it was cropped.
-        size: Height and width of the input.
-    """
-
-    photo: tuple[int, int]
-    scaled: tuple[int, int]
-    left: int
-    top: int
-    size: tuple[int, int]
-
-
 class Scorer(Protocol):
     """Holds answers against the truth, photo by photo."""
 
@@ -338,6 +318,36 @@ class Task(ABC):
     def scorer(self) -> Scorer | None:
         """Holds answers against the truth; None where the task has no metric."""
         return None
+
+    apart_phrase: ClassVar[str] = "relative error {:.3f}"
+    """What `apart` gives, in words."""
+
+    def apart(self, outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> np.ndarray:
+        """How far answers are from the float network's, photo by photo: those most apart are shown. [n].
+
+        Args:
+            outputs, exact: Of the network in question and of the float one, [n, ...] each.
+        """
+        from repedge.tasks.drawing import relative_errors
+
+        return relative_errors(outputs, exact)
+
+    def results(self, outputs: Sequence[np.ndarray]) -> list[Any]:
+        """The answer for each image, as `draw` takes it."""
+        raise NotImplementedError
+
+    def draw(self, result: Any, size: tuple[int, int]) -> str:
+        """An answer or a truth as SVG elements over the photo; see `repedge.tasks.drawing`.
+
+        Args:
+            result: One of `results`, or what `scorer` takes as a truth.
+            size: Height and width of the network's input, which are those of the picture.
+        """
+        raise NotImplementedError
+
+    def legend(self) -> list[tuple[str, str]]:
+        """(colour, name) of what `draw` gives no name."""
+        return []
 
     def check_labels(self) -> None:  # noqa: B027 - most tasks have none
         """Refuse labels that don't fit the outputs.

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from repedge.errors import UserError
+from repedge.tasks import drawing
 from repedge.tasks.base import Figure, Limit, Network, Scorer, Task, Truths
 from repedge.tasks.comparison import Comparison
 from repedge.templates import Templates
 
 if TYPE_CHECKING:
     import torch
+
+SHOWN = 5
+"""Classes that a picture names."""
 
 SHIP = Path(__file__).parent / "ship" / "classify"
 
@@ -121,6 +125,34 @@ class Classify(Task):
     def scorer(self) -> Scorer:
         """Counts labels that are best, and among the five best."""
         return Hits(self.scores)
+
+    apart_phrase: ClassVar[str] = "probabilities moved by {:.1%}"
+
+    def apart(self, outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> np.ndarray:
+        """Half the sum of what the probabilities moved by."""
+        got, want = (self._probabilities(side) for side in (outputs, exact))
+        return 0.5 * np.abs(got - want).sum(1)
+
+    def _probabilities(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        scores = outputs[self.scores].astype(np.float64)
+        done = (scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-2)
+        return scores if done else np.exp(log_softmax(scores))
+
+    def results(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Task.results`: probabilities of the classes."""
+        return list(self._probabilities(outputs))
+
+    def draw(self, result: np.ndarray | int, size: tuple[int, int]) -> str:
+        """See `Task.draw`: bars of the best classes; of a truth its class alone."""
+        if not isinstance(result, np.ndarray):
+            return drawing.bars([(self._name(result), 1.0, result)], size)
+        best = np.argsort(-result, kind="stable")[:SHOWN]
+        return drawing.bars(
+            [(f"{self._name(c)} {result[c]:.1%}", float(result[c]), int(c)) for c in best], size
+        )
+
+    def _name(self, index: int) -> str:
+        return self.labels[index] if index < len(self.labels) else f"class {index}"
 
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
         """See `Task.context`.

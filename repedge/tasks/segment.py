@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from repedge.errors import UserError
+from repedge.tasks import drawing
 from repedge.tasks.annotations import Mask, mapping
-from repedge.tasks.base import Figure, Limit, Network, Output, Part, Scorer, Task, Truths, View
+from repedge.tasks.base import Figure, Limit, Network, Output, Part, Scorer, Task, Truths
 from repedge.tasks.comparison import Comparison
 from repedge.tasks.confusion import Confusion
 from repedge.tasks.masks import maps
 from repedge.tasks.masks.comparison import Ids, Scores, known
 from repedge.tasks.masks.scores import OTHERS, UNITS, end_of, fits, has_classes, meaning_of, scores_classes
+from repedge.tasks.view import View
 
 if TYPE_CHECKING:
     import torch
@@ -185,6 +187,26 @@ class Segment(Task):
     def as_truths(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Task.as_truths`."""
         return self.decode(outputs)
+
+    apart_phrase: ClassVar[str] = "{:.1%} of the pixels are of another class than float's"
+
+    def apart(self, outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> np.ndarray:
+        """The share of pixels of another class."""
+        pairs = zip(self.decode(outputs), self.decode(exact), strict=True)
+        return np.array([(got != want).mean() for got, want in pairs])
+
+    def results(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Task.results`: label maps."""
+        return self.decode(outputs)
+
+    def draw(self, result: np.ndarray, size: tuple[int, int]) -> str:
+        """See `Task.draw`."""
+        return drawing.veil(result, self.meaning.classes, size)
+
+    def legend(self) -> list[tuple[str, str]]:
+        """See `Task.legend`."""
+        names = self.names or tuple(map(str, range(self.meaning.classes)))
+        return [(drawing.colour(c), name) for c, name in enumerate(names)]
 
     def scorer(self) -> Scorer:
         """Mean intersection over union of the classes, and the share of pixels that are right."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from repedge import tasks
 from repedge.cli.tables.console import err, out, say, shown, warn
 
 if TYPE_CHECKING:
@@ -31,27 +30,17 @@ def verified(path: Path, v: Verification) -> None:
         say(f"  [yellow]{escape(remark)}[/]", err)
 
 
-def evaluated(what: str, a: Accuracy) -> None:
+def evaluated(what: str, a: Accuracy, html: Path | None = None) -> None:
     """Accuracy of one artifact or model."""
+    from repedge.judge.gallery import figures
+
     warn(a.warnings)
     table = Table(box=None, pad_edge=False, show_header=False)
     skipped = f" ({a.skipped} could not be decoded)" if a.skipped else ""
     table.add_row("images", f"{a.n}{skipped}")
-    for key, value in a.metrics.items():
-        figure = tasks.figure(key)
-        table.add_row(figure.title, figure.text(value, a.labelled))
-    for key, value in a.exact.items():
-        figure = tasks.figure(key.removesuffix("_float"))
-        if value is not None:
-            table.add_row(f"{figure.title} of float", figure.text(value))
-    if a.lost is not None:
-        points = (100 * v for v in (a.lost.value, a.lost.low, a.lost.high))
-        table.add_row("lost", "{:.2f} points ({:.2f} to {:.2f})".format(*points))
-    if a.sqnr_db is not None:
-        table.add_row("SQNR", f"{a.sqnr_db:.1f} dB")
-    for key, value in a.figures.items():
-        figure = tasks.figure(key)
-        if value is not None or figure.unit == "share":
-            table.add_row(figure.phrase or figure.title, figure.text(value, a.n))
+    for name, value in figures(a):
+        table.add_row(name, value)
     say(f"[bold]{escape(what)}[/]")
     out.print(table)
+    if html is not None:
+        say(f"the {len(a.shown)} photos that differ most are in {escape(str(html))}")

@@ -10,8 +10,9 @@ from PIL import Image
 
 from repedge.errors import UserError
 from repedge.tasks.annotations.base import Annotations, Marked, Mask
-from repedge.tasks.base import Truths, View
+from repedge.tasks.base import Truths
 from repedge.tasks.boxes import Objects
+from repedge.tasks.view import View
 
 LEFT = 0.25
 """An object counts where a crop leaves this share of its box."""
