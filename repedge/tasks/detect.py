@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from repedge.tasks.heads import decode
 from repedge.tasks.heads.agreement import Found
 from repedge.tasks.heads.head import CODINGS, Head, parts
 from repedge.tasks.heads.recognize import SAYABLE, recognize
+
+if TYPE_CHECKING:
+    import torch
 
 UNITS = {"pixels": ", pixels", "relative": ", shares of the input's size", "cells": ", strides"}
 
@@ -96,6 +99,12 @@ class Detect(Task):
     def answers(self) -> Answers:
         """See `Task.answers`."""
         return Found(self.head)
+
+    def nearness(self, got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """See `repedge.tasks.heads.nearness`; None where the network sorts what it finds."""
+        from repedge.tasks.heads.nearness import nearness
+
+        return nearness(got, want, self.head) if self.aligned else None
 
     def decode(
         self,

@@ -222,3 +222,35 @@ def test_boxes_and_scores_that_are_no_numbers_are_left_out() -> None:
     for bad in ({"score": 1.5}, {"iou": -0.1}, {"most": 0}, {"score": float("nan")}):
         with pytest.raises(UserError, match="must be from 0 to 1"):
             task.decode(y, **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [form for form, _ in FORMS if form is not nets.Yolo10] + [LogitSSD])
+def test_the_distance_minds_objects_more_than_background(form: type[nn.Module]) -> None:
+    """The same error of the last layers, at a planned object's cell and elsewhere."""
+    net = form(vary=0.05).eval()
+    graph = exported(net)
+    task = Detect(network(graph, LABELS if form is LogitSSD else ()))
+    x = torch.rand(2, 3, nets.SIZE, nets.SIZE)
+    want = [y.detach() for y in as_list(net(x))]
+    assert task.nearness(want, want).abs().max() < 1e-5  # type: ignore[union-attr]
+    thing = nets.PLAN[0]
+    far = []
+    for row, column in ((thing.row, thing.column), (6, 6)):
+        worse = form(vary=0.05).eval()
+        worse.load_state_dict(net.state_dict())
+        cell = row * (nets.SIZE // thing.stride) + column
+        layers: list[Any] = [m.layers[0] for m in worse.modules() if isinstance(m, nets.Planned)]
+        for layer in layers:
+            layer.weight.data[:, 4 + cell] *= 0.9
+        near = task.nearness(as_list(worse(x)), want)
+        assert near is not None
+        assert near.shape == (2,)
+        near.sum().backward()
+        assert all(bool(layer.weight.grad.isfinite().all()) for layer in layers)
+        assert any(float(layer.weight.grad.abs().max()) > 0 for layer in layers)
+        far.append(float(near.detach().mean()))
+    assert far[0] > 3 * far[1] >= 0
+
+
+def as_list(y: torch.Tensor | tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return [y] if isinstance(y, torch.Tensor) else list(y)
