@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -180,6 +181,23 @@ def test_missing_golden_vectors_are_refused(tmp_path: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
     (bundle / "golden" / "golden.npz").unlink()
     assert "no usable golden vectors" in refused(tmp_path, [bundle])
+
+
+def test_damaged_golden_vectors_are_refused(tmp_path: Path) -> None:
+    """A manifest that was made to fit does not make an archive whole."""
+    bundle = fake(tmp_path / "b")
+    file = bundle / "golden" / "golden.npz"
+    whole = file.read_bytes()
+    middle = whole.index(b"pixels.npy") + 200
+    flipped = whole[:middle] + bytes([whole[middle] ^ 0x55]) + whole[middle + 1 :]
+    for damaged in (flipped, whole[:-8] + b"\0" * 8, whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        for entry in manifest["files"]:
+            if entry["path"].endswith("golden.npz"):
+                entry |= {"size": len(damaged), "sha256": hashlib.sha256(damaged).hexdigest()}
+        (bundle / "manifest.json").write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
+        assert "no usable golden vectors" in refused(tmp_path, [bundle])
 
 
 def test_existing_folder_is_kept(tmp_path: Path) -> None:
