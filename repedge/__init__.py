@@ -51,6 +51,7 @@ _NAMES = {
     "Check": "repedge.compiler.request",
     "Preprocess": "repedge.config",
     "RepedgeError": "repedge.errors",
+    "SupportSet": "repedge.judge.support_set",
 }
 _ROOMS = ("devices", "profile", "ship")
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "Check",
     "Preprocess",
     "RepedgeError",
+    "SupportSet",
     "__version__",
     "compare_bundles",
     "compile",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from repedge.compiler.request import Check
     from repedge.config import Preprocess
     from repedge.errors import RepedgeError
+    from repedge.judge.support_set import SupportSet
 
 
 def __getattr__(name: str) -> Any:

@@ -294,6 +294,9 @@ def evaluate(
     task: str | None = None,
     limit: int | None = None,
     split: str | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
+    episodes: int | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     show: int = 0,
@@ -311,6 +314,8 @@ def evaluate(
         task: What a model's outputs mean, as for `compile`; a bundle says it itself.
         limit: Evaluate this many, spread evenly over them.
         split: Which part of a data set with boxes or masks: train, val or test; None takes val, else test.
+        ways, shots, episodes: Of an embedding: classes of a few-shot episode (5, or as many as there are),
+            examples of each (1), and how many episodes (1000); a class is a folder of photos.
         threads: CPU threads of the artifact's runtime.
         allow_unverified: Take a bundle that failed its verification, too.
         show: Keep so many of the photos on which a bundle's artifact and its reference differ most.
@@ -318,22 +323,19 @@ def evaluate(
         source_options: As for `compile`, for models.
     """
     _positive(limit=limit, threads=threads)
+    how: dict[str, Any] = {"limit": limit, "split": split, "show": show, "progress": progress}
+    asked = {"ways": ways, "shots": shots, "episodes": episodes}
     if isinstance(what, (str, os.PathLike)) and is_bundle(what):
         inputs = source_options.pop("inputs", None)
         no_options("a bundle", {"task": task, **source_options})
-        bundle = Bundle.open(what, allow_unverified)
-        how = {"limit": limit, "split": split, "show": show, "progress": progress}
-        return _evaluate_bundle(bundle, data, inputs, threads, **how)
+        return _evaluate_bundle(Bundle.open(what, allow_unverified), data, inputs, threads, asked, **how)
     source = _resolve(what, **source_options)
     from repedge.graph.run import Session
 
     graph = source.graph()
-    meaning = tasks.of_graph(graph, source.labels, task)
+    meaning = tasks.of_graph(graph, source.labels, task).asked(**asked)
     run = source.tensors.along(Session(graph).run)
-    found = evaluation.evaluate(
-        lambda pixels, inputs: run(inputs),
-        meaning, source.preprocess, data, limit=limit, split=split, show=show, progress=progress,
-    )  # fmt: skip
+    found = evaluation.evaluate(lambda pixels, inputs: run(inputs), meaning, source.preprocess, data, **how)
     return replace(found, warnings=source.warnings)
 
 
@@ -370,11 +372,12 @@ def _positive(**numbers: int | None) -> None:
 
 
 def _evaluate_bundle(
-    bundle: Bundle, data: Any, inputs: Any, threads: int | None, **how: Any
+    bundle: Bundle, data: Any, inputs: Any, threads: int | None, asked: Mapping[str, int | None], **how: Any
 ) -> evaluation.Accuracy:
     from repedge.judge.beside import artifact_run, tensors_of
 
     m = bundle.manifest
+    task = task_of(m).asked(**asked)
     beside = tensors_of(bundle, inputs)
     _, runner = verification.open_bundle(bundle, threads)
     run = artifact_run(bundle, beside, runner.run)
@@ -385,7 +388,7 @@ def _evaluate_bundle(
 
     found = evaluation.evaluate(
         forward,
-        task_of(m),
+        task,
         m.preprocess,
         data,
         reference=None if reference is None else lambda pixels, x: reference(x),

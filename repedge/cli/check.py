@@ -12,6 +12,8 @@ from repedge.cli.options import INSPECTED_MODEL, MODEL, AllowUnverified, Debug, 
 from repedge.errors import UserError
 from repedge.version import __version__
 
+_FEW = "Few-shot episodes, of photos in class sub-folders"
+
 
 @app.command(epilog="Example:  repedge verify build/repvit_demo-tflite-fp32 --images my_photos")
 def verify(
@@ -59,6 +61,7 @@ def evaluate(
         typer.Option(
             "--data",
             "--eval-data",
+            "--images",
             help="Photos: a folder or .zip with class sub-folders or a labels.json, or a .npz; with boxes a "
             "data.yaml, a COCO .json or a VOC folder or .zip, with masks a folder or .zip of PNGs; instead "
             "of naming them last.",
@@ -71,6 +74,22 @@ def evaluate(
             help="Part of a data set with boxes or masks: train, val or test; default: val, else test.",
             show_default=False,
         ),
+    ] = None,
+    ways: Annotated[
+        int | None,
+        typer.Option(
+            help="Classes of a few-shot episode, for embeddings; default: 5, or as many as there are.",
+            show_default=False,
+            rich_help_panel=_FEW,
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="Examples of each; default: 1.", show_default=False, rich_help_panel=_FEW),
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(help="How many; default: 1000.", show_default=False, rich_help_panel=_FEW),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Hold several bundles against each other and against float.")
@@ -90,7 +109,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Accuracy (top-1, mAP, mIoU) and agreement with the float reference on photos."""
+    """Accuracy (top-1, mAP, mIoU, few-shot) and agreement with the float reference on photos."""
     from repedge import api
     from repedge.cli.tables import checked, console
     from repedge.html import check_new, write_whole
@@ -103,12 +122,14 @@ def evaluate(
         "threads": threads,
         "allow_unverified": allow_unverified,
     }
+    asked: dict[str, Any] = {"ways": ways, "shots": shots, "episodes": episodes}
     if html is not None:
         check_new(html, force)
     if compare:
         if html is not None:
             raise UserError("--html draws one bundle beside float; leave --compare out")
-        return _compare(names, folder, common, source, as_json)
+        told = {name: value for name, value in asked.items() if value is not None}
+        return _compare(names, folder, common, {**source, **told}, as_json)
     assert folder is not None
     with console.progress("evaluate", quiet=as_json) as progress:
         result = api.evaluate(
@@ -117,6 +138,7 @@ def evaluate(
             progress=progress,
             show=0 if html is None else gallery.MOST,
             **common,
+            **asked,
             **source,
         )
     if html is not None:

@@ -41,6 +41,7 @@ class Accuracy(WithFigures):
         lost: What of the first metric is lost from the reference; None where nobody knows.
         task: What the outputs mean.
         shown: The photos on which the answers differ most, if they were asked for.
+        asked: What else a scorer has to say, such as how many classes an episode has.
         warnings: Why the artifact is not to be trusted.
     """
 
@@ -54,6 +55,7 @@ class Accuracy(WithFigures):
     lost: Change | None = None
     task: Task | None = None
     shown: tuple[Shown, ...] = ()
+    asked: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -71,6 +73,7 @@ class Accuracy(WithFigures):
             **tasks.metrics_json(self.metrics),
             **tasks.figures_json(self.figures),
             **self.exact,
+            **self.asked,
             "drop": None if self.lost is None else 100 * self.lost.value,
             "sqnr_db": self.sqnr_db,
             "labelled": self.labelled,
@@ -207,6 +210,7 @@ def _accuracy(agreement: Agreement, duel: Duel, n: int, skipped: int, paired: bo
         labelled=0 if duel.answered else duel.photos,
         exact=exact,
         lost=duel.lost() if paired and not duel.answered else None,
+        asked={} if duel.answered else getattr(duel.mine, "asked", dict)(),
     )
 
 

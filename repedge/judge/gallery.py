@@ -133,6 +133,10 @@ def figures(found: Accuracy) -> list[tuple[str, str]]:
     for key, value in found.metrics.items():
         figure = tasks.figure(key)
         rows.append((figure.phrase or figure.title, figure.text(value, found.labelled)))
+    if found.asked:
+        low, high = found.asked["ci95"]
+        what = "{episodes} of {ways} classes by {shots} of each".format(**found.asked)
+        rows.append(("episodes", f"{what} ({low:.2%} to {high:.2%})"))
     for key, value in found.exact.items():
         figure = tasks.figure(key.removesuffix("_float"))
         if value is not None:

@@ -102,7 +102,10 @@ def against_truth(
         except UserError:  # labels of other classes than the network's
             return {}
         key = task.metrics[0].key
-        found[f"{prefix}{key}"] = scorer.score()[key]
+        score = scorer.score()
+        if key not in score:  # such as one photo of each class, of which there is nothing to ask
+            return {}
+        found[f"{prefix}{key}"] = score[key]
     return {**found, "labelled": float(len(known))}
 
 

@@ -191,7 +191,7 @@ class Scorer(Protocol):
         """The task's `Task.metrics` over all photos so far, by key."""
 
     def hits(self) -> np.ndarray:
-        """What each photo adds to the first metric, 0 to 1: for paired errors. Float64 [n].
+        """What each photo, or each episode of them, adds to the first metric, 0 to 1: for paired errors. [n].
 
         Where that metric is no mean over photos, a scorer has a method ``lost_from(exact)`` that gives the
         `repedge.tasks.resampling.Change` from another one that saw the same photos; see `resampling.change`.
@@ -255,6 +255,11 @@ class Task(ABC):
         """Index of the output with a score for each label; None where nothing is scored."""
         return None
 
+    @property
+    def features(self) -> int | None:
+        """Numbers of the first output that are a direction to compare; None where they are something else."""
+        return None
+
     def meter(self, index: int) -> Comparison:
         """Compares one output with the float model's; its figures are among `figures`."""
         return Comparison()
@@ -314,6 +319,19 @@ class Task(ABC):
             None where the figures of `meter` say it already, or there is no metric.
         """
         return None
+
+    def asked(self, **options: int | None) -> Task:
+        """The task, judged as the user asks; options that are None ask for nothing.
+
+        Raises:
+            UserError: There is nothing of the kind to ask of this task, or an option makes no sense.
+        """
+        for name, value in options.items():
+            if value is not None:
+                raise UserError(
+                    f"--{name} is of few-shot episodes (--task embed); this has {self.describe()}"
+                )
+        return self
 
     def scorer(self) -> Scorer | None:
         """Holds answers against the truth; None where the task has no metric."""

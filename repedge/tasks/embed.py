@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from repedge.tasks.base import Figure, Limit, Network, Task
+from repedge.tasks.base import Figure, Limit, Network, Task, Truths
 from repedge.tasks.comparison import Comparison
+from repedge.tasks.few_shot.episodes import Episodes, FewShot
 from repedge.templates import Templates
 
 SHIP = Path(__file__).parent / "ship" / "embed"
@@ -38,6 +40,10 @@ class Embed(Task):
     figures: ClassVar[tuple[Figure, ...]] = (
         Figure("cosine", "cosine", "", phrase="cosine to float", absent="no reference"),
     )
+    metrics: ClassVar[tuple[Figure, ...]] = (
+        Figure("accuracy", "few-shot", phrase="few-shot accuracy", absent="no classes"),
+    )
+    drop: ClassVar[Limit | None] = Limit("accuracy_drop", "few-shot accuracy drop", "points", "accuracy")
     disagreement: ClassVar[Limit | None] = Limit(
         "cosine_distance", "cosine distance from float", "points", "cosine"
     )
@@ -49,6 +55,10 @@ class Embed(Task):
         "cpp": Templates(SHIP / "cpp", shared=SHIP),
         "python": Templates(SHIP / "python", shared=SHIP),
     }
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.episodes = Episodes()
 
     @classmethod
     def recognizes(cls, network: Network) -> bool:
@@ -77,9 +87,35 @@ class Embed(Task):
         """How many features."""
         return " and ".join(f"{o.shape[0]} features" for o in self.outputs)
 
+    @property
+    def features(self) -> int:
+        """See `Task.features`."""
+        return self.outputs[0].shape[0]
+
     def meter(self, index: int) -> Comparison:
         """See `Task.meter`."""
         return Direction()
+
+    def asked(self, **options: int | None) -> Embed:
+        """See `Task.asked`: ``ways``, ``shots`` and ``episodes``."""
+        found = copy(self)
+        found.episodes = self.episodes.asked(**options)
+        return found
+
+    def truths(self, photos: Any) -> Truths | None:
+        """The class of each photo: the folder that it is in, or else `repedge.tasks.labels.class_indices`."""
+        from repedge.tasks.labels import class_indices
+
+        names = photos.names or ()
+        if photos.kind in ("demo", "random"):
+            return None
+        if len({name.rpartition("/")[0] for name in names}) > 1 and photos.beside("labels.json") is None:
+            return lambda name, told: name.rpartition("/")[0]
+        return class_indices(photos)
+
+    def scorer(self) -> FewShot:
+        """Few-shot accuracy over `Embed.episodes`."""
+        return FewShot(0, self.episodes)
 
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
         """See `Task.context`.
@@ -91,7 +127,7 @@ class Embed(Task):
         """
         lengths = np.linalg.norm(samples[0].astype(np.float64), axis=1)
         return {
-            "features": self.outputs[0].shape[0],
+            "features": self.features,
             "unit": bool(np.allclose(lengths, 1, atol=1e-3)),
         }
 
