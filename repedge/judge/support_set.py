@@ -68,6 +68,9 @@ class SupportSet:
         Raises:
             UserError: It is none of them, or can't be read.
         """
+        return self._embedding(image)
+
+    def _embedding(self, image: Any) -> np.ndarray:
         pixels = images.pixels(_decoded(image), self._pre)[None]
         (first, *_) = self._run(pixels if self._kind == "uint8" else images.normalise(pixels, self._pre))
         found: np.ndarray = first[0]
@@ -81,7 +84,7 @@ class SupportSet:
         """
         if isinstance(images, (str, Path)) or not len(images):
             raise UserError(f"examples of {label!r} are a list of images, not {images!r:.60}")
-        self._examples.add(label, [self.embed(image) for image in images])
+        self._examples.add(label, [self._embedding(image) for image in images])
 
     def remove(self, label: str) -> None:
         """Forget a class."""
@@ -93,7 +96,7 @@ class SupportSet:
         Raises:
             UserError: Fewer than two classes are known, or not as many examples of each.
         """
-        return self._examples.classify(self.embed(image))
+        return self._examples.ranked(self._embedding(image))
 
     def save(self, file: Path | str) -> None:
         """Write the examples' embeddings as one JSON file."""

@@ -321,16 +321,9 @@ class Task(ABC):
         return None
 
     def asked(self, **options: int | None) -> Task:
-        """The task, judged as the user asks; options that are None ask for nothing.
-
-        Raises:
-            UserError: There is nothing of the kind to ask of this task, or an option makes no sense.
-        """
-        for name, value in options.items():
-            if value is not None:
-                raise UserError(
-                    f"--{name} is of few-shot episodes (--task embed); this has {self.describe()}"
-                )
+        """The task, judged as the user asks; raises UserError where it has nothing of the kind to ask."""
+        for name in (name for name, value in options.items() if value is not None):
+            raise UserError(f"--{name} is of few-shot episodes (--task embed); this has {self.describe()}")
         return self
 
     def scorer(self) -> Scorer | None:

@@ -94,9 +94,9 @@ def test_examples_are_kept_in_a_file_to_the_bit(tmp_path: Path) -> None:
     again = Examples("net", 2)
     again.load(file)
     query = rng.normal(size=2)
-    assert again.classify(query) == known.classify(query)
+    assert again.ranked(query) == known.ranked(query)
     assert again.counts == known.counts == {"cat": 3, "dog": 3, 'ant 🐜\n"': 3}
-    assert sum(p for _, p in known.classify(query)) == pytest.approx(1)
+    assert sum(p for _, p in known.ranked(query)) == pytest.approx(1)
     known.remove("dog")
     known.save(file)
     again.load(file)
@@ -105,9 +105,9 @@ def test_examples_are_kept_in_a_file_to_the_bit(tmp_path: Path) -> None:
 
 def test_support_sets_that_tell_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="tells classes apart and has 1; add examples of another label"):
-        examples(cat=[[1, 0]]).classify(np.ones(2))
+        examples(cat=[[1, 0]]).ranked(np.ones(2))
     with pytest.raises(UserError, match="'cat' has 1 example and 'dog' 2 examples: a class with more"):
-        examples(cat=[[1, 0]], dog=[[0, 1], [1, 1]]).classify(np.ones(2))
+        examples(cat=[[1, 0]], dog=[[0, 1], [1, 1]]).ranked(np.ones(2))
     bad: list[list[list[float]]] = [[[0, 0]], [[np.nan, 1]], [[1, 2, 3]], []]
     for rows in bad:
         with pytest.raises(UserError, match="'cat'"):

@@ -71,7 +71,7 @@ class Examples:
             raise UserError(f"there is no class {label!r}; there are {', '.join(self._classes) or 'none'}")
         del self._classes[label]
 
-    def classify(self, embedding: np.ndarray) -> list[tuple[str, float]]:
+    def ranked(self, embedding: np.ndarray) -> list[tuple[str, float]]:
         """Labels with their probabilities, the best first; of equal ones the earlier label.
 
         Raises:
