@@ -19,7 +19,7 @@ from repedge.cache import Store
 from repedge.disk.atomic import scratch
 from repedge.errors import CheckFailed, UserError
 from repedge.hashing import key_of, sha256
-from repedge.judge.scoring import Score, ScoringSet, held_out, with_truth
+from repedge.judge.scoring import Score, ScoringSet, affordable, held_out, with_truth
 from repedge.photos.tensors import Tensors
 from repedge.tasks.base import Limit, Task
 
@@ -214,12 +214,13 @@ class Search:
         if self._photos is None:
             self._report("accuracy budget: photos")
             b = self.budget
+            count = min(b.count, affordable(self._task))
             if b.data is not None:
-                given = with_truth(b.data, self._task, self._pre, b.count)
+                given = with_truth(b.data, self._task, self._pre, count)
             else:
                 c = self._calibration
                 used = set(c.images(self._pre).record.files.values())
-                given = held_out(c.open(self._pre), used, self._pre, c.seed, b.count)
+                given = held_out(c.open(self._pre), used, self._pre, c.seed, count)
             self._photos = ScoringSet(given, self._pre, self._reference, self._task, self._tensors)
         return self._photos
 
@@ -260,7 +261,6 @@ class Search:
         return WithinBudget(model, plan, outcome)
 
     def _order(self, target: Target, job: Job, found: Calibrated, reference: ir.Model) -> list[Raise]:
-        from repedge.calib.distance import Distance
         from repedge.calib.mixed.raising import Raise, raises
         from repedge.graph.count import macs_of
 
@@ -274,9 +274,7 @@ class Search:
         if stored is not None:
             return [Raise(**one) for one in stored]
         self._report(f"{target.name} {job.precision}: what each layer gives")
-        order = raises(
-            found.model, reference, found.plan, lambda: found.feed.batches(count), Distance(self._task)
-        )
+        order = raises(found.model, reference, found.plan, lambda: found.feed.batches(count))
         self._store.put(key, [asdict(one) for one in order])
         return order
 

@@ -25,6 +25,9 @@ from repedge.tasks.figures import WithFigures
 FEWEST = 16
 """Fewer photos than this judge nothing."""
 
+HELD = 2 * 2**30
+"""Bytes of the float network's answers that are held in memory: one map of scores may have 20 MiB."""
+
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
@@ -79,6 +82,12 @@ class Given:
     source: str
     read: Callable[[], Iterator[tuple[np.ndarray, Any]]]
     skipped: dict[str, str] = field(default_factory=dict)
+
+
+def affordable(task: Task) -> int:
+    """How many photos' answers memory holds, of outputs whose shapes are known: `FEWEST` at the least."""
+    size = 4 * sum(math.prod(output.shape) for output in task.outputs)
+    return max(FEWEST, HELD // size)
 
 
 def with_truth(folder: Any, task: Task, pre: Preprocess, count: int) -> Given:

@@ -25,6 +25,7 @@ from repedge.photos import images
 from repedge.photos.archives import LARGEST_COMPANION, LARGEST_PHOTO, Members
 from repedge.photos.arrays import Table, as_image
 from repedge.tasks.annotations.base import Annotations
+from repedge.tasks.annotations.masks import masks_apart
 
 DEMO = "demo"
 """The kind of the photos that come with repedge."""
@@ -105,14 +106,23 @@ def folder(path: Path) -> Files:
         return _file_bytes(file, LARGEST_COMPANION, str(file)) if file.is_file() else None
 
     places = {shown(p.relative_to(path).as_posix()): p for p in files}  # names that are no text stay readable
-    return Files(
+    return _without_masks(
         "folder", path.resolve().name, str(path), list(places), lambda n: _file_bytes(places[n]), companion
     )
 
 
 def zipped(path: Path, members: Members) -> Files:
     """The image files of a .zip in name order."""
-    return Files("zip", path.name, str(path), members.names, members.read, members.beside)
+    return _without_masks("zip", path.name, str(path), members.names, members.read, members.beside)
+
+
+def _without_masks(kind: str, name: str, where: str, names: Sequence[str], *how: Any) -> Files:
+    """All but the masks of a segmenter's data set, which nobody photographed."""
+    apart = masks_apart(names)
+    files = Files(kind, name, where, [n for n in names if n not in apart], *how)
+    if apart:
+        files.found += f", {len(apart)} masks left out"
+    return files
 
 
 def _file_bytes(path: Path, largest: int = LARGEST_PHOTO, called: str = "the file") -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repedge.errors import MissingExtra
-from repedge.tasks.boxes import OVERLAP, SCORE, Detections, Objects, match
+from repedge.tasks.boxes import OVERLAP, SCORE, Detections, Objects, iou, match
 from repedge.tasks.resampling import Change
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ DRAWS = 200
 """Sets of photos that are drawn for an interval; each is a whole evaluation."""
 
 
-def answers(found: Sequence[Detections]) -> list[Objects]:
+def sure(found: Sequence[Detections]) -> list[Objects]:
     """The objects that a network itself sees, at the score that apps take, as if they were the truth."""
-    sure = [d[d.scores >= np.float32(SCORE)][:RANKED] for d in found]
-    return [Objects(d.boxes, d.classes, np.zeros(len(d), bool)) for d in sure]
+    kept = [d[d.scores >= np.float32(SCORE)][:RANKED] for d in found]
+    return [Objects(d.boxes, d.classes, np.zeros(len(d), bool)) for d in kept]
 
 
 class MeanAveragePrecision:
@@ -107,6 +107,18 @@ def f1(found: Detections, wanted: Objects) -> float:
     idle = wanted.ignored[theirs]
     boxes, there = len(found) - int(idle.sum()), int((~wanted.ignored).sum())
     return 2 * int((~idle).sum()) / (boxes + there) if boxes + there else 1.0
+
+
+def apart(found: Detections, exact: Detections) -> float:
+    """1 minus an F1 score in which a match counts by its overlap and by how near its score is."""
+    mine, theirs = match(found, exact, OVERLAP)
+    if not len(found) + len(exact):
+        return 0.0
+    overlaps = np.array(
+        [iou(found.boxes[[i]], exact.boxes[[j]])[0, 0] for i, j in zip(mine, theirs, strict=True)]
+    )
+    near = overlaps * (1 - np.abs(found.scores[mine] - exact.scores[theirs]))
+    return 1 - 2 * float(near.sum()) / (len(found) + len(exact))
 
 
 def _table(wanted: Sequence[Objects]) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from repedge.errors import UserError
-from repedge.tasks.base import Figure, Limit, Network, Task
-from repedge.tasks.boxes import MOST, OVERLAP, SCORE, Detections
+from repedge.tasks import drawing
+from repedge.tasks.annotations import Marked, mapping
+from repedge.tasks.average_precision import LEAST, RANKED, SUPPRESSION, MeanAveragePrecision, apart, sure
+from repedge.tasks.base import Figure, Limit, Network, Scorer, Task, Truths
+from repedge.tasks.boxes import MOST, OVERLAP, SCORE, Detections, Objects
 from repedge.tasks.comparison import Answers
 from repedge.tasks.heads import decode
 from repedge.tasks.heads.agreement import Found
 from repedge.tasks.heads.head import CODINGS, Head, parts
 from repedge.tasks.heads.recognize import SAYABLE, recognize
+from repedge.tasks.view import View
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +42,17 @@ class Detect(Task):
         Figure("matched.score_err", "score error", "", "less", phrase="mean error of a score", absent=ABSENT),
         Figure("matched.n", "detections", "", phrase="detections of float", absent=ABSENT),
     )
-    disagreement: ClassVar[Limit | None] = Limit(
-        "disagreement", "detections that differ from float's", "points", "matched.f1"
+    metrics: ClassVar[tuple[Figure, ...]] = (
+        Figure("map50_95", "mAP50-95", absent="no boxes"),
+        Figure("map50", "mAP50", absent="no boxes"),
     )
+    drop: ClassVar[Limit | None] = Limit("map50_95_drop", "mAP50-95 drop", "points", "map50_95")
+    disagreement: ClassVar[Limit | None] = Limit(
+        "map50_95_disagreement", "mAP50-95 lacking to float's boxes", "points", "agree_map50_95"
+    )
+    divergence: ClassVar[Limit | None] = Limit("kl", "divergence from float, an object", "nats", "kl")
+    annotated: ClassVar[str | None] = "boxes"
+    apart_phrase: ClassVar[str] = "{:.1%} apart from float's boxes"
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
@@ -106,13 +118,36 @@ class Detect(Task):
 
         return nearness(got, want, self.head) if self.aligned else None
 
-    def curvature(
-        self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
-    ) -> list[torch.Tensor | None]:
-        """See `Task.curvature`."""
-        from repedge.tasks.heads.nearness import curvature
+    def truths(self, photos: Any) -> Truths | None:
+        """The objects of each photo; see `repedge.tasks.annotations`."""
+        return mapping.box_truths(photos, self.labels, self.head.classes)
 
-        return curvature(outputs, signs, self.head) if self.aligned else [None] * len(outputs)
+    def placed(self, truth: Marked, view: View) -> Objects:
+        """Boxes in pixels of the network's input."""
+        return mapping.placed_boxes(truth, view)
+
+    def as_truths(self, outputs: Sequence[np.ndarray]) -> list[Objects]:
+        """The boxes that an app would show."""
+        return sure(self._ranked(outputs))
+
+    def scorer(self) -> Scorer:
+        """mAP; see `repedge.tasks.average_precision`."""
+        return MeanAveragePrecision(self._ranked)
+
+    def _ranked(self, outputs: Sequence[np.ndarray]) -> list[Detections]:
+        return self.decode(outputs, LEAST, SUPPRESSION, RANKED)
+
+    def apart(self, outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> np.ndarray:
+        """See `repedge.tasks.average_precision.apart`."""
+        return np.array([apart(a, b) for a, b in zip(self.decode(outputs), self.decode(exact), strict=True)])
+
+    def results(self, outputs: Sequence[np.ndarray]) -> list[Detections]:
+        """See `Task.results`: what an app would show."""
+        return self.decode(outputs)
+
+    def draw(self, result: Detections | Objects, size: tuple[int, int]) -> str:
+        """See `Task.draw`."""
+        return drawing.boxes(result, self.labels, size)
 
     def decode(
         self,

@@ -23,7 +23,7 @@ from repedge.judge.evaluation import evaluate
 from repedge.judge.scoring import FEWEST, ScoringSet, with_truth
 from repedge.photos.photos import open_photos
 from repedge.tasks.annotations import mapping
-from repedge.tasks.average_precision import MeanAveragePrecision, answers
+from repedge.tasks.average_precision import MeanAveragePrecision, sure
 from repedge.tasks.base import Figure, Limit, Network, Output, Task
 from repedge.tasks.boxes import Detections
 
@@ -58,7 +58,7 @@ class Boxes(Task):
         return mapping.placed_boxes(truth, view)
 
     def as_truths(self, outputs: Sequence[np.ndarray]) -> list[Any]:
-        return answers(self.decode(outputs))
+        return sure(self.decode(outputs))
 
     def scorer(self) -> MeanAveragePrecision:
         return MeanAveragePrecision(self.decode)

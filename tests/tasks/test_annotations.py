@@ -350,6 +350,14 @@ def test_bad_masks_are_one_clear_sentence(tmp_path: Path, image: Image.Image | N
         mapping.placed_mask(mask_of(photos), images.view((WIDTH, HEIGHT), SQUASHED), 2)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_are_no_photos_to_calibrate_on_either(tmp_path: Path, packed: bool) -> None:
+    given = data_sets.masks(tmp_path / "set")
+    photos = open_photos(zipped(given, tmp_path / "set.zip") if packed else given)
+    assert [Path(n).parent.name for n in photos.names] == ["val"] * 3
+    assert photos.found == "3 image files, 3 masks left out"
+
+
 def test_what_is_no_data_set_is_photos_still(tmp_path: Path) -> None:
     data_sets.photos(tmp_path / "p")
     assert opened(tmp_path / "p").annotations is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from repedge.errors import MissingExtra
-from repedge.tasks.average_precision import MeanAveragePrecision, answers, f1
+from repedge.tasks.average_precision import MeanAveragePrecision, apart, f1, sure
 from repedge.tasks.boxes import Detections, Objects
 from repedge.tasks.resampling import change
 
@@ -134,7 +134,7 @@ def test_the_interval_of_a_drop_is_paired() -> None:
 def test_a_network_finds_all_that_it_answers() -> None:
     """Its own sure boxes as the truth: what is less sure comes after them, and costs nothing."""
     detections = [d for d, _ in random_photos(5, 2.0)]
-    assert scored(list(zip(detections, answers(detections), strict=True))).score() == {
+    assert scored(list(zip(detections, sure(detections), strict=True))).score() == {
         "map50_95": 1,
         "map50": 1,
     }
@@ -146,6 +146,14 @@ def test_f1_of_a_photo() -> None:
     assert f1(photo, wanted([(TALL, 0), (FAR, 0)], ignored=[1])) == 1
     assert f1(found([]), wanted([])) == 1
     assert f1(found([]), wanted([(BOX, 0)])) == 0
+
+
+def test_how_far_apart_two_answers_are() -> None:
+    a, b = found([(BOX, 0.9, 0), (FAR, 0.8, 1)]), found([(BOX, 0.7, 0)])
+    assert apart(a, a) == pytest.approx(0)
+    assert apart(a, b) == pytest.approx(1 - 2 * 0.8 / 3)  # one match, of a score that is 0.2 off
+    assert apart(a, found([])) == 1
+    assert apart(found([]), found([])) == 0
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

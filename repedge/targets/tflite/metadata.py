@@ -98,6 +98,8 @@ def _labelled(job: Job, outputs: Sequence[TensorSpec]) -> int | None:
     for i, spec in enumerate(outputs):
         if spec.shape and spec.shape[-1] == len(job.labels):
             return i
+    if job.task is not None and job.task.scores is None:
+        return None  # of boxes and maps, where they may stand beside other numbers
     sizes = ", ".join(f"{o.name} {list(o.shape)}" for o in outputs)
     raise UserError(
         f"there are {len(job.labels)} labels, but no output ends in an axis of that size ({sizes})"

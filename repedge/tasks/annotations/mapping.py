@@ -30,7 +30,7 @@ def box_truths(photos: Any, labels: Sequence[str], classes: int) -> Truths | Non
     Args:
         photos: A `repedge.photos.photos.Photos`.
         labels: The model's class names; they are matched with the data set's.
-        classes: How many it has.
+        classes: How many it has; 0 where nobody knows.
 
     Raises:
         UserError: The data set has classes that the model can't answer with.
@@ -67,7 +67,7 @@ def class_numbers(found: Annotations, labels: Sequence[str], classes: int) -> np
                 "are named as there"
             )
         return np.array([known[_plain(n)] for n in names], np.int64)
-    if len(names) != classes:
+    if classes and len(names) != classes:
         raise UserError(
             f"{found.where} has {len(names)} classes, and the model {classes}, and names don't say which is "
             "which; compile it with --labels, or give the data set that it was trained on"

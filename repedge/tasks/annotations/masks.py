@@ -97,9 +97,18 @@ def paired(images: Sequence[str]) -> dict[str, str]:
     return {photo: mask for photo, mask in found.items() if photo not in taken}
 
 
+def masks_apart(images: Sequence[str]) -> set[str]:
+    """Masks that are in folders of their own, beside those of their photos."""
+    return {mask for mask in paired(images).values() if _in_masks(mask)}
+
+
+def _in_masks(name: str) -> bool:
+    return any(_is_folder(part, MASKS) for part in PurePosixPath(name).parts[:-1])
+
+
 def _belongs(photo: str, mask: str) -> bool:
     """Whether a PNG is the mask of a photo, which has the same `_common`, and not the other way round."""
-    sides = [any(_is_folder(part, MASKS) for part in PurePosixPath(n).parts[:-1]) for n in (photo, mask)]
+    sides = [_in_masks(photo), _in_masks(mask)]
     if sides == [False, False]:
         if re.search(r"_mask\.png$", mask.lower()):
             return True
