@@ -41,7 +41,7 @@ class Distance:
         """By what the graph's own outputs say they are."""
         return cls(tasks.of_graph(model))
 
-    def _alone(self, outputs: Sequence[Array]) -> list[Array]:
+    def alone(self, outputs: Sequence[Array]) -> list[Array]:
         """The outputs, or the parts of those that hold numbers of different kinds: each counts alone."""
         found = []
         for output, y in zip(self.task.outputs, outputs, strict=True):
@@ -56,7 +56,7 @@ class Distance:
         """
         square = sum(
             _relative(w.astype(np.float64), g.astype(np.float64))
-            for w, g in zip(self._alone(want), self._alone(got), strict=True)
+            for w, g in zip(self.alone(want), self.alone(got), strict=True)
         )
         wide = [[torch.from_numpy(y.astype(np.float64)) for y in side] for side in (got, want)]
         near = self.task.nearness(*wide)
@@ -68,7 +68,7 @@ class Distance:
         The square counts more than in `cost`: the nearness alone hangs on the few classes that an image may
         be of, and is soon fitted to the training images.
         """
-        square = squares(self._alone(got), self._alone(want)).sum()
+        square = squares(self.alone(got), self.alone(want)).sum()
         near = self.task.nearness(got, want)
         return square if near is None else square + near.sum()
 
@@ -78,7 +78,7 @@ class Distance:
         With several outputs the squares count beside it, as in `cost`: it may know only one of them.
         """
         near = self.task.nearness(got, want)
-        square = squares(self._alone(got), self._alone(want)).sum()
+        square = squares(self.alone(got), self.alone(want)).sum()
         if near is None:
             return square
         return near.sum() if len(got) == 1 else near.sum() + SQUARE * square

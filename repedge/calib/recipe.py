@@ -89,6 +89,8 @@ _RULES = ["mean", "median", "q75", "q90", "minmax", "p99.99", "mse"]
 _DEFAULT = _steps(
     ("observe", {"moments": 64}),
     ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25, 1.0], [0.5, 0.5]], "quantile": 0.9, "images": 24}),
+    # Before ranges: one tensor that is beyond help would choose the rule for all.
+    ("protect", {"images": 16}),
     ("choose_ranges", {"rules": _RULES, "images": 32}),
     # Before rounding: what a channel is divided by goes into the weights that read it.
     ("learn_levels", {"steps": 150, "images_per_step": 4}),
@@ -120,6 +122,7 @@ RECIPES: dict[str, Recipe] = {
             steps=_steps(
                 ("observe", {"images": 64, "moments": 32}),
                 ("equalize", {}),  # before ranges, which it changes
+                ("protect", {}),
                 # Before rounding: ranges and biases bound the weights' scales from below.
                 ("choose_ranges", {"rules": ["mean", "q90", "minmax"], "images": 16}),
                 ("round", {"method": "closed-form"}),

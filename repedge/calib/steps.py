@@ -18,6 +18,8 @@ from repedge.calib.weights.bias import correct_bias, correct_bias_at_once
 from repedge.calib.weights.equalize import equalize, pairs
 from repedge.calib.weights.rounding import round_weights
 from repedge.errors import UserError
+from repedge.graph.analysis.decoding import last_layers
+from repedge.graph.count import macs_of
 from repedge.photos.feed import Feed
 from repedge.scheme import QuantScheme
 
@@ -128,6 +130,28 @@ def _equalize(
     _keep_factors(c, factors)
     if costs:
         c.plan.notes.append(f"equalization {taken} by its cost at the output: {', '.join(costs)}")
+
+
+def _protect(c: CalibrationState, images: int = 8, **options: Any) -> None:
+    from repedge.calib.mixed.protect import protect
+
+    if c.scheme.weights_only:
+        return
+    before = c.scheme
+    batches = c.feed.chosen(c.feed.spread(min(images, len(c.feed))))
+    found = protect(
+        c.reference, c.observed(), c.scheme, batches, c.distance, float_nodes=c.plan.float_nodes, **options
+    )
+    c.reference, c.stats, c.plan.scheme = found.model, found.stats, found.scheme
+    for name, factors in found.factors.items():
+        c.plan.equalization[name] = [float(v) for v in factors]
+    c.plan.float_nodes.update(dict.fromkeys(found.nodes, "around a tensor that 8 bits would ruin"))
+    if found.after < found.before:
+        c.plan.notes.append(
+            f"rounding all activations costs {found.before:.4g} by slopes; {found.after:.4g} with channels "
+            f"behind {len(found.factors)} layers evened out and {len(found.nodes)} nodes in float"
+            + (", and zero points of their own" if found.scheme.centred != before.centred else "")
+        )
 
 
 def _keep_factors(c: CalibrationState, factors: Mapping[str, np.ndarray]) -> None:
@@ -279,12 +303,38 @@ def _dynamic_outputs(c: CalibrationState) -> None:
         nodes = nodes_to_raise(model, c.plan, layer.name)
         if weighted & set(nodes) == {layer.name}:  # no convolution has to be float for it
             model, c.plan = keep_float(model, c.reference, c.plan, nodes, why, weights=())
-    c.model = model
+    c.model = _float_heads(c, model)
+
+
+HEADS = 0.1
+"""Share of the multiply-accumulates up to which the last layers of maps and lists compute in float."""
+
+
+def _float_heads(c: CalibrationState, model: ir.Model) -> ir.Model:
+    """The last layers of a detector's branches give floats where integers can only give integers.
+
+    Among thousands of scores the few that matter lie at the end of the range, which other photos move: of
+    YOLOX's objectness, the mean over photos of the greatest logit is half the greatest of all. What they read
+    keeps its integers, their weights keep 8 bits.
+    """
+    from repedge.calib.mixed.raising import keep_float
+
+    if not c.scheme.integer_outputs or not c.scheme.weights_alone:
+        return model
+    names = [str(n.name) for n in last_layers(model)]
+    macs = macs_of(model)
+    heads = [la.name for la in layers(model) if la.name in names and str(la.weight.name) in c.plan.weights]
+    if sum(macs.get(n, 0) for n in heads) > HEADS * sum(macs.values()):
+        return model
+    why = "the last layer of a branch: it gives floats, its weights keep 8 bits"
+    model, c.plan = keep_float(model, c.reference, c.plan, heads, why, weights=())
+    return model
 
 
 STEPS: dict[str, Callable[..., None]] = {
     "observe": _observe,
     "equalize": _equalize,
+    "protect": _protect,
     "ranges": _ranges,
     "choose_ranges": _choose_ranges,
     "learn_levels": _learn_levels,

@@ -261,6 +261,7 @@ class Search:
         return WithinBudget(model, plan, outcome)
 
     def _order(self, target: Target, job: Job, found: Calibrated, reference: ir.Model) -> list[Raise]:
+        from repedge.calib.distance import Distance
         from repedge.calib.mixed.raising import Raise, raises
         from repedge.graph.count import macs_of
 
@@ -274,7 +275,9 @@ class Search:
         if stored is not None:
             return [Raise(**one) for one in stored]
         self._report(f"{target.name} {job.precision}: what each layer gives")
-        order = raises(found.model, reference, found.plan, lambda: found.feed.batches(count))
+        order = raises(
+            found.model, reference, found.plan, lambda: found.feed.batches(count), Distance(self._task)
+        )
         self._store.put(key, [asdict(one) for one in order])
         return order
 

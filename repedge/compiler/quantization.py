@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from repedge.tasks.base import Task
 
 
+DECODING = "behind the last layer: decoding"
 MIXED = "joins parts of an output that are of different kinds: each keeps its own scale"
 
 
@@ -144,6 +145,7 @@ def quantize(
     from repedge.calib.outputs import output_steps
     from repedge.calib.qdq import to_qdq
     from repedge.calib.recipe import calibrate
+    from repedge.graph.analysis.decoding import decoding
     from repedge.graph.analysis.parts import mixed_nodes
     from repedge.passes.preprocess import fold_preprocess
 
@@ -153,8 +155,9 @@ def quantize(
     model = fold_preprocess(graph, pre, border=scheme.exact_pixels) if pixels else graph
     chosen = calibration.images(pre)
     feed = chosen.feed(pixels, tensors)
-    mixed = {str(node.name): MIXED for node in mixed_nodes(model)}
-    floats = {**mixed, **chosen_float(model, scheme, calibration.keep_float)}
+    floats = {str(node.name): DECODING for node in decoding(model)}
+    floats |= {str(node.name): MIXED for node in mixed_nodes(model)}
+    floats = {**floats, **chosen_float(model, scheme, calibration.keep_float)}
     quantized, plan = calibrate(
         model, feed, scheme, calibration.recipe, task=task, float_nodes=floats, progress=report
     )

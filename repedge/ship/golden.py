@@ -4,11 +4,14 @@
 pixels.u8        what decoding, resizing and cropping must make of them, uint8 [N, H, W, C]
 input_I.bin      what input I beside the image was given, [N, ...] in its own type
 expected_I.f32   output I of the artifact when it was verified, float32 [N, ...] in its own layout
+and what the task adds (`repedge.tasks.base.Task.golden`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,9 @@ import numpy as np
 from repedge import targets
 from repedge.bundle.folder import Bundle
 from repedge.bundle.golden import arrays, beside
+from repedge.bundle.manifest import task_of
 from repedge.errors import UserError
+from repedge.photos.images import decode, view
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Golden:
         outputs: One float32 [N, ...] per output, in the artifact's own layout.
         tolerances: Per output, the largest absolute difference that passes.
         beside: One array [N, ...] per input beside the image.
+        more: Further files, by name, that the task compares an app's answers with.
     """
 
     images: tuple[bytes, ...]
@@ -36,6 +42,7 @@ class Golden:
     outputs: tuple[np.ndarray, ...]
     tolerances: tuple[float, ...]
     beside: tuple[np.ndarray, ...] = ()
+    more: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def read(bundle: Bundle) -> Golden:
@@ -62,6 +69,7 @@ def read(bundle: Bundle) -> Golden:
         tuple(_stored(y, spec.layout) for y, spec in zip(outputs, m.outputs, strict=True)),
         tuple(tolerance(bundle, y) for y in references),
         tuple(beside(bundle).values()),
+        task_of(m).golden(outputs, [view(decode(io.BytesIO(i)).size, m.preprocess) for i in images]),
     )
 
 
@@ -95,3 +103,5 @@ def write(golden: Golden, folder: Path) -> None:
         (folder / f"input_{i}.bin").write_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
     for i, y in enumerate(golden.outputs):
         (folder / f"expected_{i}.f32").write_bytes(y.tobytes())
+    for name, data in golden.more.items():
+        (folder / name).write_bytes(data)

@@ -375,6 +375,10 @@ class Task(ABC):
         """
         return {}
 
+    def golden(self, outputs: Sequence[np.ndarray], views: Sequence[View]) -> Mapping[str, bytes]:
+        """Files for the golden tests of app packages, from the golden outputs and where the photos lie."""
+        return {}
+
     @classmethod
     def limit(cls, measure: str) -> Limit:
         """The limit with this name."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from repedge.tasks.view import View
+
 SCORE = 0.25
 """Least score of a detection, where nobody says another."""
 
@@ -139,3 +141,15 @@ def match(
             pairs.append((i, j))
     chosen = np.array(pairs, np.int64).reshape(-1, 2)
     return chosen[:, 0], chosen[:, 1]
+
+
+def to_photo(found: Detections, view: View) -> Detections:
+    """Boxes in pixels of the photo, cut off at its edges; what lies wholly beside it is left out.
+
+    ``(x - left) * (width of the photo / width that it was resized to)``.
+    """
+    sizes, corner = np.array(view.photo * 2, np.float32), np.array([view.left, view.top] * 2, np.float32)
+    moved = (found.boxes - corner) * (sizes / np.array(view.scaled * 2, np.float32))
+    boxes = np.minimum(np.maximum(moved, np.float32(0)), sizes)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Detections(boxes[kept], found.scores[kept], found.classes[kept])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -117,6 +117,14 @@ class Detect(Task):
         from repedge.tasks.heads.nearness import nearness
 
         return nearness(got, want, self.head) if self.aligned else None
+
+    def curvature(
+        self, outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[torch.Tensor | None]:
+        """See `Task.curvature`."""
+        from repedge.tasks.heads.nearness import curvature
+
+        return curvature(outputs, signs, self.head) if self.aligned else [None] * len(outputs)
 
     def truths(self, photos: Any) -> Truths | None:
         """The objects of each photo; see `repedge.tasks.annotations`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,18 +85,20 @@ def fake(
     outputs: Sequence[Tensor] | None = None, precision: Any = "fp32", name: str = "net",
     pre: Preprocess | None = None, input_kind: Any = "uint8", license: str = "Apache-2.0", task: str = "",
     failures: Sequence[str] = (), tensors: Sequence[Tensor] = (),
+    answer: Mapping[str, Any] = MappingProxyType({}), values: Sequence[np.ndarray] = (),
 ) -> Path:  # fmt: skip
     """A bundle whose artifact nothing can load, which is all that rendering needs.
 
     ``task`` is what the manifest says where the shapes of the outputs don't; ``failures`` are of its
-    verification; ``tensors`` are taken beside the image.
+    verification; ``tensors`` are taken beside the image; ``answer`` is what the
+    task read from the graph, and ``values`` are golden outputs as the graph has them, noise otherwise.
     """
     pre = pre or Preprocess(size=(24, 40), resize=30)
     outputs = outputs or (Tensor(name="logits", dtype="float32", shape=(1, len(labels) or 3), layout="NC"),)
     artifact = ARTIFACTS[target]
     with writing(folder) as draft:
         _artifact(draft.path / artifact)
-        _golden(draft.path, pre, outputs, tensors)
+        _golden(draft.path, pre, outputs, tensors, values)
         draft.seal(
             Manifest(
                 repedge=__version__,
@@ -109,6 +112,7 @@ def fake(
                 preprocess=pre,
                 labels=tuple(labels),
                 task=task,
+                answer=dict(answer),
                 requires={"iOS": ">=17", "macOS": ">=14"} if target == "coreml" else {"some runtime": ">=1"},
                 verification=Verification(
                     passed=not failures, failures=tuple(failures),
@@ -161,14 +165,17 @@ def _with_external_weights(path: Path) -> None:
     )
 
 
-def _golden(root: Path, pre: Preprocess, outputs: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+def _golden(
+    root: Path, pre: Preprocess, outputs: Sequence[Tensor], tensors: Sequence[Tensor],
+    values: Sequence[np.ndarray],
+) -> None:  # fmt: skip
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
     arrays: dict[str, Any] = {"pixels": np.stack([images.pixels(p, pre) for p in photos])}
-    for t in outputs:
+    for i, t in enumerate(outputs):
         shape = t.shape if len(t.shape) != 4 or t.layout != "NHWC" else (1, t.shape[3], *t.shape[1:3])
-        y = rng.normal(size=(2, *shape[1:])).astype(np.float32)
-        arrays |= {f"output:{t.name}": y, f"reference:{t.name}": y}
+        y = values[i] if values else rng.normal(size=(2, *shape[1:])).astype(np.float32)
+        arrays |= {f"output:{t.name}": y, f"reference:{t.name}": np.nan_to_num(y)}
     for t in tensors:
         arrays[f"input:{t.name}"] = rng.integers(0, 9, (2, *t.shape)).astype(t.dtype)
     folder = root / "golden"

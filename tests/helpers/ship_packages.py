@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,26 @@ def build(package: Path) -> Path:
     return folder
 
 
-def kotlin(package: Path, main: str, folder: Path) -> Path:
+def cpp_program(folder: Path, main: str, *sources: Path, includes: list[Path], flags: list[str]) -> Path:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler is installed")
+    (folder / "main.cpp").write_text(main)
+    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o", folder / "program"]
+    command += [folder / "main.cpp", *sources, *(f"-I{i}" for i in includes), *flags]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "program"
+
+
+def kotlin(package: Path, main: str, folder: Path, more: Sequence[Path] = ()) -> Path:
     """A jar of ``main`` and all Kotlin of a package named net but its sample, against stubs of Android."""
     if not shutil.which("kotlinc") or not shutil.which("java"):
         pytest.skip("kotlinc is not installed (Debian's package kotlin has one that is new enough)")
     stubs = Path(__file__).with_name("android_sdk.kt").read_text(encoding="utf-8").split("// FILE\n")[1:]
     for name, text in {"Main": main, **{f"Stub{i}": text for i, text in enumerate(stubs)}}.items():
         (folder / f"{name}.kt").write_text(text, encoding="utf-8")
-    sources = [*folder.glob("*.kt"), *(package / "net").rglob("*.kt")]
+    sources = [*folder.glob("*.kt"), *(package / "net").rglob("*.kt"), *more]
     compiled = run(["kotlinc", *sources, "-include-runtime", "-d", folder / "net.jar"])
     assert compiled.returncode == 0, compiled.stderr
     return folder / "net.jar"

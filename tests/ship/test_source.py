@@ -13,7 +13,7 @@ import PIL
 import pytest
 from PIL import Image
 from ship_bundles import LABELS, fake
-from ship_packages import GRAMMARS, faults, tree, walk
+from ship_packages import GRAMMARS, cpp_program, faults, tree, walk
 
 from repedge.bundle.manifest import Tensor
 from repedge.config import Letterbox, Preprocess
@@ -97,18 +97,6 @@ def test_texts_in_python_and_toml_survive() -> None:
     for label in LABELS:
         assert eval(names.python(label)) == label
         assert tomllib.loads(f"x = {names.toml(label)}")["x"] == label
-
-
-def cpp_program(folder: Path, main: str, *sources: Path, includes: list[Path], flags: list[str]) -> Path:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler is installed")
-    (folder / "main.cpp").write_text(main)
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o", folder / "program"]
-    command += [folder / "main.cpp", *sources, *(f"-I{i}" for i in includes), *flags]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "program"
 
 
 def test_labels_survive_in_cpp(tmp_path: Path) -> None:

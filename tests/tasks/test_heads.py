@@ -254,3 +254,26 @@ def test_the_distance_minds_objects_more_than_background(form: type[nn.Module]) 
 
 def as_list(y: torch.Tensor | tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     return [y] if isinstance(y, torch.Tensor) else list(y)
+
+
+@pytest.mark.parametrize("form", [nets.Yolox, LogitSSD])
+def test_curvature_is_what_a_small_error_of_the_scores_costs(form: type[nn.Module]) -> None:
+    net = form(vary=0.05).eval()
+    task = Detect(network(exported(net), LABELS if form is LogitSSD else ()))
+    want = [y.detach().double() for y in as_list(net(torch.rand(1, 3, nets.SIZE, nets.SIZE)))]
+    generator = torch.Generator().manual_seed(0)
+
+    def signs(y: torch.Tensor) -> torch.Tensor:
+        return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1
+
+    def draw() -> list[torch.Tensor]:
+        return [torch.zeros(()) if v is None else v for v in task.curvature(want, signs)]
+
+    drawn = [draw() for _ in range(400)]
+    errors = [
+        1e-4 * torch.randn(y.shape, generator=generator) * (v != 0)
+        for y, v in zip(want, drawn[0], strict=True)
+    ]
+    told = [sum(float((v * d).sum()) for v, d in zip(vs, errors, strict=True)) ** 2 for vs in drawn]
+    got = [y + d for y, d in zip(want, errors, strict=True)]
+    assert np.mean(told) == pytest.approx(float(task.nearness(got, want)), rel=0.3)  # type: ignore[arg-type]

@@ -116,8 +116,8 @@ def learn_levels(
     changed_stats = stats.divided(changed, all_factors)
     exact = _floats(model, images(held_out))
     costs = {
-        "before": _cost(exact, model, stats, plan, images(held_out)),
-        "after": _cost(exact, changed, changed_stats, learned_plan, images(held_out)),
+        "before": _cost(distance, exact, model, stats, plan, images(held_out)),
+        "after": _cost(distance, exact, changed, changed_stats, learned_plan, images(held_out)),
     }
     give_back()
     if costs["after"] < costs["before"]:
@@ -131,6 +131,7 @@ def _floats(model: ir.Model, images: Iterable[np.ndarray]) -> list[torch.Tensor]
 
 
 def _cost(
+    distance: Distance,
     wanted: Sequence[torch.Tensor],
     model: ir.Model,
     stats: Statistics,
@@ -145,7 +146,7 @@ def _cost(
     rounded = round_weights(model, plan, plan.scheme, stats, float_nodes=plan.float_nodes)
     rounded = correct_bias_at_once(rounded, model, plan, stats)
     got = [torch.from_numpy(y) for y in Simulator(rounded, plan).answers(images)]
-    return float(squares(got, wanted).mean())
+    return float(squares(distance.alone(got), distance.alone(wanted)).mean())
 
 
 class _Descent:

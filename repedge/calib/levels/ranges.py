@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repedge.calib.distance import Distance
+from repedge.calib.levels.plateaus import telling
 from repedge.calib.plan import QuantPlan
 from repedge.calib.simulation.heap import give_back
 from repedge.calib.simulation.observe import BINS, Statistics, TensorStats
@@ -157,6 +158,7 @@ def _one(
         return t.low, t.high, "least and greatest value of all images (one cell)"
     low, high = RULES[rule](t, levels)
     low = 0.0 if t.low >= 0 else low
+    low, high = telling(value, low, high, levels)
     text = f"{rule} of per-image extremes" if rule in PER_IMAGE else rule
     return low * factor, high * factor, text + (f" x {factor:g}" if factor != 1 else "")
 

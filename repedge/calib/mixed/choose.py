@@ -167,7 +167,7 @@ def choose(
     best = attempt(())
     if trials[0].cost <= budget:
         return *best, trials
-    found = list(raises(model, reference, plan, batches) if order is None else order())
+    found = list(raises(model, reference, plan, batches, distance) if order is None else order())
     total = len({r.node for r in found})
     found = _first_layers(found, max(1, total // 4) if most is None else most)
     low, high, best = 0, 1, attempt(found[:1])

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from repedge.calib.distance import image_errors
+from repedge.calib.distance import Distance, image_errors
 from repedge.calib.plan import QuantPlan
 from repedge.calib.simulation.simulator import Outputs, Simulator, Step, Values
 from repedge.calib.structure import TAKING, Layer, data_inputs, layers, place, set_array
@@ -53,11 +53,22 @@ def nodes_to_raise(model: ir.Model, plan: QuantPlan, layer: str) -> list[str]:
     x = next(str(la.x.name) for la in layers(model) if la.name == layer)
     if x not in placement.root:
         return [layer]
-    group = {n for n, root in placement.root.items() if root == placement.root[x]}
+    return nodes_around(model, plan, {n for n, root in placement.root.items() if root == placement.root[x]})
+
+
+def nodes_around(model: ir.Model, plan: QuantPlan, group: Collection[str]) -> list[str]:
+    """The nodes that must be float32 for tensors of one scale not to be rounded.
+
+    Args:
+        model: The graph.
+        plan: What is float already, and the scheme.
+        group: Names of all tensors that share the scale.
+    """
+    placement = place(model, plan.scheme, plan.float_nodes)
     found = []
     for node in model.graph:
-        reads = {str(v.name) for v in data_inputs(node)} & group
-        writes = {str(v.name) for v in node.outputs} & group
+        reads = any(v.name in group for v in data_inputs(node))
+        writes = any(v.name in group for v in node.outputs)
         if str(node.name) in placement.nodes and (reads or (writes and plan.scheme.integer_outputs)):
             found += [n for n in (_taker(node, plan), str(node.name)) if n is not None]
     return list(dict.fromkeys(found))
@@ -116,7 +127,9 @@ def keep_float(
     return model, plan
 
 
-def raises(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> list[Raise]:
+def raises(
+    model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches, distance: Distance | None = None
+) -> list[Raise]:
     """Raise one layer at a time; what gives most for its price comes first.
 
     What raising a layer in the integer network saves is what counts, but on a few dozen images it is known
@@ -131,8 +144,9 @@ def raises(model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batch
         reference: The float graph with the same equalization.
         plan: The plan of ``model``.
         batches: Gives the images, float32 [N, C, H, W], anew at each call.
+        distance: Knows the parts of the outputs; None: the outputs as they are.
     """
-    return _Raising(model, reference, plan, batches).run()
+    return _Raising(model, reference, plan, batches, distance or Distance.of(model)).run()
 
 
 class _Walk:
@@ -183,7 +197,10 @@ def _rounding(steps: Sequence[Step], flipped: set[str], rounds: bool) -> list[St
 class _Raising:
     """The integer and the float network side by side."""
 
-    def __init__(self, model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches) -> None:
+    def __init__(
+        self, model: ir.Model, reference: ir.Model, plan: QuantPlan, batches: Batches, distance: Distance
+    ) -> None:
+        self._alone = distance.alone
         self.model, self.plan = model, plan
         self.integers = _Walk(Simulator(model, plan), batches, rounds=True)
         self.floats = _Walk(Simulator(reference, plan, weights=False), batches, rounds=False)
@@ -229,7 +246,7 @@ class _Raising:
 
     def _errors(self, got: Outputs) -> np.ndarray:
         """Of each image, over the mean square of the outputs."""
-        return image_errors(got, self.wanted)
+        return image_errors(self._alone(got), self._alone(self.wanted))
 
     def _options(self, layer: Layer, nodes: Sequence[str], free: set[str]) -> list[Raise]:
         work = EFFORT + sum(self.macs.get(n, 0) for n in nodes) / max(1, sum(self.macs.values()))

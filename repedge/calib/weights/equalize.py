@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from repedge.calib.simulation.observe import Statistics
 from repedge.calib.structure import Layer, layers, own_parameters, set_array
+from repedge.calib.weights.gates import open_gates
 from repedge.graph.values import const, only_reader, shape_of
 
 HOMOGENEOUS = frozenset(
@@ -145,8 +146,13 @@ def scaled(model: ir.Model, by: Mapping[str, np.ndarray]) -> tuple[ir.Model, dic
 
 
 def replay(model: ir.Model, factors: Mapping[str, Sequence[float]]) -> ir.Model:
-    """The graph as `equalize` left it, from the factors that a plan recorded (`QuantPlan.equalization`)."""
-    model = model.clone()
+    """The graph as `equalize` and `repedge.calib.weights.gates.open_gates` left it.
+
+    Args:
+        model: The graph before; not changed.
+        factors: As the plan recorded them (`QuantPlan.equalization`).
+    """
+    model = open_gates(model, factors)
     own_parameters(model)
     for pair in pairs(model):
         r = factors.get(str(pair.producer.out.name))

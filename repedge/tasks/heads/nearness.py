@@ -7,7 +7,7 @@ box by the score that the float network gives it, in strides or in its own size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from repedge.tasks.heads.head import Head, Place
@@ -35,6 +35,30 @@ def nearness(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor], head: He
     off = (_boxes(got, head) - _boxes(want, head)).abs() / _measure(_boxes(want, head), head)
     total = nats.sum((1, 2)) + BOX * (sure * off.mean(-1)).sum(1)
     return total / (1 + sure.sum(1))
+
+
+def curvature(
+    outputs: Sequence[torch.Tensor], signs: Callable[[torch.Tensor], torch.Tensor], head: Head
+) -> list[torch.Tensor | None]:
+    """Random vectors v with ``E v v'`` half the second derivative of the scores' share of `nearness`.
+
+    That of a divergence of p is 1 / (p (1 - p)); from the probabilities it is brought to the outputs by
+    their slopes. What boxes add is no square, and is left out.
+
+    Args:
+        outputs: Of the float network, [n, ...] each.
+        signs: Gives random signs in the shape of a tensor.
+        head: What they hold.
+    """
+    import torch
+
+    with torch.enable_grad():
+        given = [y.detach().requires_grad_(True) for y in outputs]
+        p = _probabilities(given, head)
+        fixed = p.detach()
+        weight = 1 / (2 * fixed * (1 - fixed) * (1 + fixed.amax(-1).sum(1))[:, None, None])
+        found = torch.autograd.grad((signs(fixed) * weight.sqrt() * p).sum(), given, allow_unused=True)
+    return list(found)
 
 
 def _probabilities(outputs: Sequence[torch.Tensor], head: Head) -> torch.Tensor:
