@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,12 +19,28 @@ from repedge.tasks.masks import maps
 from repedge.tasks.masks.comparison import Ids, Scores, known
 from repedge.tasks.masks.scores import OTHERS, UNITS, end_of, fits, has_classes, meaning_of, scores_classes
 from repedge.tasks.view import View
+from repedge.templates import Templates
 
 if TYPE_CHECKING:
     import torch
 
 TINY = 1e-7
 """Probabilities are held so far from 0 and 1 where their logarithm is taken."""
+
+
+SHIP = Path(__file__).parent / "ship" / "segment"
+
+IDS = {
+    np.uint8: {
+        "numpy": "uint8", "code": "u1", "bytes": 1, "cpp": "std::uint8_t", "kotlin": "ByteArray",
+        "to": "toByte", "read": "get", "swift": "UInt8",
+    },
+    np.uint16: {
+        "numpy": "uint16", "code": "u2", "bytes": 2, "cpp": "std::uint16_t", "kotlin": "ShortArray",
+        "to": "toShort", "read": "getShort", "swift": "UInt16",
+    },
+}  # fmt: skip
+"""What templates call the type of a pixel of a label map."""
 
 
 class Segment(Task):
@@ -48,6 +65,15 @@ class Segment(Task):
         "miou_disagreement", "mIoU lacking to float's maps", "points", "agree_miou"
     )
     divergence: ClassVar[Limit | None] = Limit("kl", "KL divergence of a pixel from float", "nats", "kl")
+
+    ship: ClassVar[Mapping[str, Templates]] = {
+        "ios": Templates(SHIP / "ios", {"Maps.swift": "Sources/{name}/Maps.swift"}, SHIP),
+        "android": Templates(
+            SHIP / "android", {"LabelMap.kt": "{lower}/src/main/kotlin/repedge/{lower}/LabelMap.kt"}, SHIP
+        ),
+        "cpp": Templates(SHIP / "cpp", {"maps.cpp": "src/maps.cpp"}, SHIP),
+        "python": Templates(SHIP / "python", {"maps.py": "{name}/maps.py"}, SHIP),
+    }
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
@@ -261,6 +287,44 @@ class Segment(Task):
         p = y.softmax(1)  # diag(p) - p p'
         u = p.sqrt() * signs
         return u - p * u.sum(1, keepdim=True)
+
+    def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
+        """See `Task.context`.
+
+        Keys:
+
+        index: Of the output with the map; ``rows``, ``columns`` and ``channels_of_map`` are its sizes.
+        classes, labels, colours: Of a label map; the labels are empty if there are none.
+        activation, mask, limit: What the scores are, and from which on a pixel is of a mask.
+        enlarged, whole: Whether the map is smaller than the input, and the sum of the weights then.
+        void, id: What pixels are that the model does not see, and the type of a pixel in every language.
+        """
+        m, shape = self.meaning, self.map.shape
+        whole = maps.weight_of(shape[-2:], m.size)
+        return {
+            "index": self.index,
+            "rows": shape[-2],
+            "columns": shape[-1],
+            "channels_of_map": shape[0] if len(shape) == 3 else 1,
+            "classes": m.classes,
+            "labels": list(self.names),
+            "colours": maps.colours(m.classes),
+            "activation": m.activation,
+            "mask": self.is_mask,
+            "limit": float(self.threshold * whole),
+            "enlarged": whole > 1,
+            "whole": whole,
+            "void": maps.none_of(m.classes),
+            "id": IDS[maps.dtype_of(m.classes)],
+        }
+
+    def golden(self, outputs: Sequence[np.ndarray], views: Sequence[View]) -> dict[str, bytes]:
+        """See `Task.golden`: ``map_N.bin``, the label map of photo N in its pixels, little-endian."""
+        found = {}
+        for n, (ids, view) in enumerate(zip(self.decode(outputs), views, strict=True)):
+            photo = maps.on_photo(ids, view, maps.none_of(self.meaning.classes))
+            found[f"map_{n}.bin"] = photo.astype(photo.dtype.newbyteorder("<")).tobytes()
+        return found
 
     def _named(self, output: Output) -> Output:
         """The output, which says what its numbers are; of classes there is no more to say."""

@@ -26,6 +26,7 @@ from repedge.tasks.base import Network, Output
 from repedge.tasks.masks import maps
 from repedge.tasks.masks.comparison import Scores
 from repedge.tasks.segment import Segment
+from repedge.tasks.view import View
 
 LABELS = tuple("abcde")
 
@@ -148,9 +149,9 @@ def test_of_equal_scores_the_first_is_best_and_nan_never_is() -> None:
 def test_a_map_is_put_back_onto_the_photo() -> None:
     """In the letterbox of a photo of 8x4 in 4x4, the rows in the middle are the photo, twice as large."""
     ids = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    found = maps.on_photo(ids, 8, 4, (4, 2), (0, 1), 255)
+    found = maps.on_photo(ids, View((8, 4), (4, 2), 0, 1, (4, 4)), 255)
     np.testing.assert_array_equal(found, np.repeat(np.repeat(ids[1:3], 2, 0), 2, 1))
-    cut = maps.on_photo(ids, 8, 4, (8, 4), (-2, 0), 255)  # the middle was cut out
+    cut = maps.on_photo(ids, View((8, 4), (8, 4), -2, 0, (4, 4)), 255)  # the middle was cut out
     np.testing.assert_array_equal(cut[:, 2:6], ids)
     assert (cut[:, :2] == 255).all()
     assert (cut[:, 6:] == 255).all()

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from repedge.tasks.view import View
+
 VOID = 255
 """Of a truth: pixels of which nobody knows what they are, or that are no part of the photo."""
 
@@ -53,6 +55,11 @@ def of_ids(ids: np.ndarray, size: tuple[int, int], classes: int) -> np.ndarray:
 def dtype_of(classes: int) -> type[np.unsignedinteger]:
     """What holds a class of so many, and `VOID` beside them."""
     return np.uint8 if classes <= VOID else np.uint16
+
+
+def none_of(classes: int) -> int:
+    """What pixels are that are of no class, where they have to be something: the largest number."""
+    return int(np.iinfo(dtype_of(classes)).max)
 
 
 def enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -105,23 +112,19 @@ def _cells(old: int, new: int) -> np.ndarray:
     return (2 * np.arange(new, dtype=np.int64) + 1) * old // (2 * new)
 
 
-def on_photo(
-    ids: np.ndarray, width: int, height: int, resized: tuple[int, int], corner: tuple[int, int], beyond: int
-) -> np.ndarray:
+def on_photo(ids: np.ndarray, view: View, beyond: int) -> np.ndarray:
     """A label map of the network's input at the photo's size: each pixel as where its middle came to lie.
 
     Args:
         ids: [H, W].
-        width, height: Of the photo.
-        resized: Width and height of the photo once resized; see `repedge.photos.images.Placement`.
-        corner: Where its left and top came to lie in the input.
+        view: Where the photo came to lie.
         beyond: What pixels are that were cut off.
 
     Returns:
-        [height, width], as ``ids`` otherwise.
+        [height, width] of the photo, as ``ids`` otherwise.
     """
-    x = _cells(resized[0], width) + corner[0]
-    y = _cells(resized[1], height) + corner[1]
+    (width, height), (across, down) = view.photo, view.scaled
+    x, y = _cells(across, width) + view.left, _cells(down, height) + view.top
     inside = ((y >= 0) & (y < ids.shape[0]))[:, None] & ((x >= 0) & (x < ids.shape[1]))
     found = ids[np.clip(y, 0, ids.shape[0] - 1)[:, None], np.clip(x, 0, ids.shape[1] - 1)]
     return np.where(inside, found, ids.dtype.type(beyond))
