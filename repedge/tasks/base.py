@@ -7,7 +7,6 @@ nothing else. One file for each kind, listed in ``TASKS`` of ``repedge.tasks`` o
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from repedge.errors import UserError
 from repedge.tasks.comparison import Answers, Comparison
+from repedge.tasks.figures import FEW, Figure, wilson
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from repedge.tasks.view import View
     from repedge.templates import Templates
 
-FEW = 16
-"""Of fewer images than this no share is told in per cent."""
+__all__ = ["FEW", "Figure", "Limit", "Network", "Output", "Part", "Scorer", "Task", "Truths", "wilson"]
 
 Truths = Callable[[str, Any], Any | None]
 """(name of a photo, what its source says of it) -> what is to be found in it; None where nobody knows."""
@@ -92,72 +91,6 @@ class Network:
     graph: ir.Model | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number that says how good an answer is.
-
-    Attributes:
-        key: Its name in JSON.
-        title: Head of its column.
-        unit: ``share`` (from 0 to 1, shown as per cent), ``nats``, ``dB`` or nothing.
-        better: Which end is the good one.
-        phrase: Its name in a sentence or as the head of a row; the title, if empty.
-        absent: What people see where there is no such number.
-        counted: Whether it is the share of images of which something is true, so that it is as sure as their
-            number makes it.
-    """
-
-    key: str
-    title: str
-    unit: Literal["share", "nats", "dB", ""] = "share"
-    better: Literal["more", "less"] = "more"
-    phrase: str = ""
-    absent: str = "-"
-    counted: bool = False
-
-    def interval(self, value: float | None, n: int) -> tuple[float, float] | None:
-        """The 95 % confidence interval of a share of ``n`` images; None where there is nothing to say."""
-        return wilson(value, n) if self.counted and value is not None and n > 0 else None
-
-    def bounds(self, value: float | None, n: int) -> str:
-        """The 95 % interval for people, in per cent; empty where nothing is told in per cent."""
-        interval = self.interval(value, n)
-        return "" if interval is None or n < FEW else f"{interval[0]:.1%} to {interval[1]:.1%}"
-
-    def text(self, value: float | None, n: int = 0) -> str:
-        """The number for people.
-
-        Args:
-            n: Images behind it: a share of them is told with its 95 % interval, or as a count where they are
-                fewer than `FEW`. 0 leaves both away.
-        """
-        if value is None:
-            return self.absent
-        if self.interval(value, n) is not None:
-            bounds = self.bounds(value, n)
-            return f"{value:.2%} of {n} ({bounds})" if bounds else f"{round(value * n)} of {n}"
-        if self.unit == "share":
-            return f"{value:.2%}"
-        if self.unit == "nats":
-            return f"{value:.2e} nats"
-        return f"{value:.1f} dB" if self.unit == "dB" else f"{value:.4f}"
-
-    def worst(self, values: Sequence[float]) -> float | None:
-        """The worst of several; None of none."""
-        if not values:
-            return None
-        return min(values) if self.better == "more" else max(values)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of ``n`` trials, from 0 to 1 (E. B. Wilson, 1927)."""
-    z = 1.959964
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    low, high = ((centre + side) / (1 + z * z / n) for side in (-spread, spread))
-    return max(0.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True)
