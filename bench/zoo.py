@@ -1,16 +1,15 @@
 """Coverage: timm's mobile networks on every target, fp32 and fp16, verified on photos.
 
-    python bench/zoo.py --images FOLDER [--out build/zoo.jsonl] [--minutes 15] [NAME ...]
+    python bench/zoo.py --images FOLDER [--out build/zoo.jsonl] [--minutes 15] [--jobs 4] [NAME ...]
     python bench/zoo.py --operators [NAME ...]        # only: what would each target refuse?
     python bench/zoo.py --table build/zoo.jsonl       # the table of docs/coverage.md
 
 Needs timm (``pip install timm``). timm imports torchvision for loading images, which nothing here does:
 where it is missing, something stands in for it here (``pip install --no-deps timm`` is enough then).
 
-Weights are random but sane: BatchNorm statistics are those of the photos, and LayerScale factors and the
-like, which begin at 0 or 1e-6, are spread over 0.2 to 0.6, as they are after training. (At 1e-6 most of a
-network does nothing, and its errors can't be seen.) Each network has a process of its own with a time
-limit; a network that is in the output file already is left out, so that a run that was stopped goes on.
+Weights are random but sane, by one rule for all networks (`networks.sane`). Each network has a process of its
+own with a time limit; a network that is in the output file already is left out, so that a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -21,17 +20,22 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from networks import sane
+
 TARGETS = ("coreml", "tflite", "openvino", "gpu")
 PRECISIONS = ("fp32", "fp16")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 FLOOR = {"fp32": 90.0, "fp16": 40.0}
 """Decibels that a network must have on every target."""
 
@@ -80,6 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/zoo.jsonl"))
     parser.add_argument("--minutes", type=float, default=15.0, help="limit of a network")
     parser.add_argument("--count", type=int, default=4, help="photos to verify on")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at once, a thread each")
     parser.add_argument("--operators", action="store_true")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -103,11 +108,9 @@ def sweep(given: argparse.Namespace) -> None:
         sys.exit("give photos: --images FOLDER")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     done = {row["network"] for row in read(given.out)}
-    for name in given.names or NETWORKS:
-        if name in done:
-            continue
-        options = ["--images", str(given.images.resolve()), "--count", str(given.count)]
-        row = child(name, options, given.minutes)
+    names = [name for name in given.names or NETWORKS if name not in done]
+    options = ["--images", str(given.images.resolve()), "--count", str(given.count)]
+    for row in children(names, options, given):
         with given.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(line(row), flush=True)
@@ -116,12 +119,24 @@ def sweep(given: argparse.Namespace) -> None:
 def refused(given: argparse.Namespace) -> None:
     """What each target refuses of each network, without compiling any."""
     total: Counter[str] = Counter()
-    for name in given.names or FIRST:
-        row = child(name, ["--operators"], given.minutes)
+    for row in children(given.names or FIRST, ["--operators"], given):
         print(json.dumps(row), flush=True)
         total.update({f"{t}: {op}" for t, ops in row.get("refused", {}).items() for op in ops})
     for what, count in total.most_common():
         print(count, what)
+
+
+def children(
+    names: Sequence[str], options: Sequence[str], given: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """What each network's process says, as they end; ``--jobs`` run at once."""
+    with ThreadPoolExecutor(given.jobs) as pool:
+        waiting = [pool.submit(child, name, options, given.minutes) for name in names]
+        try:
+            for future in as_completed(waiting):
+                yield future.result()
+        finally:  # an interrupt begins no more
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def child(name: str, options: Sequence[str], minutes: float) -> dict[str, Any]:
@@ -129,7 +144,9 @@ def child(name: str, options: Sequence[str], minutes: float) -> dict[str, Any]:
     began = time.monotonic()
     command = [sys.executable, __file__, "--one", name, *options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60 * minutes)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60 * minutes, env=os.environ | ONE_THREAD
+        )
     except subprocess.TimeoutExpired:
         return {"network": name, "error": f"not done in {minutes:g} minutes"}
     lines = done.stdout.strip().splitlines()
@@ -224,59 +241,10 @@ def build(name: str, images: Path | None) -> tuple[Any, tuple[int, int]]:
     torch.set_num_threads(1)
     module = timm.create_model(name, pretrained=False)
     size = tuple(module.pretrained_cfg["input_size"][1:])
-    spread_scales(module)
+    sane.spread_scales(module)
     if images is not None:
-        calibrate(module, batch(images, size))
+        sane.settle(module, sane.batch(images, size))
     return module.eval(), size  # type: ignore[return-value]
-
-
-def spread_scales(module: Any) -> None:
-    """Give parameters that are constant and near 0, as they are before training, values of after it."""
-    import torch
-
-    for key, p in module.named_parameters():
-        if p.numel() < 2 or float(p.detach().abs().max()) > 0.1 or float(p.detach().std()) > 1e-8:
-            continue
-        with torch.no_grad():
-            if key.endswith("bias"):
-                p.normal_(0.0, 0.02)
-            else:
-                p.uniform_(0.2, 0.6)
-
-
-def calibrate(module: Any, x: Any) -> None:
-    """BatchNorm statistics of these images."""
-    import torch
-
-    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    module.eval()
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # the mean over the batches
-        m.train()
-    with torch.no_grad():
-        for part in x.split(8):
-            module(part)
-
-
-def batch(images: Path, size: Sequence[int], count: int = 16) -> Any:
-    """Photos as the network takes them, float32 [count, 3, H, W]."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    found = sorted(p for p in images.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:count]
-    if len(found) < 2:
-        sys.exit(f"{images} has fewer than two photos")
-    rows = []
-    for path in found:
-        with Image.open(path) as photo:
-            pixels = np.asarray(photo.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        rows.append((pixels / 255 - mean) / std)
-    return torch.from_numpy(np.stack(rows).transpose(0, 3, 1, 2).astype(np.float32))
 
 
 # --- the table -------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Networks that benches are run on."""
