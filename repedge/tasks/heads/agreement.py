@@ -21,11 +21,11 @@ another rounding takes to the other side, is no fault."""
 FEW = 8
 """Fewer detections than these judge nothing: one of them may be wrong for no reason."""
 
+SEEN = 4.0
+"""Of candidates whose scores add up to less than this boxes are not judged apart from those of background."""
+
 PHOTOS = 64
 """Photos whose candidates are held against each other; for detections all count."""
-
-STEPS = 4.0
-"""A score that never moves by so many steps of the integers is not seen by them."""
 
 BEST = 20
 """Detections of a photo, the best whatever their score, that count where a network sorts what it finds."""
@@ -40,6 +40,7 @@ class Bounds:
         iou: Mean intersection over union of such pairs.
         correlation: Of what candidates say beyond what they say of every photo; see `Moments`.
         shift: Of boxes on the average, in strides.
+        growth: Of their sizes on the average, as a logarithm.
         visible: Least probability, of those that a class or map ever reaches, of which scores must answer.
         moving: Least deviation of numbers, as a share of them, that the precision can follow.
     """
@@ -48,14 +49,15 @@ class Bounds:
     iou: float
     correlation: float
     shift: float
+    growth: float
     visible: float
     moving: float
 
 
-EXACT = Bounds(matched=0.9, iou=0.9, correlation=0.9, shift=0.1, visible=1e-3, moving=2.0**-7)
+EXACT = Bounds(matched=0.9, iou=0.9, correlation=0.9, shift=0.1, growth=0.02, visible=1e-3, moving=2.0**-7)
 """Of floats."""
 
-ROUGH = Bounds(matched=0.5, iou=0.6, correlation=0.5, shift=0.3, visible=0.1, moving=2.0**-5)
+ROUGH = Bounds(matched=0.5, iou=0.6, correlation=0.5, shift=0.5, growth=0.25, visible=0.1, moving=2.0**-5)
 """Of integers: this finds faults, a metric judges the loss."""
 
 
@@ -70,7 +72,11 @@ class Found(Answers):
         self.head = head
         starts = np.array([0, *accumulate(level.rows for level in head.levels)][:-1])
         self._kinds = {kind: Moments(starts) for kind in ("box", "objectness", "class")}
+        self._starts = starts
         self._table = decode.cells(head)
+        self._best_score = np.zeros((len(starts), 0))
+        self._placed = np.zeros((head.candidates, 4))
+        self._weighed = np.zeros((len(starts), 3))
         self._float = self._own = self._pairs = 0
         self._kept = self._backed = 0
         self._best = self._best_kept = 0
@@ -108,6 +114,14 @@ class Found(Answers):
         self._kinds["class"].update(want.scores, got.scores)
         if want.objectness is not None and got.objectness is not None:
             self._kinds["objectness"].update(want.objectness[..., None], got.objectness[..., None])
+        scores = decode.probabilities(want, self.head)
+        best = np.maximum.reduceat(scores.max(0), self._starts)
+        self._best_score = np.maximum(self._best_score, best) if self._best_score.size else best
+        for ours, theirs, weights in zip(want.box, got.box, scores.max(-1).astype(np.float64), strict=True):
+            apart = _apart(*(decode.corners(b, self._table, self.head) for b in (ours, theirs)))
+            self._placed += apart
+            weighed = weights[:, None] * np.nan_to_num(np.column_stack([np.ones(len(apart)), apart[:, :2]]))
+            self._weighed += np.add.reduceat(weighed, self._starts)
 
     def figures(self) -> Mapping[str, float]:
         """Of detections with a score of `SCORE`, matched as `match` does; without any, how many."""
@@ -173,79 +187,78 @@ class Found(Answers):
     def _of_boxes(self, bounds: Bounds) -> list[str]:
         moments, found = self._kinds["box"], []
         for k, (level, correlation) in enumerate(zip(self.head.levels, moments.of_maps(), strict=True)):
-            moving, follows = self._moves(moments)[k], moments.moving()[k].max() > bounds.moving
-            if (moving.any() and follows and correlation < bounds.correlation) or _dead(moments, moving, k):
+            follows = moments.moving()[k].max() <= bounds.moving or correlation >= bounds.correlation
+            if not follows or moments.dead()[k].all():
                 found.append(
                     f"boxes of {_map(level.stride)} don't follow the photos as the float network's do: "
                     f"correlation {correlation:.2f}, {bounds.correlation:g} would be the least"
                 )
-            far = self._shift(moments.shift()[k]) / (level.stride or 1.0)
-            if level.stride and far.max() > bounds.shift:
+            end = self._starts[k] + level.rows
+            x, y, w, h = np.nanmedian(self._placed[self._starts[k] : end] / moments.n, axis=0)
+            far, growth = max(abs(x), abs(y)) / (level.stride or np.inf), max(abs(w), abs(h))
+            total, *moved = self._weighed[k]
+            if total >= SEEN:  # of what is found, as background says little of boxes
+                far = max(far, *(abs(v) / total / (level.stride or np.inf) for v in moved))
+            if far > bounds.shift:
                 found.append(
-                    f"boxes of {_map(level.stride)} are shifted by {far.max():.2f} cells, {bounds.shift:g} "
+                    f"boxes of {_map(level.stride)} are shifted by {far:.2f} cells, {bounds.shift:g} "
                     "would be the most"
                 )
+            if growth > bounds.growth:
+                found.append(
+                    f"boxes of {_map(level.stride)} are of another size by a factor of {np.exp(growth):.2f}, "
+                    f"{np.exp(bounds.growth):.2f} would be the most"
+                )
         return found
-
-    def _shift(self, difference: np.ndarray) -> np.ndarray:
-        """How far centers are shifted, pixels [2], by the shift of a box's numbers; 0 where these are raw."""
-        if self.head.coding not in ("corners", "center"):
-            return np.zeros(2)
-        center = difference[:2]
-        if self.head.coding == "corners":
-            center = (difference[:2] + difference[2:]) / 2
-        height, width = self.head.size if self.head.unit == "relative" else (1, 1)
-        return np.abs(center) * ([height, width] if self.head.transposed else [width, height])
 
     def _of_scores(self, kind: str, bounds: Bounds) -> list[str]:
         """Dead or exchanged classes and maps."""
         moments, found = self._kinds[kind], []
-        seen = self._visible(moments, bounds)
-        moving = self._moves(moments)
-        dead = moving & moments.still()
+        seen, dead = self._visible(kind, bounds), moments.dead()
         for k, level in enumerate(self.head.levels):
-            wrong = seen[k].any() and moments.of_maps()[k] < bounds.correlation
-            if wrong or _dead(moments, moving[k], k):
+            correlation = moments.of_maps()[k]
+            if (seen[k].any() and correlation < bounds.correlation) or dead[k].all():
                 found.append(
                     f"{kind} scores of {_map(level.stride)} don't follow the photos as the float network's "
-                    f"do: correlation {moments.of_maps()[k]:.2f}, {bounds.correlation:g} would be the least"
+                    f"do: correlation {correlation:.2f}, {bounds.correlation:g} would be the least"
                 )
         if found or kind != "class":
             return found
-        low = seen.any(0) & (moments.of_channels() < bounds.correlation)
-        lifeless = np.flatnonzero(low | (dead | ~moving).all(0) & moving.any(0))
+        wrong = seen.any(0) & (moments.of_channels() < bounds.correlation)
+        lifeless = np.flatnonzero(wrong | (dead.any(0) & (dead | ~moments.large()).all(0)))
         if len(lifeless):
             which = ", ".join(map(str, lifeless[:5])) + (", ..." if len(lifeless) > 5 else "")
             found.append(
-                f"scores of {len(lifeless)} of {len(low)} classes ({which}) don't follow the photos as the "
+                f"scores of {len(lifeless)} of {len(wrong)} classes ({which}) don't follow the photos as the "
                 "float network's do"
             )
         contrast = moments.contrast()
-        if not found and len(low) > 1 and moments.apart() > bounds.moving and contrast < bounds.correlation:
+        if not found and len(wrong) > 1 and moments.apart() > bounds.moving and contrast < bounds.correlation:
             found.append(
                 f"what tells classes apart is not what the float network tells them by: correlation "
                 f"{contrast:.2f}, {bounds.correlation:g} would be the least"
             )
         return found
 
-    def _visible(self, moments: Moments, bounds: Bounds) -> np.ndarray:
-        """Channels of maps that reach a probability of which scores must answer, [maps, channels]."""
-        high = moments.high
-        if self.head.activation == "sigmoid":
-            high = decode.sigmoid(high)
-        seen: np.ndarray = (high >= bounds.visible) & self._moves(moments)
-        return seen & (moments.moving() > bounds.moving)
-
-    def _moves(self, moments: Moments) -> np.ndarray:
-        """Channels of maps that move by more than steps of integers, or roundings, [maps, channels]."""
-        least = max(STEPS * moments.grain, 1e-4)
-        moves: np.ndarray = moments.high - moments.low > least
-        return moves
+    def _visible(self, kind: str, bounds: Bounds) -> np.ndarray:
+        """Channels of maps whose scores come so high that they must answer, [maps, channels]."""
+        moments = self._kinds[kind]
+        best = self._best_score
+        if kind == "objectness":
+            best = best.max(1, keepdims=True)
+        elif self.head.background is not None:
+            best = np.insert(best, self.head.background, best.max(1), axis=1)
+        seen: np.ndarray = (best >= bounds.visible) & moments.large() & (moments.moving() > bounds.moving)
+        return seen
 
 
-def _dead(moments: Moments, moving: np.ndarray, k: int) -> bool:
-    """Whether all that moves in a map of the float network is the same on every photo here."""
-    return bool(moving.any() and moments.still()[k][moving].all())
+def _apart(want: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Of boxes [k, 4]: how far centers are apart, pixels, and the logarithms of sizes, float64 [k, 4]."""
+    a, b = want.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        centers = (b[:, :2] + b[:, 2:] - a[:, :2] - a[:, 2:]) / 2
+        sizes = [np.maximum(box[:, 2:] - box[:, :2], 1e-3) for box in (a, b)]
+        return np.concatenate([centers, np.log(sizes[1] / sizes[0])], 1)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -88,6 +88,18 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return (e / e.cumsum(-1)[..., -1:]).astype(np.float32)
 
 
+def probabilities(raw: Raw, head: Head) -> np.ndarray:
+    """Of every class of every candidate, times the objectness, float32 [n, candidates, classes]."""
+    scores = raw.scores
+    if head.activation != "none":
+        scores = softmax(scores) if head.activation == "softmax" else sigmoid(scores)
+    if head.background is not None:
+        scores = np.delete(scores, head.background, axis=-1)
+    if raw.objectness is None:
+        return scores
+    return scores * (sigmoid(raw.objectness) if head.activation == "sigmoid" else raw.objectness)[..., None]
+
+
 def scores_of(raw: Raw, head: Head) -> tuple[np.ndarray, np.ndarray]:
     """Score and class of every candidate: the best class, of equal ones the first, times the objectness.
 

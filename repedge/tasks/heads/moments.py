@@ -14,6 +14,18 @@ import numpy as np
 SAMPLE = 200_000
 """Numbers that are looked at for the steps of integers."""
 
+STILL, MOVING = 1e-6, 1e-4
+"""Deviations, as a share of numbers, that are none, and that are some."""
+
+SILENT = 0.1
+"""A share of what numbers should be that is next to nothing."""
+
+STEPS = 8.0
+"""What never moves by so many steps of the integers is not seen by them."""
+
+LEAST = 1e-4
+"""What never moves by so much is not seen by floats, either, next to probabilities."""
+
 LEVELS = 4096
 """Numbers with more different values than these are no integers of 8 bits."""
 
@@ -100,16 +112,22 @@ class Moments:
         centered, whole = self._centered()[0][:, :-1], self._products[0][:, :-1]
         return np.sqrt(np.maximum(centered, 0) / np.maximum(whole, 1e-30))
 
-    def still(self) -> np.ndarray:
-        """Which channels of which maps are the same on every photo, [maps, channels]."""
-        own = self._centered()[1][:, :-1]
-        whole = self._products[1][:, :-1]
-        return own <= 1e-12 * np.maximum(whole, 1e-30)
+    def dead(self) -> np.ndarray:
+        """Which channels of which maps say nothing, or the same of every photo, and should not.
 
-    def shift(self) -> np.ndarray:
-        """Median over the candidates of each map of the mean difference of a number, [maps, channels]."""
-        mean = (self._sums[1] - self._sums[0]) / self.n
-        return np.stack([np.median(part, axis=0) for part in np.split(mean, self.starts[1:])])
+        Returns:
+            Bool [maps, channels]; False, too, where the float network's own hardly move.
+        """
+        reference, own = (c[:, :-1] for c in self._centered()[:2])
+        all_of_it, whole = (p[:, :-1] for p in self._products[:2])
+        still = (own <= STILL**2 * whole) & (reference > MOVING**2 * all_of_it)
+        silent = whole <= SILENT**2 * all_of_it
+        return (still | silent) & self.large()
+
+    def large(self) -> np.ndarray:
+        """Which channels of which maps move by more than what integers, or floats, don't see."""
+        found: np.ndarray = self.high - self.low > max(STEPS * self.grain, LEAST)
+        return found
 
 
 def _and_mean(products: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
