@@ -253,11 +253,14 @@ class Found(Answers):
 
 
 def _apart(want: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Of boxes [k, 4]: how far centers are apart, pixels, and the logarithms of sizes, float64 [k, 4]."""
+    """Of boxes [k, 4]: how far centers are apart, pixels, and logarithms of sizes, float64 [k, 4].
+
+    Sizes under a pixel are one.
+    """
     a, b = want.astype(np.float64), got.astype(np.float64)
     with np.errstate(invalid="ignore"):
         centers = (b[:, :2] + b[:, 2:] - a[:, :2] - a[:, 2:]) / 2
-        sizes = [np.maximum(box[:, 2:] - box[:, :2], 1e-3) for box in (a, b)]
+        sizes = [np.maximum(box[:, 2:] - box[:, :2], 1.0) for box in (a, b)]
         return np.concatenate([centers, np.log(sizes[1] / sizes[0])], 1)
 
 

@@ -326,3 +326,36 @@ class TransposedSSD(SSD):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         boxes, scores = super().forward(x)
         return boxes[..., [1, 0, 3, 2]], scores
+
+
+class Lively(nn.Module):
+    """Maps of random layers that answer to photos, as strongly as trained ones."""
+
+    def __init__(self, boxes: list[bool]) -> None:
+        super().__init__()
+        self.stems = nn.ModuleList(nn.Conv2d(3, 24, s, s) for s in STRIDES)
+        self.layers = nn.ModuleList(nn.Conv2d(24, len(boxes), 1) for _ in STRIDES)
+        for stem, layer in zip(self.stems, self.layers, strict=True):
+            with torch.no_grad():
+                stem.weight.normal_(std=1.0 / math.sqrt(stem.weight[0].numel()))  # type: ignore[union-attr, operator, index]
+                scores = ~torch.tensor(boxes)  # spread wide, and seldom high
+                layer.weight.normal_(std=1 / math.sqrt(24)).mul_((1 + 5 * scores)[:, None, None, None])  # type: ignore[union-attr, operator]
+                layer.bias.copy_(-4.0 * scores)  # type: ignore[union-attr, operator]
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        both = zip(self.stems, self.layers, strict=True)
+        return [layer(stem(x).relu()) for stem, layer in both]
+
+
+def lively(form: type[nn.Module], seed: int = 0) -> nn.Module:
+    """A head of a form on layers that answer to photos."""
+    torch.manual_seed(seed)
+    net = form()
+    for name, module in list(net.named_children()):
+        if isinstance(module, Planned):
+            channels = module.layers[0].weight.shape[0]  # type: ignore[union-attr, index]
+            boxes = [
+                name == "box" or (name == "maps" and c % (5 + CLASSES) < 4) for c in range(int(channels))
+            ]
+            setattr(net, name, Lively(boxes))
+    return net.eval()
