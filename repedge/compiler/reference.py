@@ -14,7 +14,6 @@ from repedge.judge import samples
 from repedge.judge.samples import Samples
 from repedge.judge.statistics import oddities
 from repedge.photos import images
-from repedge.photos.photos import open_photos
 from repedge.photos.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def choose_samples(request: BuildRequest, pre: Preprocess, task: Task) -> Sample
     """
     check, calibration = request.verify, request.calibration
     if check.images is not None:
-        return samples.from_photos(open_photos(check.images, pre, option="--images"), task, pre, check.count)
+        return samples.from_photos(samples.open_judged(check.images, task, pre), task, pre, check.count)
     if calibration is not None and request.needs_photos:
         used = set(calibration.images(pre).record.files.values())
         given = samples.Calibrated(calibration.open(pre), used, calibration.seed)

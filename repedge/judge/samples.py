@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.photos import images
 from repedge.photos.choice import FEWEST, left_over
-from repedge.photos.photos import Photos, bundled_photos, pixels_of, spread, with_skipped
+from repedge.photos.photos import Photos, bundled_photos, open_photos, pixels_of, spread, with_skipped
 from repedge.photos.sources import Item
 from repedge.tasks.base import Task
 
@@ -66,6 +67,11 @@ class Calibrated:
     seed: int
 
 
+def open_judged(given: Any, task: Task, pre: Preprocess) -> Photos:
+    """The photos that the user judges on; see `repedge.photos.photos.open_photos`."""
+    return open_photos(given, pre, option="--images", truth=task.annotated)
+
+
 def from_photos(photos: Photos, task: Task, pre: Preprocess, count: int) -> Samples:
     """``count`` photos spread evenly over a set, with what it says of them.
 
@@ -74,7 +80,8 @@ def from_photos(photos: Photos, task: Task, pre: Preprocess, count: int) -> Samp
     Raises:
         UserError: None can be read.
     """
-    items = (item for _, item in photos.read(spread(photos.total, count)))
+    upright = photos.annotations is not None and photos.annotations.upright
+    items = (item for _, item in photos.read(spread(photos.total, count), upright))
     found = _gathered(photos, items, task, pre, photos.name)
     if isinstance(found, Samples):
         return found
@@ -116,7 +123,9 @@ def _gathered(
             skipped[item.name] = item.why
             continue
         loaded.append((item.name, _small(item, pre)))
-        truths.append(None if truth_of is None else truth_of(item.name, item.told))
+        truth = None if truth_of is None else truth_of(item.name, item.told)
+        size = item.content.size if isinstance(item.content, Image.Image) else None
+        truths.append(None if truth is None else task.placed(truth, images.view(size, pre)))
     if not loaded:
         return skipped
     return Samples(tuple(loaded), len(loaded), tuple(truths), with_skipped(source, skipped))

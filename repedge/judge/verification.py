@@ -17,7 +17,7 @@ from repedge.judge import samples
 from repedge.judge.beside import Given, artifact_run, tensors_of
 from repedge.judge.verdict import Bar, judge
 from repedge.photos import images
-from repedge.photos.photos import bundled_photos, open_photos
+from repedge.photos.photos import bundled_photos
 from repedge.tasks.base import Task
 from repedge.tasks.comparison import Agreement, Unit
 
@@ -94,10 +94,12 @@ def against_truth(
     known = [i for i, truth in enumerate(truths) if truth is not None]
     found: dict[str, float] = {}
     for prefix, outputs in (("", actual), ("float_", exact)):
-        scorer = task.scorer()
-        if not known or scorer is None:
+        if not known:
             return {}
         try:
+            scorer = task.scorer()  # which may want a package that nothing else here does
+            if scorer is None:
+                return {}
             scorer.update([y[known] for y in outputs], [truths[i] for i in known])
         except UserError:  # labels of other classes than the network's
             return {}
@@ -183,7 +185,7 @@ def verify_bundle(
     if reference_file is None:
         raise UserError(f"{path} was made with --no-reference: there is nothing to compare it with")
     task, pre = task_of(m), m.preprocess
-    photos = bundled_photos(pre) if folder is None else open_photos(folder, pre, option="--images")
+    photos = bundled_photos(pre) if folder is None else samples.open_judged(folder, task, pre)
     found = samples.from_photos(photos, task, pre, count)
     pixels = found.pixels(pre)
     x, beside = images.normalise(pixels, pre), tensors_of(bundle, inputs)

@@ -61,7 +61,9 @@ class Figure:
             return f"{value:.2%}"
         if self.unit == "nats":
             return f"{value:.2e} nats"
-        return f"{value:.1f} dB" if self.unit == "dB" else f"{value:.4f}"
+        if self.unit == "dB":
+            return f"{value:.1f} dB"
+        return f"{value:.0f}" if value > 1 and value == round(value) else f"{value:.4f}"  # a number of things
 
     def worst(self, values: Sequence[float]) -> float | None:
         """The worst of several; None of none."""

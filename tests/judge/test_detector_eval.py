@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,21 @@ def test_names_decide_and_strange_ones_are_refused(detector: Path, tmp_path: Pat
     code, _, err = cli("eval", detector, tmp_path / "turned/data.yaml", "--json")
     assert code == 2
     assert "has the class 9, but there are 5" in json.loads(_)["error"]
+
+
+def test_compile_and_verify_say_map_where_their_photos_have_boxes(
+    detector: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = labelled(tmp_path / "set", [PLAN] * 3)
+    code, out, _ = cli("verify", detector, "--images", file, "--json")
+    assert code == 0
+    truth = json.loads(out)["truth"]
+    assert truth == {"map50_95": pytest.approx(1), "float_map50_95": pytest.approx(1), "labelled": 3}
+    monkeypatch.setitem(sys.modules, "hotcoco", None)  # which verifying does without
+    code, out, _ = cli("verify", detector, "--images", file, "--json")
+    assert (code, json.loads(out)["truth"]) == (0, {})
+    code, _, err = cli("eval", detector, file)
+    assert (code, "pip install 'repedge[eval]'" in err) == (2, True)
 
 
 def test_a_page_shows_the_boxes_and_a_comparison_the_drops(detector: Path, tmp_path: Path, cli: Any) -> None:
