@@ -300,6 +300,22 @@ class Task(ABC):
             UserError: There are labels, and no output has an entry for each.
         """
 
+    @property
+    def named(self) -> int | None:
+        """Index of the output with a channel for each label; None where there is none."""
+        return self.scores
+
+    def metadata(self, consumer: str) -> dict[str, Any]:
+        """What a standard consumer of artifacts reads of the answer, in its own words.
+
+        Args:
+            consumer: ``mediapipe`` (Google's Tasks) or ``model_api`` (OpenVINO's).
+
+        Returns:
+            Empty where it takes no such network.
+        """
+        return {}
+
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
         """What templates of app packages are told of the answer.
 

@@ -154,6 +154,11 @@ class Classify(Task):
     def _name(self, index: int) -> str:
         return self.labels[index] if index < len(self.labels) else f"class {index}"
 
+    def metadata(self, consumer: str) -> dict[str, Any]:
+        """See `Task.metadata`; MediaPipe needs no more than the labels."""
+        alone = len(self.outputs) == 1
+        return {"model_type": "Classification"} if alone and consumer == "model_api" else {}
+
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
         """See `Task.context`.
 

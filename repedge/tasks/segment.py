@@ -288,6 +288,27 @@ class Segment(Task):
         u = p.sqrt() * signs
         return u - p * u.sum(1, keepdim=True)
 
+    @property
+    def named(self) -> int | None:
+        """See `Task.named`."""
+        return None if self.meaning.activation == "argmax" or self.is_mask else self.index
+
+    def metadata(self, consumer: str) -> dict[str, Any]:
+        """See `Task.metadata`.
+
+        Both take scores, no label maps, of one output. MediaPipe applies what makes probabilities of them,
+        Model API compares them as they are, and a mask's it does not know.
+        """
+        activation = self.meaning.activation
+        if len(self.outputs) > 1 or activation == "argmax":
+            return {}
+        if consumer == "mediapipe":
+            made = "NONE" if activation != "none" else "SIGMOID" if self.is_mask else "SOFTMAX"
+            return {"kind": "segmenter", "activation": made}
+        if consumer == "model_api" and not self.is_mask:
+            return {"model_type": "Segmentation", "blur_strength": "-1"}
+        return {}
+
     def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
         """See `Task.context`.
 

@@ -211,10 +211,14 @@ def _model_info(model: ir.Model, job: Job) -> dict[str, str]:
     """
     pre = job.preprocess
     info = {"resize_type": "standard" if pre.resize is None else "crop"}
+    if pre.letterbox is not None:
+        info["resize_type"] = "fit_to_window" if pre.letterbox.corner else "fit_to_window_letterbox"
+        info["pad_value"] = str(pre.letterbox.value)
     task = job.meaning(model)
-    if len(task.outputs) == 1 and task.scores is not None:
-        info["model_type"] = "Classification"
-        if task.outputs[0].shape == (len(job.labels),):
+    about = task.metadata("model_api")
+    if about:
+        info |= about
+        if task.named is not None and task.outputs[task.named].shape[0] == len(job.labels):
             info["labels"] = " ".join("_".join(label.split()) or "_" for label in job.labels)
     if job.input_kind == "float32":
         info["mean_values"] = " ".join(f"{255 * m:.6g}" for m in pre.mean)

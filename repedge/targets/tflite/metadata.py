@@ -2,7 +2,8 @@
 
 A flatbuffer of its own (identifier M001) in the model's metadata entry ``TFLITE_METADATA``, and the
 label file in a zip archive behind the model. Source: metadata_schema.fbs of tflite-support; field
-numbers below count the fields of its tables in order, a union taking two (type, value).
+numbers below count the fields of its tables in order, a union taking two (type, value). What MediaPipe wants
+to know of a segmenter is a flatbuffer in that one: image_segmenter_metadata_schema.fbs of mediapipe.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _RGB, _GRAYSCALE, _UNKNOWN = 1, 2, 0  # ColorSpaceType
 _FEATURE, _IMAGE = 1, 2  # ContentProperties
 _NORMALIZATION = 1  # ProcessUnitOptions
 _AXIS_LABELS = 2  # AssociatedFileType
+_ACTIVATIONS = {"NONE": 0, "SIGMOID": 1, "SOFTMAX": 2}  # of a segmenter
+_ALIGNED = 16  # bytes: of custom metadata
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,13 @@ class Byte:
 
 
 Table = Mapping[int, Any]
-"""Field number -> str, Byte, int (uint), float32 array, Table or list of Tables."""
+"""Field number -> str, Byte, int (uint), float32 array, bytes, Table or list of Tables."""
 
 
-def serialize(root: Table) -> bytes:
+def serialize(root: Table, identifier: bytes = b"M001") -> bytes:
     """A metadata flatbuffer."""
     builder = flatbuffers.Builder(1024)
-    builder.Finish(_table(builder, root), file_identifier=b"M001")
+    builder.Finish(_table(builder, root), file_identifier=identifier)
     return bytes(builder.Output())
 
 
@@ -67,6 +70,11 @@ def _child(b: flatbuffers.Builder, value: Any) -> int:
         return b.CreateString(value)
     if isinstance(value, np.ndarray):
         return b.CreateNumpyVector(value.astype(np.float32))
+    if isinstance(value, bytes):
+        b.StartVector(1, len(value), _ALIGNED)
+        for byte in reversed(value):
+            b.PrependByte(byte)
+        return b.EndVector()
     if isinstance(value, Mapping):
         return _table(b, value)
     offsets = [_table(b, item) for item in value]
@@ -83,18 +91,32 @@ def metadata(job: Job, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpe
         UserError: There are labels, but no output has one element (or channel) for each.
     """
     labelled = _labelled(job, outputs)
-    graph = {
+    graph: dict[int, Any] = {
         2: [_input(job, inputs[0]), *({0: s.name, 3: {0: Byte(_FEATURE), 1: {}}} for s in inputs[1:])],
         3: [_output(spec, i == labelled) for i, spec in enumerate(outputs)],
     }
+    graph |= _segmenter(job)
     texts = {0: job.name, 1: job.description, 2: job.version, 4: job.author, 5: job.license}
     return serialize({**{i: t for i, t in texts.items() if t}, 3: [graph], 7: PARSER_VERSION})
 
 
+def _segmenter(job: Job) -> Table:
+    """What MediaPipe's ImageSegmenter reads: the activation that is still to be applied."""
+    about = job.task.metadata("mediapipe") if job.task is not None else {}
+    if about.get("kind") != "segmenter":
+        return {}
+    options = serialize({0: Byte(_ACTIVATIONS[about["activation"]]), 1: PARSER_VERSION}, b"V001")
+    return {9: [{0: "SEGMENTER_METADATA", 1: options}]}
+
+
 def _labelled(job: Job, outputs: Sequence[TensorSpec]) -> int | None:
-    """Which output the labels belong to: the first whose last axis has as many entries."""
+    """Which output the labels belong to: the task's, or the first whose last axis has as many entries."""
     if not job.labels:
         return None
+    if job.task is not None and job.task.named is not None:
+        named = outputs[job.task.named]
+        if named.shape and named.shape[-1] == len(job.labels):
+            return job.task.named
     for i, spec in enumerate(outputs):
         if spec.shape and spec.shape[-1] == len(job.labels):
             return i
