@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,14 +15,17 @@ from repedge.tasks.average_precision import LEAST, RANKED, SUPPRESSION, MeanAver
 from repedge.tasks.base import Figure, Limit, Network, Scorer, Task, Truths
 from repedge.tasks.boxes import MOST, OVERLAP, SCORE, Detections, Objects
 from repedge.tasks.comparison import Answers
-from repedge.tasks.heads import decode
+from repedge.tasks.heads import app, decode
 from repedge.tasks.heads.agreement import Found
 from repedge.tasks.heads.head import CODINGS, Head, parts
 from repedge.tasks.heads.recognize import SAYABLE, recognize
 from repedge.tasks.view import View
+from repedge.templates import Templates
 
 if TYPE_CHECKING:
     import torch
+
+SHIP = Path(__file__).parent / "ship" / "detect"
 
 UNITS = {"pixels": ", pixels", "relative": ", shares of the input's size", "cells": ", strides"}
 
@@ -53,6 +57,14 @@ class Detect(Task):
     divergence: ClassVar[Limit | None] = Limit("kl", "divergence from float, an object", "nats", "kl")
     annotated: ClassVar[str | None] = "boxes"
     apart_phrase: ClassVar[str] = "{:.1%} apart from float's boxes"
+    ship: ClassVar[Mapping[str, Templates]] = {
+        "ios": Templates(SHIP / "ios", {"Boxes.swift": "Sources/{name}/Boxes.swift"}, SHIP),
+        "android": Templates(
+            SHIP / "android", {"Boxes.kt": "{lower}/src/main/kotlin/repedge/{lower}/Boxes.kt"}, SHIP
+        ),
+        "cpp": Templates(SHIP / "cpp", {"boxes.cpp": "src/boxes.cpp"}, SHIP),
+        "python": Templates(SHIP / "python", {"boxes.py": "{name}/boxes.py"}, SHIP),
+    }
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
@@ -181,3 +193,20 @@ class Detect(Task):
                 "1 or more"
             )
         return decode.decode(outputs, self.head, score, iou, most)
+
+    def golden(self, outputs: Sequence[np.ndarray], views: Sequence[View]) -> Mapping[str, bytes]:
+        """See `Task.golden`: ``detections.f32``, of `repedge.tasks.heads.app.golden`."""
+        return {"detections.f32": app.golden(self.head, outputs, views)}
+
+    def context(self, samples: Sequence[np.ndarray]) -> dict[str, Any]:
+        """See `Task.context`.
+
+        Keys: those of `repedge.tasks.heads.app.context`, ``classes``, their number, and ``labels``, their
+        names; empty if they have none.
+        """
+        labels = list(self.labels)
+        return {
+            **app.context(self.head, self.outputs),
+            "classes": self.head.classes or len(labels),
+            "labels": labels,
+        }

@@ -13,7 +13,7 @@ import PIL
 import pytest
 from PIL import Image
 from ship_bundles import LABELS, fake
-from ship_packages import GRAMMARS, cpp_program, faults, tree, walk
+from ship_packages import GRAMMARS, cpp_program, faults, run, tree, walk
 
 from repedge.bundle.manifest import Tensor
 from repedge.config import Letterbox, Preprocess
@@ -218,7 +218,7 @@ def test_kotlin_core_compiles_and_its_pixels_are_pillows(tmp_path: Path, pre: Pr
     out = ship([fake(tmp_path / "b", pre=pre)], "android", tmp_path / "app").path
     core = out / "net/src/main/kotlin/repedge/net"
     (tmp_path / "Main.kt").write_text(KOTLIN_MAIN)
-    command = [
+    command: list[str | Path] = [
         "kotlinc",
         core / "Preprocess.kt",
         core / "Scores.kt",
@@ -226,7 +226,8 @@ def test_kotlin_core_compiles_and_its_pixels_are_pillows(tmp_path: Path, pre: Pr
         "-include-runtime",
     ]
     jar = tmp_path / "core.jar"
-    subprocess.run([str(c) for c in [*command, "-d", jar]], check=True, capture_output=True)
+    compiled = run([*command, "-d", jar])
+    assert compiled.returncode == 0, compiled.stderr
     rng = np.random.default_rng(5)
     made = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in SHAPES]
     lines = []

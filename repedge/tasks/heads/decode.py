@@ -84,7 +84,8 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 def softmax(x: np.ndarray) -> np.ndarray:
     """Over the last axis in float64, added up from the first to the last, rounded to float32."""
-    e = np.exp((x - x.max(-1, keepdims=True)).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # of infinities
+        e = np.exp((x - x.max(-1, keepdims=True)).astype(np.float64))
     return (e / e.cumsum(-1)[..., -1:]).astype(np.float32)
 
 
