@@ -1,11 +1,11 @@
 """Thousands of damaged and crafted files, each in a process of its own: what may never happen?
 
-    python tests/fuzz/campaign.py --count 10000 --seed 0
+    python tests/fuzz/campaign.py --count 10000 --seed 0 [--jobs 14]
 
 A server imports everything once and forks a worker for each input, whose memory and time are limited. A
 worker makes its file from the seed and its number, hands it to repedge as a user would, and must end in an
 answer or in one bounded sentence: no traceback, no crash, no more than `SECONDS` or `MEMORY`, nothing left
-behind.
+behind. With ``--jobs`` that many servers share the inputs, which stay the same.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from servers import data_bytes, own_bytes, parallel
 
 SECONDS = 60
 """CPU time of one input."""
@@ -82,19 +84,39 @@ class Result:
             "seconds": round(self.seconds),
         }
 
+    def add(self, other: Result) -> None:
+        """Count what another server found, too."""
+        self.count += other.count
+        self.ends += other.ends
+        self.failures += other.failures
+        self.slowest = max(self.slowest, other.slowest)
+        self.largest = max(self.largest, other.largest)
 
-def run(
-    count: int, seed: int = 0, first: int = 0, keep: Path | None = None, only: str = "", seconds: float = 1e9
-) -> Result:
-    """Try ``count`` inputs.
 
-    Args:
+@dataclass(frozen=True)
+class Plan:
+    """What to try.
+
+    Attributes:
         count, first: Numbers of the inputs.
         seed: With the number it gives the input.
         keep: Where inputs that fail are kept.
         only: One kind of them.
         seconds: After these no more inputs are begun.
+        jobs: Inputs tried at once.
     """
+
+    count: int
+    seed: int = 0
+    first: int = 0
+    keep: Path | None = None
+    only: str = ""
+    seconds: float = 1e9
+    jobs: int = 1
+
+
+def run(plan: Plan) -> Result:
+    """Try the inputs of a plan."""
     result = Result()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
@@ -103,25 +125,33 @@ def run(
         if made.word != "done":
             raise RuntimeError(f"there is no corpus: {made.text}")
         load()
-        for number in range(first, first + count):
-            if time.monotonic() - begun > seconds:
-                break
-            kind = only or _kind(number)
-            work = root / "work"
-            work.mkdir()
-            end = in_child(partial(_try, kind, number, seed, root / "corpus", work), root / "log")
-            trouble = end.trouble(work)
-            result.count += 1
-            result.ends[kind, end.word] += 1
-            result.slowest = max(result.slowest, end.seconds)
-            result.largest = max(result.largest, end.memory)
-            if trouble:
-                result.failures.append(f"{number} {kind}: {trouble}")
-                print(result.failures[-1], file=sys.stderr, flush=True)
-                if keep is not None:
-                    shutil.copytree(work, keep / f"{seed}-{number}", symlinks=True, dirs_exist_ok=True)
-            shutil.rmtree(work)
+        for part in parallel(partial(_share, plan, begun), plan.jobs, root):
+            result.add(part)
     result.seconds = time.monotonic() - begun
+    return result
+
+
+def _share(plan: Plan, begun: float, job: int, root: Path) -> Result:
+    """Every input of this job."""
+    result = Result()
+    for number in range(plan.first + job, plan.first + plan.count, plan.jobs):
+        if time.monotonic() - begun > plan.seconds:
+            break
+        kind = plan.only or _kind(number)
+        work = root / "work"
+        work.mkdir()
+        end = in_child(partial(_try, kind, number, plan.seed, root / "corpus", work), root / "log")
+        trouble = end.trouble(work)
+        result.count += 1
+        result.ends[kind, end.word] += 1
+        result.slowest = max(result.slowest, end.seconds)
+        result.largest = max(result.largest, end.memory)
+        if trouble:
+            result.failures.append(f"{number} {kind}: {trouble}")
+            print(result.failures[-1], file=sys.stderr, flush=True)
+            if plan.keep is not None:
+                shutil.copytree(work, plan.keep / f"{plan.seed}-{number}", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(work)
     return result
 
 
@@ -208,9 +238,9 @@ def in_child(job: Callable[[], None], log: Path, limited: bool = True) -> End:
             os.dup2(file, 1)
             os.dup2(file, 2)
             warnings.simplefilter("ignore")
-            os.write(writing, b"%20d" % _own_bytes())
+            os.write(writing, b"%20d" % own_bytes())
             if limited:
-                resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MEMORY + 2**30,) * 2)
+                resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + MEMORY + 2**30,) * 2)
                 resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 2))
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             job()
@@ -243,16 +273,6 @@ def _word(status: int, ended: bool, text: str) -> str:
         return "traceback"
     code = os.WEXITSTATUS(status)
     return WORDS.get(code, f"exit code {code}")
-
-
-def _own_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def _data_bytes() -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))
 
 
 def _try(kind: str, number: int, seed: int, corpus: Path, work: Path) -> None:
@@ -366,8 +386,8 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, default=Path("build/fuzz"), help="where inputs that fail are kept"
     )
-    given = parser.parse_args()
-    result = run(given.count, given.seed, given.first, given.keep, given.only, given.seconds)
+    parser.add_argument("--jobs", type=int, default=1, help="inputs tried at once")
+    result = run(Plan(**vars(parser.parse_args())))
     print(json.dumps(result.as_json(), indent=1))
     return 1 if result.failures else 0
 

@@ -1,6 +1,6 @@
 """Hundreds of kill -9 at random moments: no torn bundle, no lost one, nothing left after the next start.
 
-    python tests/fuzz/kills.py --count 500 --seed 0
+    python tests/fuzz/kills.py --count 500 --seed 0 [--jobs 14]
 
 Each run is a process of its own, forked from a server that has imported everything, and is killed with all
 its children at a moment of its usual length: a compile, one with --force, ship, ship with --force, a search
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import campaign
+from servers import parallel
 
 KINDS = ("compile", "compile --force", "ship", "ship --force", "budget search")
 
@@ -50,27 +51,43 @@ class Kills:
             "failures": self.failures,
         }
 
+    def add(self, other: Kills) -> None:
+        """Count what another server did, too."""
+        self.runs += other.runs
+        self.killed += other.killed
+        self.left += other.left
+        self.failures += other.failures
 
-def run(count: int, seed: int = 0, seconds: float = 1e9) -> Kills:
-    """Kill until ``count`` runs were killed, or ``seconds`` are over."""
-    result, dice, begun = Kills(), random.Random(seed), time.monotonic()
+
+def run(count: int, seed: int = 0, seconds: float = 1e9, jobs: int = 1) -> Kills:
+    """Kill until ``count`` runs were killed, ``jobs`` at once, or ``seconds`` are over."""
+    result, until = Kills(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
         root = Path(place)
         made = campaign.in_child(lambda: campaign.corpus(root / "corpus"), root / "corpus.log", limited=False)
         if made.word != "done":
             raise RuntimeError(f"there is no corpus: {made.text}")
         campaign.load()
-        usual = {kind: _run(kind, root, None)[0] for kind in KINDS}
-        while result.killed.total() < count and time.monotonic() - begun < seconds:
-            kind = KINDS[result.runs.total() % len(KINDS)]
-            result.runs[kind] += 1
-            moment = dice.uniform(0, LATE * usual[kind])
-            _, was_killed, left, trouble = _run(kind, root, moment)
-            result.killed[kind] += was_killed
-            result.left += left
-            if trouble:
-                result.failures.append(f"{kind} after {moment:.3f} s: {trouble}")
-                print(result.failures[-1], file=sys.stderr, flush=True)
+        counts = [len(range(job, count, jobs)) for job in range(jobs)]
+        for part in parallel(lambda job, own: _share(counts[job], seed, job, until, own), jobs, root):
+            result.add(part)
+    return result
+
+
+def _share(count: int, seed: int, job: int, until: float, root: Path) -> Kills:
+    """One server's part; the usual lengths are measured while the others run, too."""
+    result, dice = Kills(), random.Random(f"{seed} {job}")
+    usual = {kind: _run(kind, root, None)[0] for kind in KINDS}
+    while result.killed.total() < count and time.monotonic() < until:
+        kind = KINDS[(job + result.runs.total()) % len(KINDS)]
+        result.runs[kind] += 1
+        moment = dice.uniform(0, LATE * usual[kind])
+        _, was_killed, left, trouble = _run(kind, root, moment)
+        result.killed[kind] += was_killed
+        result.left += left
+        if trouble:
+            result.failures.append(f"{kind} after {moment:.3f} s: {trouble}")
+            print(result.failures[-1], file=sys.stderr, flush=True)
     return result
 
 
@@ -187,8 +204,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1e9, help="kill no more after these")
-    given = parser.parse_args()
-    result = run(given.count, given.seed, given.seconds)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    result = run(**vars(parser.parse_args()))
     print(json.dumps(result.as_json(), indent=1))
     return 1 if result.failures else 0
 
