@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from repedge import native
 from repedge.errors import UserError
 from repedge.graph.serde import inferred
 from repedge.graph.values import shape_of
@@ -33,6 +35,10 @@ LARGE_CONSTANT = 1 << 22
 
 ONNXSIM_OPS = ("If", "Loop", "Scan", "Shape", "Size", "NonZero", "Range", "ConstantOfShape")
 """Control flow and shape arithmetic: what onnxsim may resolve where repedge's own folding did not."""
+
+EVERYTHING = re.compile(rb".+", re.DOTALL)
+"""onnxsim writes tracebacks of operators that it can't compute ahead, and goes on without; what matters it
+raises."""
 
 SKIPPED_OPTIMIZERS = (
     # Every merge of weights belongs to the fusion certificate, so onnxsim must leave these alone.
@@ -87,7 +93,7 @@ def run_onnxsim(model: ir.Model) -> int:
     import onnxsim
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for --json
+        with native.without(EVERYTHING), contextlib.redirect_stdout(sys.stderr):  # stdout is for --json
             simplified, _ = onnxsim.simplify(
                 _light_proto(model),
                 check_n=0,

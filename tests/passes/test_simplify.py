@@ -13,6 +13,7 @@ from repedge import passes
 from repedge.errors import RepedgeError, UserError
 from repedge.graph.check import first_problem
 from repedge.passes.base import run_passes, sweep
+from repedge.passes.simplifier import run_onnxsim
 
 # --- constants and shapes ----------------------------------------------------------------------
 
@@ -280,3 +281,12 @@ def test_the_invariants_are_seen():
     assert "reads 'a' before anything computes it" in (first_problem(model, static=False) or "")
     model = parse(f"{IO} <float[1] c = {{1.0}}> {{ y = Tanh(x) }}")
     assert "nothing reads the initializer 'c'" in (first_problem(model, static=False) or "")
+
+
+def test_what_onnxsim_prints_of_its_own_failures_is_not_passed_on(capfd):
+    """It writes a traceback where a node of constants can't be computed, and leaves the node."""
+    model = parse(
+        IO + "<float[2,8] q = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}>{ p = GlobalAveragePool(q) y = Add(x, p) }"
+    )
+    run_onnxsim(model)
+    assert capfd.readouterr().err == ""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from repedge import native
 from repedge.errors import DeviceError
 from repedge.targets.base import NONE, Runner
 
@@ -23,6 +20,7 @@ RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 
 _SIGNATURE = "serving_default"
 _BANNER = re.compile(rb"INFO: (Initialized|Created|Applying)[^\n]* delegate[^\n]*\n")
+"""What the runtime's C++ code says of its delegate; there is no switch for it."""
 
 
 def open_interpreter(path: Path, threads: int | None = None) -> Any:
@@ -37,39 +35,13 @@ def open_interpreter(path: Path, threads: int | None = None) -> Any:
         except ImportError:
             continue
         try:
-            with _without_banner():
+            with native.without(_BANNER):
                 interpreter = module.Interpreter(model_path=str(path), num_threads=threads)
                 interpreter.allocate_tensors()
         except (RuntimeError, ValueError, OSError) as error:
             raise DeviceError(f"{name.partition('.')[0]} does not load {path}: {error}") from error
         return interpreter
     raise DeviceError("no TensorFlow Lite runtime is installed: pip install ai-edge-litert")
-
-
-@contextlib.contextmanager
-def _without_banner() -> Iterator[None]:
-    """Leave out the line that the runtime's C++ code writes to stderr about its delegate.
-
-    The runtime has no switch for it. Whatever else is written meanwhile follows afterwards.
-    """
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    with contextlib.ExitStack() as stack:
-        try:
-            saved, held = os.dup(2), stack.enter_context(tempfile.TemporaryFile())
-        except OSError:  # no stderr, or no room for a file
-            yield
-            return
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            held.seek(0)
-            rest = _BANNER.sub(b"", held.read())
-            if rest:
-                os.write(2, rest)
 
 
 class TFLiteRunner(Runner):
