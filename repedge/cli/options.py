@@ -183,8 +183,8 @@ BUDGET: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             float | None,
             typer.Option(
-                help="Accuracy budget: points of top-1 (labelled --eval-data), else of disagreement with "
-                "float; raises layers to float to keep to it.",
+                help="Accuracy budget: points of top-1, mAP or mIoU (labelled --eval-data), else of "
+                "disagreement with float; raises layers to float to keep to it.",
                 rich_help_panel=_BUDGET,
             ),
         ],
@@ -201,7 +201,8 @@ BUDGET: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             Path | None,
             typer.Option(
-                help="Photos to judge on: a folder, .zip or .npz, labelled or not.",
+                help="Photos to judge on: a folder, .zip or .npz, labelled or not; or a data set with boxes "
+                "or masks, as for `repedge eval`.",
                 show_default="--calib photos left over",
                 rich_help_panel=_BUDGET,
             ),

@@ -52,7 +52,7 @@ OUT_OF_MEMORY = re.compile(
 LONGEST = 2500
 """Characters of a message, with the words around it."""
 
-SHARES = {"onnx": 40, "weights": 20, "bundles": 20, "images": 10, "archives": 10}
+SHARES = {"onnx": 40, "weights": 20, "bundles": 20, "images": 10, "archives": 5, "datasets": 5}
 """Inputs of each kind, of 100."""
 
 
@@ -291,6 +291,7 @@ def _try(kind: str, number: int, seed: int, corpus: Path, work: Path) -> None:
         "weights": fuzz_files.mutate_weights,
         "images": fuzz_files.mutate_image,
         "archives": fuzz_files.mutate_archive,
+        "datasets": fuzz_files.mutate_dataset,
         "bundles": fuzz_files.mutate_bundle,
     }[kind]
     mutate(source, file, dice)
@@ -356,6 +357,29 @@ def _use_archive(file: Path, work: Path, dice: random.Random) -> None:
     _refusing(use)
 
 
+def _use_dataset(file: Path, work: Path, dice: random.Random) -> None:
+    from repedge.config import Preprocess
+    from repedge.photos import images
+    from repedge.photos.photos import open_photos
+    from repedge.tasks.annotations import Mask, mapping
+
+    pre = Preprocess(size=(32, 32), resize=dice.choice((32, None)))
+    masks = any(file.glob("*annot"))
+    given = next((f for f in file.rglob("*") if f.suffix in (".json", ".yaml")), file)
+
+    def use() -> None:
+        photos = open_photos(given, truth="masks" if masks else "boxes")
+        of = mapping.mask_truths(photos) if masks else mapping.box_truths(photos, ("cell", "plate"), 2)
+        for name in photos.names or ():
+            found, view = of and of(name, None), images.view((40, 20), pre)
+            if isinstance(found, Mask):
+                mapping.placed_mask(found, view, 2)
+            elif found:
+                mapping.placed_boxes(found, view)
+
+    _refusing(use)
+
+
 def _refusing(use: Callable[[], Any]) -> None:
     from repedge.errors import RepedgeError
 
@@ -372,6 +396,7 @@ USES: dict[str, Callable[[Path, Path, random.Random], None]] = {
     "bundles": _use_bundle,
     "images": _use_image,
     "archives": _use_archive,
+    "datasets": _use_dataset,
 }
 
 
@@ -381,7 +406,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
-    parser.add_argument("--only", default="", help="one kind: onnx, weights, bundles, images or archives")
+    parser.add_argument("--only", default="", help="one kind, such as onnx or archives")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no more inputs after these")
     parser.add_argument(
         "--keep", type=Path, default=Path("build/fuzz"), help="where inputs that fail are kept"

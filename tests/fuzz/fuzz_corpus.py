@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ TARGETS = ("tflite", "openvino", "gpu", "coreml")
 
 
 def build(folder: Path) -> None:
-    """Write the corpus: onnx/, weights/, bundles/, images/, archives/."""
-    for name in ("onnx", "weights", "bundles", "images", "archives"):
+    """Write the corpus: onnx/, weights/, bundles/, images/, archives/, datasets/."""
+    for name in ("onnx", "weights", "bundles", "images", "archives", "datasets"):
         (folder / name).mkdir(parents=True)
     _onnx(folder / "onnx")
     _weights(folder / "weights")
     _images(folder / "images")
     _archives(folder / "archives", folder / "images")
+    _datasets(folder / "datasets")
     _bundles(folder / "bundles", folder / "onnx" / "plain.onnx")
 
 
@@ -150,6 +152,14 @@ def _archives(folder: Path, images: Path) -> None:
         archive.writestr("labels.json", '{"0/0.png": 1}')
     np.savez(folder / "pixels.npz", x=rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), y=np.arange(9))
     np.savez_compressed(folder / "inputs.npz", x=rng.normal(size=(9, 3, 8, 8)).astype(np.float32))
+
+
+def _datasets(folder: Path) -> None:
+    sys.path.append(str(Path(__file__).parents[1] / "tasks" / "helpers"))
+    import data_sets
+
+    for layout in (data_sets.yolo, data_sets.coco, data_sets.voc, data_sets.masks):
+        layout(folder / layout.__name__)
 
 
 def _bundles(folder: Path, file: Path) -> None:

@@ -111,6 +111,33 @@ def _odd_member(file: Path, dice: random.Random) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(dice.choice((0, 192, 10**5)))
 
 
+def mutate_dataset(folder: Path, out: Path, dice: random.Random) -> None:
+    """A file that says what is in the photos, or the mask of one."""
+    shutil.copytree(folder, out)
+    said = [f for f in sorted(out.rglob("*")) if f.is_file() and (f.suffix != ".png" or "annot" in str(f))]
+    file = dice.choice(said)
+    data = file.read_bytes()
+    if file.suffix == ".json" and dice.random() < 0.7:
+        file.write_text(json.dumps(mutate_json(json.loads(data), dice)))
+    elif file.suffix != ".png" and dice.random() < 0.5:
+        words = [
+            b"nan",
+            b"-1",
+            b"1e999",
+            b"../..",
+            b"*a",
+            b"&a [",
+            b"<!DOCTYPE a>",
+            b"{",
+            b"\xff",
+            b"2020-99-99",
+        ]
+        at = dice.randrange(len(data) + 1)
+        file.write_bytes(data[:at] + dice.choice(words) + data[at + dice.randrange(9) :])
+    else:
+        file.write_bytes(mutate_bytes(data, dice))
+
+
 def mutate_bundle(bundle: Path, out: Path, dice: random.Random) -> None:
     """A field of the manifest with a right digest, or a file with or without its right hash.
 

@@ -118,8 +118,9 @@ def test_a_page_shows_the_boxes_and_a_comparison_the_drops(detector: Path, tmp_p
     assert [m["map50"] for m in found["members"]] == pytest.approx([1, 1, 1])
 
 
-@pytest.mark.parametrize("limit", [{"max_drop": 1.0}, {"max_kl": 0.5}])
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("limit", "known"), [({"max_drop": 1.0}, True), ({"max_drop": 1.0}, False), ({"max_kl": 0.5}, True)]
+)
 def test_a_budget_is_kept(tmp_path: Path, limit: dict[str, Any], known: bool) -> None:
     file = labelled(tmp_path / "set", [PLAN] * 16)
     report = repedge.compile(
