@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import campaign
+import fuzz_uses
 from servers import parallel
 
 KINDS = ("compile", "compile --force", "ship", "ship --force", "budget search")
@@ -126,7 +127,7 @@ def _prepare(kind: str, corpus: Path, out: Path) -> list[Any]:
 
 def _finish(words: list[Any]) -> None:
     with tempfile.NamedTemporaryFile() as log:
-        end = campaign.in_child(lambda: campaign.cli(*words), Path(log.name), limited=False)
+        end = campaign.in_child(lambda: fuzz_uses.cli(*words), Path(log.name), limited=False)
     if end.word not in ("done", "check failed"):
         raise RuntimeError(f"{words}: {end.text}")
 
@@ -145,7 +146,7 @@ def _killed(words: list[Any], work: Path, moment: float | None) -> bool:
             tempfile.tempdir = str(work / "tmp")
             os.environ["TMPDIR"] = str(work / "tmp")
             os.environ["REPEDGE_CACHE"] = str(work / "cache")
-            campaign.cli(*words)
+            fuzz_uses.cli(*words)
         finally:
             os._exit(0)
     if moment is not None:
