@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from repedge import targets as registry
 from repedge import tasks
 from repedge.bundle.folder import Bundle, is_bundle
 from repedge.bundle.manifest import Verification, task_of
 from repedge.compiler import groups, pipeline, preview
 from repedge.compiler.budget import Budget
+from repedge.compiler.builds import Builds, choose_builds
 from repedge.compiler.clock import silent
 from repedge.compiler.preview import Preview
 from repedge.compiler.quantization import Calibration
@@ -168,8 +168,9 @@ def compile(
         tasks.meant(task)  # before any work, says what is wrong with the word
     targets, precisions = groups.names(targets), groups.names(precisions)
     automatic = "auto" in precisions
+    builds = _automatic(targets, precisions) if automatic else choose_builds(targets, precisions)
     request = BuildRequest(
-        builds=_automatic(targets, precisions) if automatic else choose_builds(targets, precisions),
+        builds=builds.chosen,
         out=_folder(out),
         input_kind=input_kind,
         force=force,
@@ -192,6 +193,7 @@ def compile(
     said: dict[str, Any] = {"preprocess": source.preprocess, "preprocess_from": source.origins}
     if dry_run:
         plan = preview.preview(source, request)
+        plan = replace(plan, refused=builds.refused + plan.refused)
         doubts, refused = source.warnings, plan.refused
         return CompileReport(source.name, source.description, (), doubts, plan, refused=refused, **said)
     request.check_destinations(source.name)
@@ -210,11 +212,12 @@ def compile(
     notes += outcome.built[0].warnings if outcome.built else ()
     if calibration is not None and photos is None:
         notes += ("the calibration images were not used: name w8a8 or w8a16 with --precision",)
-    missing = (f"{r.target} {r.precision} was not built: {r.why}" for r in outcome.refused)
+    refused = builds.refused + outcome.refused
+    missing = (f"{r.target} {r.precision} was not built: {r.why}" for r in refused)
     for note in (*notes, *missing):
         warnings.warn(note, stacklevel=3)  # the caller of the decorated function
     return CompileReport(
-        source.name, source.description, outcome.built, notes, choices=choices, refused=outcome.refused,
+        source.name, source.description, outcome.built, notes, choices=choices, refused=refused,
         **said,
     )  # fmt: skip
 
@@ -231,37 +234,13 @@ def _resolve(model: str | Path | nn.Module | None, **options: Any) -> Source:
     return resolve(model, **options)
 
 
-def _automatic(names: Sequence[str], words: Sequence[str]) -> tuple[tuple[str, Precision], ...]:
+def _automatic(names: Sequence[str], words: Sequence[str]) -> Builds:
     from repedge.compiler import fastest
 
     if tuple(words) != ("auto",):
         raise UserError("precision auto chooses one itself: name it alone")
-    chosen = choose_builds(names, ())  # says what is wrong with the names
-    return fastest.candidates([name for name, _ in chosen])
-
-
-def choose_builds(names: Sequence[str], precisions: Sequence[Precision]) -> tuple[tuple[str, Precision], ...]:
-    """(target, precision) pairs: every asked precision that a target offers, or its default.
-
-    Raises:
-        UserError: No target, an unknown one, or one that offers none of the asked precisions.
-    """
-    names, precisions = groups.names(names), groups.names(precisions)
-    if not names:
-        raise UserError(f"name at least one --target: {', '.join(registry.names())}")
-    builds: list[tuple[str, Precision]] = []
-    for target in {t.name: t for t in map(registry.get, names)}.values():
-        offered = [p for p in dict.fromkeys(precisions) if p in target.precisions]
-        if precisions and not offered:
-            wrong, right = ", ".join(precisions), ", ".join(target.precisions)
-            raise UserError(f"{target.name} does not offer {wrong}; it offers {right}")
-        missing = target.missing_modules()
-        if missing:
-            raise UserError(
-                f"target {target.name} needs {', '.join(missing)}, not installed: pip install repedge"
-            )
-        builds += [(target.name, p) for p in offered or target.precisions[:1]]
-    return tuple(builds)
+    found = choose_builds(names, ())  # says what is wrong with the names
+    return Builds(fastest.candidates([name for name, _ in found.chosen]), found.refused)
 
 
 def verify(

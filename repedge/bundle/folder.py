@@ -24,6 +24,7 @@ from repedge.bundle.manifest import (
 )
 from repedge.disk import leftovers
 from repedge.disk.atomic import Kind, check_own, move, os_errors, remove, sweep
+from repedge.disk.litter import is_litter
 from repedge.errors import UserError
 from repedge.hashing import sha256
 
@@ -53,7 +54,8 @@ class Bundle:
         listed = {entry.path for entry in manifest.files}
         for entry in manifest.files:
             _check_file(path, entry)
-        extra = sorted({p.as_posix() for p in _files(path)} - listed - {MANIFEST})
+        found = {p.as_posix() for p in _files(path) if not is_litter(path / p)}
+        extra = sorted(found - listed - {MANIFEST})
         if extra:
             raise UserError(f"bundle {path} holds {extra[0]!r}, which its manifest does not list; remove it")
         if manifest.artifact not in listed and not any(p.startswith(manifest.artifact + "/") for p in listed):

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from repedge import tasks
 from repedge.config import InputKind, Preprocess
+from repedge.disk.litter import is_litter
 from repedge.errors import UserError
 from repedge.graph.values import shape_of
 from repedge.precision import THRESHOLDS, Precision, Threshold
@@ -322,7 +323,7 @@ class Target(ABC):
             UserError: One is missing, or lies outside of the artifact's folder.
         """
         if main.is_dir():
-            return sorted(p for p in main.rglob("*") if p.is_file())
+            return sorted(p for p in main.rglob("*") if p.is_file() and not is_litter(p))
         return [main, *beside(main, self.companions(main))]
 
     def companions(self, main: Path) -> Sequence[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from bundles import change_manifest, make, manifest
 
+from repedge import targets
 from repedge.bundle.folder import Bundle, writing
 from repedge.errors import UserError
 
@@ -51,6 +52,23 @@ def test_missing_extra_and_linked_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c" / "net.tflite").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="lacks 'net.tflite'"):
         Bundle.open(tmp_path / "c")
+
+
+def test_what_file_managers_write_is_no_part_of_a_bundle(tmp_path: Path) -> None:
+    """Finder writes .DS_Store into any folder that it shows."""
+    make(tmp_path / "a")
+    for place in (".DS_Store", "golden/.DS_Store", "._net.tflite", "Thumbs.db", "golden/desktop.ini"):
+        (tmp_path / "a" / place).write_bytes(b"\0")
+    Bundle.open(tmp_path / "a")
+    package = tmp_path / "net.mlpackage"
+    package.mkdir()
+    for name in (".DS_Store", "Manifest.json"):
+        (package / name).write_bytes(b"{}")
+    assert targets.files_of("coreml", package) == [package / "Manifest.json"]  # what ship copies
+    (tmp_path / "a" / ".DS_Store").unlink()
+    (tmp_path / "a" / ".DS_Store").symlink_to(tmp_path / "a" / "net.tflite")  # not as Finder writes it
+    with pytest.raises(UserError, match="'.DS_Store', which its manifest does not list"):
+        Bundle.open(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ def test_wrong_input_is_one_line_and_exit_2(
     ],
 )
 def test_targets_by_other_names(words: list[str], targets: list[str]) -> None:
-    from repedge.api import choose_builds
+    from repedge.compiler.builds import choose_builds
 
-    assert list(dict.fromkeys(t for t, _ in choose_builds(words, []))) == targets
-    several = choose_builds(words, ["fp16,fp32", "fp16"])
+    assert list(dict.fromkeys(t for t, _ in choose_builds(words, []).chosen)) == targets
+    several = choose_builds(words, ["fp16,fp32", "fp16"]).chosen
     assert several == tuple((t, p) for t in targets for p in ("fp16", "fp32"))
 
 

@@ -58,6 +58,24 @@ def test_the_others_are_built(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_a_precision_that_a_target_lacks_stops_only_that_target(tmp_path, capsys):
+    args = ["-t", "gpu", "-t", "coreml", "-p", "palette4", "--json", "--out", str(tmp_path / "out")]
+    code, out, _ = compile_cli(capsys, *args, "--dry-run")
+    why = "gpu does not offer palette4; it offers fp16"
+    refused = json.loads(out)["refused"]
+    assert (code, [r["target"] for r in refused]) == (2, ["gpu"])
+    code, out, _ = compile_cli(capsys, *args)
+    said = json.loads(out)
+    assert [(b["target"], b["precision"]) for b in said["bundles"]] == [("coreml", "palette4")]
+    assert said["refused"][0]["precision"] == "palette4"
+    assert said["refused"][0]["why"].startswith(why)
+    assert (code, said["exit_code"]) == (2, 2)
+    assert said["error"].startswith(f"gpu palette4 was not built: {why}")
+    code, out, _ = compile_cli(capsys, "-t", "gpu,tflite", *args[4:])
+    assert (code, len(json.loads(out)["error"].split("; it offers"))) == (2, 3)  # both are named
+
+
+@pytest.mark.slow
 def test_what_a_target_finds_while_it_compiles_stops_only_itself(tmp_path, monkeypatch):
     """Such as a weight beyond float16."""
 
