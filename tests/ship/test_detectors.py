@@ -355,14 +355,14 @@ def test_cpp_detects(detector: Path, photo: Path, tmp_path: Path) -> None:
     built = build(out)
     tested = run([built / "net_golden"])
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    said = run([built / "net_sample", "--threads", "1", photo])
+    said = run([built / "net_sample", "--threads", "1", photo], cwd=tmp_path / "app")
     assert said.returncode == 0, said.stderr
     found = [re.findall(r"[\d.]+(?=%)|-?\d+(?=[,)])", line) for line in said.stdout.splitlines()[1:]]
     for (score, *box), (_, wanted, corners) in zip(found, planned(), strict=False):
         assert float(score) == pytest.approx(100 * wanted, abs=1)
         assert [float(x) for x in box] == pytest.approx(corners, abs=3)
     assert re.search(r"pixels [\d.]+ ms, model [\d.]+ ms, boxes [\d.]+ ms", said.stdout)
-    with Image.open(f"{photo}.bmp") as drawn, Image.open(photo) as plain:
+    with Image.open(tmp_path / "app" / "photo.png.bmp") as drawn, Image.open(photo) as plain:
         pixels, before = np.asarray(drawn), np.asarray(plain)
     red = (pixels == (255, 45, 85)).all(-1)
     assert (255, 45, 85) in near_left_side(pixels)
