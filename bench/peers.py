@@ -82,8 +82,13 @@ def _tflite_input(model: Path) -> tuple[str, bool]:
     return name, int(detail["shape"][-1]) == 3
 
 
-def nncf_quantize(model: Path, photos: Sequence[np.ndarray], path: Path, fast: bool = True) -> None:
-    """NNCF: float IR -> int8 IR; ``fast`` is its default bias correction, else the accurate one."""
+def nncf_quantize(
+    model: Path, photos: Sequence[np.ndarray], path: Path, fast: bool = True, ignored: Sequence[str] = ()
+) -> None:
+    """NNCF: float IR -> int8 IR; ``fast`` is its default bias correction, else the accurate one.
+
+    ``ignored`` are types of operators that stay float, as exporters of detectors tell it.
+    """
     import nncf
     import openvino as ov
 
@@ -92,6 +97,7 @@ def nncf_quantize(model: Path, photos: Sequence[np.ndarray], path: Path, fast: b
         nncf.Dataset(list(photos)),
         subset_size=len(photos),
         fast_bias_correction=fast,
+        **({"ignored_scope": nncf.IgnoredScope(types=list(ignored))} if ignored else {}),
     )
     ov.save_model(done, str(path), compress_to_fp16=False)
 
