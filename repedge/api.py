@@ -309,10 +309,11 @@ def evaluate(
         no_options("a bundle", {"task": task, **source_options})
         return _evaluate_bundle(Bundle.open(what, allow_unverified), data, inputs, threads, asked, **how)
     source = _resolve(what, **source_options)
+    from repedge import passes
     from repedge.graph.run import Session
 
     graph = source.graph()
-    meaning = tasks.of_graph(graph, source.labels, task).asked(**asked)
+    meaning = tasks.of_graph(passes.settled(graph), source.labels, task).asked(**asked)
     run = source.tensors.along(Session(graph).run)
     found = evaluation.evaluate(lambda pixels, inputs: run(inputs), meaning, source.preprocess, data, **how)
     return replace(found, warnings=source.warnings)

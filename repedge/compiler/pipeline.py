@@ -125,9 +125,9 @@ def _prepare(source: Source, request: BuildRequest, reference: Path, clock: Cloc
 
     with clock.stage("export"):
         graph = source.graph()
-        passes.require_known_sizes(graph)
+        settled = passes.settled(graph)
     outputs = tuple(str(v.name) for v in graph.graph.outputs)
-    task = tasks.of_graph(graph, source.labels, request.task, parts_of(graph))
+    task = tasks.of_graph(settled, source.labels, request.task, parts_of(settled))
     task.check_labels()
     with clock.stage("reference"):
         photos = choose_samples(request, source.preprocess, task)

@@ -41,7 +41,8 @@ def rehearse(source: Source, request: BuildRequest) -> Mapping[str, str]:
     if calibration is not None and again(calibration.source):
         calibration.images(source.preprocess)
     graph = source.graph()
-    task = tasks.of_graph(graph, source.labels, request.task, parts_of(graph))
+    settled = passes.settled(graph)
+    task = tasks.of_graph(settled, source.labels, request.task, parts_of(settled))
     task.check_labels()
     if request.verify.images is not None and again(request.verify.images):
         choose_samples(request, source.preprocess, task)

@@ -162,14 +162,17 @@ def _first_open(model: ir.Model) -> ir.Node | None:
     return None
 
 
-def require_known_sizes(model: ir.Model) -> None:
-    """Fail where running the graph may take any amount of memory; the graph stays as it is.
+def settled(model: ir.Model) -> ir.Model:
+    """A graph in which every value has a fixed shape: itself, or a copy that `settle` changed.
 
     Raises:
-        UserError: As `settle`.
+        UserError: As `settle`: running the graph may take any amount of memory.
     """
-    if _first_open(model) is not None:
-        settle(model.clone())
+    if _first_open(model) is None:
+        return model
+    model = model.clone()
+    settle(model)
+    return model
 
 
 def clean(

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from repedge import tasks
+import repedge
+from repedge import passes, tasks
 from repedge.errors import UserError
 from repedge.graph.export import export_module
 from repedge.graph.run import Session
@@ -277,3 +278,17 @@ def test_curvature_is_what_a_small_error_of_the_scores_costs(form: type[nn.Modul
     told = [sum(float((v * d).sum()) for v, d in zip(vs, errors, strict=True)) ** 2 for vs in drawn]
     got = [y + d for y, d in zip(want, errors, strict=True)]
     assert np.mean(told) == pytest.approx(float(task.nearness(got, want)), rel=0.3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [nets.Yolo8, nets.Yolo10])
+def test_a_file_that_leaves_shapes_open_is_recognized(form: type[nn.Module], tmp_path: Path) -> None:
+    """As other exporters write them: shapes that follow from computed ones."""
+    graph = exported(form())
+    for node in graph.graph:
+        for value in node.outputs:
+            value.shape = None
+    ir.save(graph, tmp_path / "open.onnx")
+    found = repedge.inspect(tmp_path / "open.onnx", input_size=nets.SIZE)
+    assert (found.task, found.outputs[:18]) == ("detect", "boxes of 5 classes")
+    task = tasks.of_graph(passes.settled(graph))
+    assert isinstance(task, Detect)
