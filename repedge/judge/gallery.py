@@ -148,6 +148,8 @@ def figures(found: Accuracy) -> list[tuple[str, str]]:
         rows.append(("SQNR", f"{found.sqnr_db:.1f} dB"))
     for key, value in found.figures.items():
         figure = tasks.figure(key)
+        if found.sqnr_db is None:  # nothing that it could be near to
+            return [*rows, (figure.phrase or figure.title, "no reference")]
         if value is not None or figure.unit == "share":
             rows.append((figure.phrase or figure.title, figure.text(value, found.n)))
     return rows
