@@ -77,20 +77,25 @@ def boxes(found: Detections | Objects, labels: Sequence[str], size: tuple[int, i
         drawn.append(
             f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}" '
             f'fill="none" stroke="{colour(c)}" stroke-width="{unit / 8:.2f}"{dash}/>'
-            + tag(text, x0, y0 if y0 > unit else y0 + unit, unit, colour(c))
+            + tag(text, min(x0, size[1] - _width(text, unit)), max(y0, unit), unit, colour(c))
         )
     return "".join(reversed(drawn))  # the best on top
 
 
 def tag(text: str, x: float, y: float, unit: float, back: str) -> str:
     """A line of text on a colour, its bottom left at a point."""
-    width = 0.5 * unit * len(text) + 0.4 * unit
+    width = _width(text, unit)
     return (
         f'<rect x="{x:.1f}" y="{y - unit:.1f}" width="{width:.1f}" height="{unit:.1f}" fill="{back}"/>'
         f'<text x="{x + 0.2 * unit:.1f}" y="{y - 0.26 * unit:.1f}" textLength="{width - 0.4 * unit:.1f}" '
         f'lengthAdjust="spacingAndGlyphs" style="font-size:{0.8 * unit:.2f}px;fill:#fff">'
         f"{escape(text)}</text>"
     )
+
+
+def _width(text: str, unit: float) -> float:
+    """Of a tag."""
+    return 0.5 * unit * len(text) + 0.4 * unit
 
 
 def veil(ids: np.ndarray, classes: int, size: tuple[int, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -89,6 +90,11 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert 'x="10.0" y="20.0" width="20.0" height="40.0"' in text
     assert "plate 0.91" in text
     assert "7 0.40" in text  # a class without a name
+    edge = Detections(np.array([[95, 0, 99, 9]], np.float32), found.scores[:1], found.classes[:1])
+    starts = [
+        float(x) for x in re.findall(r'<text x="([^"]+)"', drawing.boxes(edge, ("a", "plate"), (100, 100)))
+    ]
+    assert 0 < starts[0] < 85  # the name is in the picture, though the box is at its edge
     truth = Objects(boxes, found.classes, np.array([False, True]))
     assert drawing.boxes(truth, (), (100, 100)).count("stroke-dasharray") == 1
 
