@@ -48,12 +48,21 @@ class Embed(Task):
         "cosine_distance", "cosine distance from float", "points", "cosine"
     )
     ship: ClassVar[Mapping[str, Templates]] = {
-        "ios": Templates(SHIP / "ios", shared=SHIP),
+        "ios": Templates(SHIP / "ios", {"SupportSet.swift": "Sources/{name}/SupportSet.swift"}, SHIP),
         "android": Templates(
-            SHIP / "android", {"Embedding.kt": "{lower}/src/main/kotlin/repedge/{lower}/Embedding.kt"}, SHIP
+            SHIP / "android",
+            {
+                "Embedding.kt": "{lower}/src/main/kotlin/repedge/{lower}/Embedding.kt",
+                "SupportSet.kt": "{lower}/src/main/kotlin/repedge/{lower}/SupportSet.kt",
+            },
+            SHIP,
         ),
-        "cpp": Templates(SHIP / "cpp", shared=SHIP),
-        "python": Templates(SHIP / "python", shared=SHIP),
+        "cpp": Templates(
+            SHIP / "cpp",
+            {"support.hpp": "include/{name}_support.hpp", "support.cpp": "src/support.cpp"},
+            SHIP,
+        ),
+        "python": Templates(SHIP / "python", {"support.py": "{name}/support.py"}, SHIP),
     }
 
     def __init__(self, network: Network) -> None:

@@ -44,7 +44,7 @@ def test_only_packages_of_classifiers_speak_of_classes(
     ship([bundle], platform, tmp_path / "app")
     texts = {p: t for p, t in files(tmp_path / "app").items() if not p.endswith(("manifest.json", ".npz"))}
     found = {path: CLASSES.findall(text) for path, text in texts.items() if CLASSES.search(text)}
-    assert not found
+    assert not found or kind == "embed"  # which knows classes by examples
     embeds = [path for path, text in texts.items() if b"embed(" in text]
     assert (len(embeds) >= 4) == (kind == "embed"), embeds
 
