@@ -312,7 +312,7 @@ class Task(ABC):
             consumer: ``mediapipe`` (Google's Tasks) or ``model_api`` (OpenVINO's).
 
         Returns:
-            Empty where it takes no such network.
+            Empty where it takes no such network. ``labels`` where they are not `named`.
         """
         return {}
 

@@ -15,7 +15,7 @@ from repedge.tasks.average_precision import LEAST, RANKED, SUPPRESSION, MeanAver
 from repedge.tasks.base import Figure, Limit, Network, Scorer, Task, Truths
 from repedge.tasks.boxes import MOST, OVERLAP, SCORE, Detections, Objects
 from repedge.tasks.comparison import Answers
-from repedge.tasks.heads import app, decode
+from repedge.tasks.heads import app, consumers, decode
 from repedge.tasks.heads.agreement import Found
 from repedge.tasks.heads.head import CODINGS, Head, parts
 from repedge.tasks.heads.recognize import SAYABLE, recognize
@@ -193,6 +193,13 @@ class Detect(Task):
                 "1 or more"
             )
         return decode.decode(outputs, self.head, score, iou, most)
+
+    def metadata(self, consumer: str) -> dict[str, Any]:
+        """See `Task.metadata`."""
+        if consumer != "model_api":
+            return {}
+        known = consumers.model_api(self.head, len(self.outputs))
+        return {**known, "labels": self.labels} if known and self.labels else known
 
     def golden(self, outputs: Sequence[np.ndarray], views: Sequence[View]) -> Mapping[str, bytes]:
         """See `Task.golden`: ``detections.f32``, of `repedge.tasks.heads.app.golden`."""

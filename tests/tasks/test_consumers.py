@@ -1,4 +1,4 @@
-"""Artifacts of segmenters in the consumers that they are made for; without those, what these would read."""
+"""Artifacts in the consumers that they are made for; without those, what these would read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detector_nets import CLASSES, SIZE, SSD, Yolo8, Yolox
 from PIL import Image
 from segment_nets import Segmenter
 
@@ -15,6 +16,8 @@ from repedge.bundle.folder import Bundle
 from repedge.bundle.manifest import task_of
 from repedge.judge import verification
 from repedge.photos import images
+from repedge.tasks.boxes import iou, to_photo
+from repedge.tasks.detect import Detect
 from repedge.tasks.segment import Segment
 
 LABELS = tuple("abcde")
@@ -115,3 +118,45 @@ def test_model_api_segments_as_we_do(tmp_path: Path, photo: Path) -> None:
     assert type(model).__name__ == "SegmentationModel"
     assert list(model.params.labels) == list(LABELS)
     assert (found.resultImage == answer(bundle, photo)[1]).mean() > 0.99
+
+
+def detector(out: Path, network: type) -> Bundle:
+    report = repedge.compile(
+        network(0.02), targets=["openvino"], precisions=["fp32"], input_size=SIZE, out=out,
+        resize="letterbox", labels=[f"class {name}" for name in LABELS[:CLASSES]], task="detect",
+    )  # fmt: skip
+    return Bundle.open(report.bundles[0].path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [Yolo8, Yolox, SSD])
+def test_what_model_api_reads_of_a_detector(tmp_path: Path, network: type) -> None:
+    """It knows no scores apart from boxes, and can't prepare photos for YOLOX."""
+    import openvino
+
+    info = openvino.Core().read_model(detector(tmp_path, network).artifact).rt_info["model_info"]
+    assert ("model_type" in info) == (network is Yolo8)
+    assert info["resize_type"].astype(str) == "fit_to_window_letterbox"
+    if network is Yolo8:
+        assert info["model_type"].astype(str) == "YOLOv8"
+        assert info["labels"].astype(str).split() == [f"class_{name}" for name in LABELS[:CLASSES]]
+
+
+def test_model_api_detects_as_we_do(tmp_path: Path) -> None:
+    models = pytest.importorskip("model_api.models")
+    bundle = detector(tmp_path, Yolo8)
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 8, 3), np.uint8)
+    photo = Image.fromarray(pixels).resize((2 * SIZE, SIZE), Image.Resampling.BICUBIC)
+    theirs = models.Model.create_model(str(bundle.artifact))(np.asarray(photo))
+
+    task, pre = task_of(bundle.manifest), bundle.manifest.preprocess
+    assert isinstance(task, Detect)
+    _, runner = verification.open_bundle(bundle)
+    found = task.decode(runner.run(images.pixels(photo, pre)[None]))[0]
+    ours = to_photo(found, images.view(photo.size, pre))
+    assert len(ours) == 3
+    order = np.argsort(-theirs.scores)
+    assert theirs.labels[order].tolist() == ours.classes.tolist()
+    assert [theirs.label_names[i] for i in order] == [f"class_{LABELS[c]}" for c in ours.classes]
+    np.testing.assert_allclose(theirs.scores[order], ours.scores, atol=0.01)
+    assert iou(np.asarray(theirs.bboxes, np.float32)[order], ours.boxes).diagonal().min() > 0.9

@@ -217,9 +217,10 @@ def _model_info(model: ir.Model, job: Job) -> dict[str, str]:
     task = job.meaning(model)
     about = task.metadata("model_api")
     if about:
+        fits = task.named is not None and task.outputs[task.named].shape[0] == len(job.labels)
+        labels = about.pop("labels", job.labels if fits else ())
         info |= about
-        if task.named is not None and task.outputs[task.named].shape[0] == len(job.labels):
-            info["labels"] = " ".join("_".join(label.split()) or "_" for label in job.labels)
+        info["labels"] = " ".join("_".join(label.split()) or "_" for label in labels)
     if job.input_kind == "float32":
         info["mean_values"] = " ".join(f"{255 * m:.6g}" for m in pre.mean)
         info["scale_values"] = " ".join(f"{255 * s:.6g}" for s in pre.std)
