@@ -52,9 +52,17 @@ class Score(WithFigures):
     sqnr_db: float
 
     def of(self, limit: Limit) -> float:
-        """What is bounded, in its unit."""
+        """What is bounded, in its unit.
+
+        Raises:
+            UserError: There is nothing to be found in the photos, of which it would be a share.
+        """
         value = {**self.metrics, **self.figures}[limit.measure]
-        assert value is not None
+        if value is None:
+            raise UserError(
+                f"the accuracy budget can't be told on these {self.n} photos: there is nothing to be found "
+                "in them; give others with --eval-data"
+            )
         return value
 
     def as_json(self) -> dict[str, Any]:

@@ -200,6 +200,26 @@ def test_a_budget_bounds_what_eval_reports(
     assert changed.digest != other.digest  # a trial of other labels is not taken from the cache
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_budget_on_photos_of_nothing_is_refused(
+    tmp_path: Path, labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No object in any photo, or none that the float model sees."""
+    monkeypatch.setattr("repedge.graph.run.Session", lambda path: type("", (), {"run": nothing}))
+    monkeypatch.setattr("repedge.judge.scoring.FEWEST", 3)
+    file = data_sets.yolo(tmp_path)
+    for labels in tmp_path.glob("labels/val/*.txt"):
+        labels.write_text("")
+    given = with_truth(file if labelled else tmp_path / "images/val", BOXES, PRE, 10)
+    score = ScoringSet(given, PRE, tmp_path, BOXES).score(nothing, "uint8")
+    with pytest.raises(UserError, match="on these 3 photos: there is nothing to be found in them"):
+        score.of(BOXES.drop if labelled else BOXES.disagreement)
+
+
+def nothing(x: np.ndarray) -> list[np.ndarray]:
+    return [np.zeros((len(x), 4, 6), np.float32)]
+
+
 def test_yolo_photos_are_turned_as_their_labels_are(tmp_path: Path) -> None:
     file = data_sets.yolo(tmp_path)
     path = tmp_path / "images/val/a.png"
