@@ -34,9 +34,8 @@ PHOTO_COUNTS = (64, 200, 600)
 
 def accuracy(args: argparse.Namespace) -> None:
     """One row per method, over all seeds; those that were measured before are only printed."""
-    import int8_data
-    import int8_methods
     import peers
+    from support import int8_data, int8_methods
 
     works = [_work(args, seed) for seed in args.seed]
     print("  ".join(f"{k} {v}" for k, v in peers.versions().items()))
@@ -63,7 +62,7 @@ def accuracy(args: argparse.Namespace) -> None:
 
 
 def _work(args: argparse.Namespace, seed: int) -> Any:
-    import int8_data
+    from support import int8_data
 
     name = f"{Path(args.model).name}-{args.calib}-{args.limit or 'all'}-{seed}"
     folder = (args.work or Path("build/bench-int8")) / name
@@ -88,7 +87,7 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
-    import int8_methods
+    from support import int8_methods
 
     m = int8_methods.METHODS[row["key"]]
     return (
@@ -123,8 +122,8 @@ def run_child(arguments: list[str]) -> None:
     part, *rest = arguments
     result: dict[str, Any]
     if part == "row":
-        from int8_data import Work
-        from int8_methods import measure
+        from support.int8_data import Work
+        from support.int8_methods import measure
 
         result = measure(Work(Path(rest[0])), rest[1], int(rest[2]))
     elif part == "pair":

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import peers
-from int8_methods import planar
 from latency import Invoke, interleave, interval
+from support.int8_methods import planar
 
 import repedge
 from repedge.bundle.folder import Bundle
@@ -253,7 +253,7 @@ def calibrate(model: str, weights: str | None, photos: Path, count: int) -> dict
 
     ``peak_in`` is the step that the peak was reached in.
     """
-    from int8_data import source_of
+    from support.int8_data import source_of
 
     from repedge import passes
     from repedge.calib.recipe import calibrate as run

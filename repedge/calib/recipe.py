@@ -88,6 +88,7 @@ _RULES = ["mean", "median", "q75", "q90", "minmax", "p99.99", "mse"]
 
 _DEFAULT = _steps(
     ("observe", {"moments": 64}),
+    ("float_heads", {}),
     ("equalize", {"alphas": [[0.0, 0.0], [0.5, 0.25, 1.0], [0.5, 0.5]], "quantile": 0.9, "images": 24}),
     # Before ranges: one tensor that is beyond help would choose the rule for all.
     ("protect", {"images": 16}),
@@ -121,6 +122,7 @@ RECIPES: dict[str, Recipe] = {
             name="fast",
             steps=_steps(
                 ("observe", {"images": 64, "moments": 32}),
+                ("float_heads", {}),
                 ("equalize", {}),  # before ranges, which it changes
                 ("protect", {}),
                 # Before rounding: ranges and biases bound the weights' scales from below.

@@ -221,7 +221,7 @@ def _choose_ranges(
 
 def _round(c: CalibrationState, method: Any = "closed-form", steps: int = 500) -> None:
     """``steps`` are those of ``adaround``."""
-    nodes = c.plan.float_nodes
+    nodes = [n for n, why in c.plan.float_nodes.items() if why != HEAD]
     c.model = round_weights(
         c.reference, c.plan, c.scheme, c.stats, method=method, steps=steps, float_nodes=nodes
     )
@@ -303,35 +303,32 @@ def _dynamic_outputs(c: CalibrationState) -> None:
         nodes = nodes_to_raise(model, c.plan, layer.name)
         if weighted & set(nodes) == {layer.name}:  # no convolution has to be float for it
             model, c.plan = keep_float(model, c.reference, c.plan, nodes, why, weights=())
-    c.model = _float_heads(c, model)
+    c.model = model
 
 
 HEADS = 0.1
 """Share of the multiply-accumulates up to which the last layers of maps and lists compute in float."""
 
+HEAD = "the last layer of a branch: it gives floats, its weights keep 8 bits"
 
-def _float_heads(c: CalibrationState, model: ir.Model) -> ir.Model:
+
+def _float_heads(c: CalibrationState) -> None:
     """The last layers of a detector's branches give floats where integers can only give integers.
 
     Among thousands of scores the few that matter lie at the end of the range, which other photos move: of
     YOLOX's objectness, the mean over photos of the greatest logit is half the greatest of all. What they read
     keeps its integers, their weights keep 8 bits.
     """
-    from repedge.calib.mixed.raising import keep_float
-
     if not c.scheme.integer_outputs or not c.scheme.weights_alone:
-        return model
-    names = [str(n.name) for n in last_layers(model)]
-    macs = macs_of(model)
-    heads = [la.name for la in layers(model) if la.name in names and str(la.weight.name) in c.plan.weights]
-    if sum(macs.get(n, 0) for n in heads) > HEADS * sum(macs.values()):
-        return model
-    why = "the last layer of a branch: it gives floats, its weights keep 8 bits"
-    model, c.plan = keep_float(model, c.reference, c.plan, heads, why, weights=())
-    return model
+        return
+    names = [str(n.name) for n in last_layers(c.reference)]
+    macs = macs_of(c.reference)
+    if sum(macs.get(n, 0) for n in names) <= HEADS * sum(macs.values()):
+        c.plan.float_nodes.update((n, HEAD) for n in names if n not in c.plan.float_nodes)
 
 
 STEPS: dict[str, Callable[..., None]] = {
+    "float_heads": _float_heads,
     "observe": _observe,
     "equalize": _equalize,
     "protect": _protect,

@@ -23,7 +23,7 @@ from repedge.targets.openvino.target import OpenVINO
 from repedge.targets.tflite.runner import partitions
 from repedge.targets.tflite.scheme import TFLITE_W8A8
 
-BEFORE = Recipe(name="static", steps=RECIPES["fast"].steps[:5])
+BEFORE = Recipe(name="static", steps=RECIPES["fast"].steps[:-1])
 AFTER = Recipe(name="dynamic", steps=(*BEFORE.steps, StepSpec(step="dynamic_outputs")))
 
 

@@ -18,10 +18,12 @@ from repedge.calib.plan import QuantPlan
 from repedge.calib.recipe import RECIPES, Recipe, calibrate
 from repedge.calib.simulation.observe import observe
 from repedge.calib.simulation.simulator import Simulator
+from repedge.calib.structure import set_array
 from repedge.calib.weights.equalize import replay
 from repedge.calib.weights.gates import gates, open_gates
 from repedge.graph.analysis.decoding import decoding, last_layers
 from repedge.graph.analysis.parts import mixed_nodes, parts_of
+from repedge.graph.values import const
 from repedge.scheme import QuantScheme
 from repedge.targets.coreml.scheme import COREML_W8A8
 from repedge.targets.gpu.scheme import ONNXRUNTIME_W8A8, TENSORRT_W8A8
@@ -153,6 +155,23 @@ def test_decoding_is_what_no_layer_reads() -> None:
     assert {n.outputs[0].name for n in last_layers(model)} == {"box", "raw"}
     assert {n.outputs[0].name for n in decoding(model)} == {"score", "y"}
     assert not decoding(mobile())  # a row of class scores
+
+
+def test_what_is_clipped_where_nothing_is_told_apart_is_no_bias() -> None:
+    """Under a SiLU's flat stretch numbers are clipped on purpose: their mean must not be put back."""
+    model, x = detector(wild=False), images(24)
+    for n in model.graph:
+        if n.outputs[0].name == "c1":  # half of the channels hardly ever on
+            bias, name = n.inputs[2], str(n.name)
+            set_array(bias, const(bias) - np.float32([30, 0] * 4))  # type: ignore[arg-type, operator]
+    recipe = Recipe(
+        name="median", steps=tuple(s for s in RECIPES["default"].steps if s.step != "learn_levels")
+    )
+    want = Simulator(model).run(x)[0].numpy()
+    corrected, plan = calibrated(model, TFLITE_W8A8, recipe)
+    assert plan.tensors["c1"].low > -12
+    assert abs(plan.biases[name].max_abs) < 1
+    assert decibels(corrected, plan, want, x) > 17
 
 
 def test_heads_give_floats_where_integers_give_integers_only() -> None:

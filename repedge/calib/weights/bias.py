@@ -53,7 +53,7 @@ def correct_bias(
     model = model.clone()
     done = {str(la.out.name): la for la in layers(model) if str(la.weight.name) in plan.weights and la.bias}
     give_back(collect=True)  # what earlier steps left
-    wanted = _means(reference, done, batches)
+    wanted = _means(reference, done, batches, _told_apart(model, plan) if activations else {})
     give_back()
     simulator = Simulator(model, plan if activations else None, weights=False, activations=activations)
     for step, states in simulator.walk(batches(), done):
@@ -90,8 +90,18 @@ def correct_bias_at_once(
     return model
 
 
-def _means(model: ir.Model, wanted: Mapping[str, Layer], batches: Batches) -> dict[str, np.ndarray]:
-    """Name of a layer's output -> [N, C], as `_per_image`, of the float network."""
+def _told_apart(model: ir.Model, plan: QuantPlan) -> dict[str, tuple[float, float]]:
+    """Ranges of tensors whose readers are flat outside: what is clipped there is no error to be taken out."""
+    from repedge.calib.levels.plateaus import curve
+
+    values = {str(v.name): v for n in model.graph for v in n.outputs}
+    return {n: (t.low, t.high) for n, t in plan.tensors.items() if n in values and curve(values[n])}
+
+
+def _means(
+    model: ir.Model, wanted: Mapping[str, Layer], batches: Batches, clipped: Mapping[str, tuple[float, float]]
+) -> dict[str, np.ndarray]:
+    """Name of a layer's output -> [N, C], as `_per_image`, of the float network, some of them clipped."""
     from repedge.calib.simulation.simulator import Simulator
 
     count = sum(len(x) for x in batches())
@@ -100,7 +110,7 @@ def _means(model: ir.Model, wanted: Mapping[str, Layer], batches: Batches) -> di
 
     def tap(name: str) -> Callable[[torch.Tensor], None]:
         def see(y: torch.Tensor) -> None:
-            rows = _per_image(y, wanted[name])
+            rows = _per_image(y.clamp(*clipped[name]) if name in clipped else y, wanted[name])
             found[name][start : start + len(rows)] = rows
 
         return see

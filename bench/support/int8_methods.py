@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import peers
-from int8_data import Work, source_of
 
 import repedge
 from repedge import targets
@@ -25,6 +24,7 @@ from repedge.photos.images import normalise
 from repedge.precision import Precision
 from repedge.scheme import QuantScheme
 from repedge.targets.openvino.scheme import OPENVINO_W8A8
+from support.int8_data import Work, source_of
 
 Run = Callable[[np.ndarray], np.ndarray]
 """Pixels uint8 [n, H, W, 3] -> logits float32 [n, classes]."""

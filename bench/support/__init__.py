@@ -1,0 +1,1 @@
+"""Parts of benches that have several files."""
