@@ -82,6 +82,22 @@ def _tflite_input(model: Path) -> tuple[str, bool]:
     return name, int(detail["shape"][-1]) == 3
 
 
+def as_integers(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """What a TensorFlow Lite input of integers takes for real numbers."""
+    if detail["dtype"] == np.float32:
+        return x
+    (scale, zero), limits = detail["quantization"], np.iinfo(detail["dtype"])
+    return np.clip(np.round(x / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
+
+
+def as_reals(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """What the integers of an output stand for."""
+    if detail["dtype"] == np.float32:
+        return y
+    scale, zero = detail["quantization"]
+    return ((y.astype(np.float32) - zero) * scale).astype(np.float32)
+
+
 def nncf_quantize(
     model: Path, photos: Sequence[np.ndarray], path: Path, fast: bool = True, ignored: Sequence[str] = ()
 ) -> None:

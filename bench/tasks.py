@@ -27,7 +27,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -338,13 +338,24 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _tflite(floats: Any, path: Path) -> Run:
-    """A peer's file that was made of repedge's float one: inputs and outputs are the same."""
-    from repedge import targets
-    from repedge.judge.verification import job_of
+    """A peer's file that was made of repedge's float one: the same signature, but integers in and out."""
+    import peers
 
-    job = replace(job_of(floats), precision="fp32")
-    runner = targets.get("tflite").open(path, job, [t.name for t in floats.manifest.outputs], 1)
-    return lambda pixels, x: runner.run(x)
+    from repedge.targets.tflite.runner import open_interpreter
+
+    runner = open_interpreter(path, 1).get_signature_runner("serving_default")
+    ((name, takes),) = runner.get_input_details().items()
+    gives = runner.get_output_details()
+    order = [(t.name, t.layout == "NHWC" and len(t.shape) == 4) for t in floats.manifest.outputs]
+    last = int(takes["shape"][-1]) == floats.manifest.preprocess.channels
+
+    def one(x: np.ndarray) -> list[np.ndarray]:
+        given = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x
+        got = runner(**{name: peers.as_integers(given, takes)})
+        real = [(peers.as_reals(got[n], gives[n]), turned) for n, turned in order]
+        return [y.transpose(0, 3, 1, 2) if turned else y for y, turned in real]
+
+    return lambda pixels, x: _rows(one(x[i : i + 1]) for i in range(len(x)))
 
 
 def _openvino(path: Path) -> Run:
