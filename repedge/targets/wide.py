@@ -1,9 +1,13 @@
-"""What a float16 artifact computes in float32: norms, whose squares float16 can't hold.
+"""What a float16 artifact computes in float32: norms and linear attention, whose sums float16 can't hold.
 
 The square of 256 is beyond float16, and a root mean square over a thousand numbers of 10 passes through a sum
 of 100,000. So squares that are summed, and what is done to the sum until it divides (or multiplies) something
 else, keep float32; so do norms that are one operator. A vector of zeros over its norm, held above 1e-12 say,
 is then 0, too, where float16 would divide 0 by 0.
+
+Linear attention (EfficientViT's, `Cai et al. 2023 <https://arxiv.org/abs/2205.14756>`_) multiplies queries
+with sums over all positions of keys times values, and divides by the like without values: both grow with the
+number of positions, and only their quotient is of the size of the values.
 """
 
 from __future__ import annotations
@@ -26,7 +30,15 @@ FOLLOWING = frozenset(
 """What is done to a norm before it is used."""
 
 STEPS = 8
-"""Operators behind a norm that are looked at."""
+"""Operators behind a norm, or ahead of a quotient, that are looked at."""
+
+LEADING = frozenset(
+    {
+        *("Add", "Max", "Clip", "Slice", "Split", "Transpose"),
+        *("Reshape", "Squeeze", "Unsqueeze", "ReduceSum"),
+    }
+)
+"""What is done to sums of products before they are divided."""
 
 
 def wide_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
@@ -39,7 +51,21 @@ def wide_nodes(graph: ir.Graph) -> frozenset[ir.Node]:
         elif node.op_type in SUMS and (square := _square(node.inputs[0])) is not None:
             found |= {square, node}
             _follow(node, found, STEPS)
+        elif node.op_type == "Div" and any(n.op_type == "MatMul" for n in _sums(node.inputs[1], STEPS)):
+            found |= {node, *_sums(node.inputs[0], STEPS), *_sums(node.inputs[1], STEPS)}
     return frozenset(found)
+
+
+def _sums(value: ir.Value | None, steps: int) -> set[ir.Node]:
+    """The products of activations that ``value`` is made of, and what lies between; empty without any."""
+    node = None if value is None else value.producer()
+    if node is None or steps == 0:
+        return set()
+    products = node.op_type == "MatMul" and all(const(v) is None for v in node.inputs)
+    if not products and node.op_type not in LEADING:
+        return set()
+    ahead = set().union(*(_sums(v, steps - 1) for v in node.inputs if v is not None))
+    return {node, *ahead} if products or ahead else set()
 
 
 def _square(value: ir.Value | None) -> ir.Node | None:

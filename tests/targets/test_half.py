@@ -1,4 +1,4 @@
-"""Norms in float16 artifacts, of numbers whose squares float16 can't hold, and of zeros."""
+"""Norms and linear attention in float16 artifacts, of numbers whose sums float16 can't hold, and of zeros."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ NORMS = {
     "root_of_sum": case("q = Pow(x, p) s = ReduceSum(q, a) r = Sqrt(s) y = Div(x, r)", a=[1], p=2.0),
     "log_sum_exp": case("y = ReduceLogSumExp(x, a)", a=[1]),
     "group_norm": CASES["group_norm"],
+    "linear_attention": case(
+        "a = Reshape(x, s) q = Relu(a) t = Transpose<perm=[0,2,1]>(q) v = Pad(a, pads, one) "
+        "m = MatMul(t, v) o = MatMul(q, m) n = Slice(o, i, j, last) d = Slice(o, j, k, last) "
+        "e = Add(d, least) y = Div(n, e)",
+        (1, 1, 64, 8),
+        s=[0, 64, 8],
+        pads=[0, 0, 0, 0, 0, 1],
+        one=1.0,
+        i=[0],
+        j=[8],
+        k=[9],
+        last=[-1],
+        least=1e-6,
+    ),
 }
 
 
