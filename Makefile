@@ -10,8 +10,9 @@ test test-fast: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-fast fuzz kills lint bench env clean
 
-demo: env  ## compile and verify the bundled model for all four targets
+demo: env  ## compile and verify the bundled classifier and the detector for all four targets
 	$(BIN)/repedge compile -t coreml -t tflite -t openvino -t gpu --out build/demo --force
+	$(BIN)/repedge compile demo-detect -t coreml -t tflite -t openvino -t gpu --out build/demo --force
 
 test: env $(VENV)-tflite-runtime/done  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -7,7 +7,8 @@ The archive holds the photos of BCCD (github.com/Shenggan/BCCD_Dataset, MIT) as 
 boxes as ``Annotations/*.xml`` (VOC) and the split as ``ImageSets/Main/train.txt`` and ``val.txt``. The
 backbone begins with the weights of the bundled classifier. The run is seeded, writes a checkpoint every few
 hundred steps and goes on from it when started again; at the end it prints what the weights reach on the
-photos of ``val`` and writes ``demo_detect.safetensors`` (fp16, training form).
+photos of ``val`` and writes ``demo_detect.safetensors`` (fp16, training form). It needs repedge and what
+that needs (on a machine for training torch, safetensors, Pillow and pydantic are enough).
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """The command line; returns what the weights reach."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    arguments(parser, batch=32, lr=0.002, steps=2500)
+    arguments(parser, batch=32, lr=0.002, steps=1200)
     parser.add_argument("--side", type=int, help="of the input, pixels; default: the model's")
     parser.add_argument("--start", type=Path, default=WEIGHTS / f"{BACKBONE}.safetensors")
     args = parser.parse_args(argv)

@@ -8,7 +8,8 @@ Sanskrit, each character in its four quarter turns being a class, and is judged 
 saw: 1000 episodes of 20 characters, one drawing of each known. A step is an episode, too: many classes, one
 drawing of each known, one asked for. The run is seeded, writes a checkpoint every few hundred steps and
 goes on from it when started again; at the end it prints the share of right answers with its 95 % interval
-and writes ``matching_repvit_m0_6.safetensors`` (fp16, training form).
+and writes ``matching_repvit_m0_6.safetensors`` (fp16, training form). It needs repedge and what that needs
+(on a machine for training torch, safetensors, Pillow and pydantic are enough).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """The command line; returns what the weights reach."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    arguments(parser, batch=64, lr=0.002, steps=1500)
+    arguments(parser, batch=128, lr=0.002, steps=600)
     parser.add_argument("--side", type=int, default=SIDE, help="of the input, pixels")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of the judgement")
     args = parser.parse_args(argv)

@@ -7,7 +7,8 @@ The archive holds ``train/*.jpg`` and ``val/*.jpg`` and, in ``trainannot`` and `
 indices for each (11 = void). CamVid is CC BY-NC: what is trained on it is for comparisons, not for
 products. The run is seeded, writes a checkpoint every few hundred steps and goes on from it when started
 again; at the end it prints mIoU and the share of right pixels on ``val`` and writes
-``lraspp_repvit_m0_9.safetensors`` (fp16, training form).
+``lraspp_repvit_m0_9.safetensors`` (fp16, training form). It needs repedge and what that needs (on a machine
+for training torch, safetensors, Pillow and pydantic are enough).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """The command line; returns what the weights reach."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    arguments(parser, batch=16, lr=0.002, steps=2000)
+    arguments(parser, batch=16, lr=0.002, steps=1200)
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     photos, masks = split(args.data, "train")

@@ -268,7 +268,7 @@ def verify(
 @random_state_kept()
 def evaluate(
     what: str | Path | nn.Module | None,
-    data: Any,
+    data: Any = None,
     *,
     task: str | None = None,
     limit: int | None = None,
@@ -289,7 +289,7 @@ def evaluate(
         data: A folder or .zip with class sub-folders or a labels.json (file name -> index), a .npz with
             photos and labels, or an iterable of pairs (image, index); labels may be missing. For detectors a
             ``data.yaml`` with YOLO's labels, a COCO file or a folder or .zip of VOC, for segmenters a folder
-            or .zip with PNG masks.
+            or .zip with PNG masks. None takes bundled photos.
         task: What a model's outputs mean, as for `compile`; a bundle says it itself.
         limit: Evaluate this many, spread evenly over them.
         split: Which part of a data set with boxes or masks: train, val or test; None takes val, else test.

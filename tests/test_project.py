@@ -87,7 +87,7 @@ for file in sorted((root / "repedge").rglob("*.py")):
 
 
 def test_bundled_weights_are_small() -> None:
-    for name in ("repvit_demo", "repvgg_demo"):
+    for name in ("repvit_demo", "repvgg_demo", "demo_detect"):
         file = ROOT / "repedge" / "models" / "weights" / f"{name}.safetensors"
         assert 0 < file.stat().st_size <= 6_000_000
 

@@ -51,7 +51,8 @@ def evaluate(
     what: Annotated[
         list[str],
         typer.Argument(
-            help="A bundle folder or a model ('demo' for the bundled one), then the images; "
+            help="A bundle folder or a model ('demo' for the bundled one), then the images; without them "
+            "bundled ones are taken; "
             "with --compare, two or more bundles.",
             metavar="WHAT... [DATA]",
         ),
@@ -130,7 +131,6 @@ def evaluate(
             raise UserError("--html draws one bundle beside float; leave --compare out")
         told = {name: value for name, value in asked.items() if value is not None}
         return _compare(names, folder, common, {**source, **told}, as_json)
-    assert folder is not None
     with console.progress("evaluate", quiet=as_json) as progress:
         result = api.evaluate(
             None if names[0] == "demo" else names[0],
@@ -154,7 +154,7 @@ def _what_and_data(what: list[str], data: Path | None, compare: bool) -> tuple[l
 
     last = Path(what[-1])
     is_data = last.is_file() or (last.is_dir() and not (last / MANIFEST).is_file())
-    if data is None and (not compare or is_data):
+    if data is None and len(what) > 1 and (is_data or not compare):
         what, data = what[:-1], last
     if not compare and len(what) != 1:
         raise UserError(

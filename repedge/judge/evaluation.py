@@ -13,7 +13,7 @@ from repedge.config import Preprocess
 from repedge.errors import UserError
 from repedge.judge.gallery import Gallery, Shown
 from repedge.photos import images
-from repedge.photos.photos import Batch, Photos, batches, open_photos, spread
+from repedge.photos.photos import Batch, Photos, batches, bundled_photos, open_photos, spread
 from repedge.tasks.base import Task, Truths
 from repedge.tasks.comparison import Agreement
 from repedge.tasks.figures import WithFigures
@@ -151,13 +151,14 @@ def evaluate(
     """Evaluate ``forward`` on photos, against what the task finds to be the truth.
 
     Args:
-        folder: The photos: a folder, .zip, .npz or iterable, see `repedge.photos.photos.open_photos`.
+        folder: The photos: a folder, .zip, .npz or iterable, see `repedge.photos.photos.open_photos`; None
+            for bundled ones.
         split: Which part of a data set.
         show: Keep so many of the photos on which the answers differ most.
 
     Raises:
-        UserError: No usable images, outputs of which nothing can be said, or a truth that the network can't
-            give.
+        UserError: No usable images, none of which anything is known, outputs of which nothing can be said,
+            or a truth that the network can't give.
     """
     if task.scorer() is None and reference is None:
         raise UserError(
@@ -166,9 +167,8 @@ def evaluate(
     if show and reference is None:
         raise UserError("--html holds an artifact against its float reference; give a bundle that has one")
     gallery = Gallery(task, show)
-    photos = open_photos(folder, pre, option="eval", truth=task.annotated, split=split)
+    photos, truth_of = _opened(task, pre, folder, split, reference is not None)
     indices = spread(photos.total, limit)
-    truth_of = task.truths(photos)
     agreement, duel = Agreement(task), Duel(task, truth_of is not None)
     done = skipped = 0
     for batch in batches(photos, indices, (pre,), BATCH, upright=upright(photos)):
@@ -192,6 +192,28 @@ def evaluate(
         raise UserError(f"none of the {done} files in {photos.where} could be decoded")
     found = _accuracy(agreement, duel, n, skipped, reference is not None)
     return replace(found, task=task, shown=gallery.shown)
+
+
+def _opened(
+    task: Task, pre: Preprocess, folder: Any, split: str | None, paired: bool
+) -> tuple[Photos, Truths | None]:
+    """The photos, and what is to be found in them.
+
+    Raises:
+        UserError: There are none, or they are bundled ones of which nothing is known, and there is no
+            reference either (``paired``).
+    """
+    if folder is not None:
+        photos = open_photos(folder, pre, option="eval", truth=task.annotated, split=split)
+        return photos, task.truths(photos)
+    photos = bundled_photos(pre, task.labels)
+    truth_of = task.truths(photos)
+    if truth_of is None and not paired:
+        raise UserError(
+            "eval needs photos: of what is in the bundled ones this network knows nothing; name a folder, as "
+            "in `repedge eval MODEL PHOTOS`"
+        )
+    return photos, truth_of
 
 
 def _accuracy(agreement: Agreement, duel: Duel, n: int, skipped: int, paired: bool) -> Accuracy:

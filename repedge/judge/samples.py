@@ -90,8 +90,8 @@ def from_photos(photos: Photos, task: Task, pre: Preprocess, count: int) -> Samp
 
 
 def from_bundled(task: Task, pre: Preprocess, count: int) -> Samples:
-    """Bundled photos of a size that fits the network."""
-    return from_photos(bundled_photos(pre), task, pre, count)
+    """Bundled photos that fit the network."""
+    return from_photos(bundled_photos(pre, task.labels), task, pre, count)
 
 
 def from_calibration(given: Calibrated, task: Task, pre: Preprocess, count: int) -> Samples | None:

@@ -244,7 +244,7 @@ def _photos(given: Any, pres: set[Preprocess], task: Task, split: str | None) ->
     """The photos and where they came from; network inputs only where they are the input of every member."""
     if given is None:
         largest = max(pres, key=lambda pre: max(pre.size))
-        photos = bundled_photos(largest)
+        photos = bundled_photos(largest, task.labels)
         return photos, f"{photos.total} {photos.name}"
     pre = next(iter(pres)) if len(pres) == 1 else None
     photos = open_photos(given, pre, option="eval", truth=task.annotated, split=split)

@@ -185,7 +185,7 @@ def verify_bundle(
     if reference_file is None:
         raise UserError(f"{path} was made with --no-reference: there is nothing to compare it with")
     task, pre = task_of(m), m.preprocess
-    photos = bundled_photos(pre) if folder is None else samples.open_judged(folder, task, pre)
+    photos = bundled_photos(pre, m.labels) if folder is None else samples.open_judged(folder, task, pre)
     found = samples.from_photos(photos, task, pre, count)
     pixels = found.pixels(pre)
     x, beside = images.normalise(pixels, pre), tensors_of(bundle, inputs)

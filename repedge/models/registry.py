@@ -29,7 +29,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-BUNDLED = ("repvit_demo", "repvgg_demo")
+BUNDLED = ("repvit_demo", "repvgg_demo", "demo_detect")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 REPVIT_RELEASE = "https://github.com/THU-MIG/RepViT/releases/download/v1.0/"
@@ -273,9 +273,10 @@ _ROWS = (
         "m0_6",
         config={"width": 0.1875},
         num_classes=3,
-        input_size=(320, 320),
+        input_size=(416, 416),
         letterbox=True,
         labels=("Platelets", "RBC", "WBC"),
+        license="MIT",
         **_UNIT,
     ),
 )

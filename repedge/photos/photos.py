@@ -142,9 +142,31 @@ SMALL = 64
 """Pixels of a side up to which a network's input is a thumbnail rather than a photo."""
 
 
-def bundled_photos(pre: Preprocess) -> Photos:
-    """Photos for use when the user gives none: 16 of 256x256, or thumbnails for inputs of up to `SMALL`."""
+CELLS = ("Platelets", "RBC", "WBC")
+"""What is to be found in the bundled photos of blood cells."""
+
+
+def bundled_photos(pre: Preprocess, labels: Sequence[str] = ()) -> Photos:
+    """Photos for use when the user gives none: those of what the network is for, where there are such.
+
+    Else 16 photos of 256x256, or thumbnails for inputs of up to `SMALL`.
+
+    Args:
+        pre: The network's preprocessing.
+        labels: Its class names.
+    """
+    if tuple(labels) == CELLS:
+        return cell_photos()
     return demo_photos() if max(pre.size) <= SMALL else _bundled_files()
+
+
+@cache
+def cell_photos() -> Photos:
+    """The 16 bundled photos of BCCD (640x480), with boxes."""
+    photos = datasets.of_folder(Path(__file__).parent / "bundled" / "cells", "boxes", None)
+    assert photos is not None, "their XML files are beside them"
+    photos.kind, photos.name, photos.where = sources.DEMO, "bundled photos of blood cells", sources.DEMO
+    return photos
 
 
 @cache

@@ -170,7 +170,7 @@ def test_wrong_comparisons(
             r"shape \[10\] and those of .* \[7\]",
         ),
         ([first, str(bundles[1]), photo_folder], "--compare takes several bundles"),
-        ([first], "takes one bundle or model and a folder"),
+        ([first, first, first], "takes one bundle or model and a folder"),
     ):
         code, _, err = call(capsys, "eval", *words)
         assert code == 2

@@ -17,7 +17,8 @@ from repedge.config import Preprocess
 from repedge.hashing import sha256
 from repedge.judge import samples
 from repedge.photos.choice import load
-from repedge.photos.photos import bundled_photos, open_photos
+from repedge.photos.photos import CELLS, bundled_photos, open_photos
+from repedge.tasks.annotations import Marked
 from repedge.tasks.base import Network, Output, Task
 
 LARGE = Preprocess(size=(96, 96), resize=110)
@@ -50,6 +51,25 @@ def test_bundled_photos_are_real_ones_of_a_fitting_size() -> None:
     assert all(f"| {name} |" in licences.read_text() for name in large.names or ())
     small = bundled_photos(SMALL)
     assert next(small.read([0]))[1].content.size == (32, 32)  # type: ignore[union-attr]
+
+
+def test_networks_for_blood_cells_get_photos_of_such_with_their_boxes() -> None:
+    cells = bundled_photos(LARGE, CELLS)
+    assert (cells.total, bundled_photos(LARGE, CELLS[:2]).name) == (16, "bundled photos")
+    for name in cells.names or ():
+        content = next(item.content for _, item in cells.read([(cells.names or ()).index(name)]))
+        assert isinstance(content, Image.Image)
+        assert content.size == (640, 480)
+    said = cells.annotations
+    assert said is not None
+    assert said.classes == CELLS
+    first = said.photos["BloodImage_00000.jpg"]
+    assert first is not None
+    marked = first()
+    assert isinstance(marked, Marked)
+    assert len(marked.classes) == 20
+    assert [260, 177, 491, 376] in marked.boxes.tolist()
+    assert said.classes[marked.classes[marked.boxes.tolist().index([260, 177, 491, 376])]] == "WBC"
 
 
 def test_photos_left_over_by_calibration_are_judged_on_and_stay_out_of_the_bundle(tmp_path: Path) -> None:
