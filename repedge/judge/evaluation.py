@@ -53,7 +53,7 @@ class Accuracy(WithFigures):
     labelled: int = 0
     exact: dict[str, float | None] = field(default_factory=dict)
     lost: Change | None = None
-    task: Task | None = None
+    task: Task | None = field(default=None, compare=False)
     shown: tuple[Shown, ...] = ()
     asked: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
