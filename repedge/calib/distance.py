@@ -94,6 +94,7 @@ class Distance:
         """
         found = []
         for output, y in zip(self.task.outputs, outputs, strict=True):
+            y = y if y.is_floating_point() else y.float()  # classes of pixels are whole numbers
             v = signs(y)
             for index in [part.index for part in output.parts] or [(slice(None),)]:
                 power = (y[index] ** 2).flatten(1).sum(1).clamp_min(TINY)
