@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from repedge.errors import UnsupportedModel, UserError
 from repedge.graph import inputs, opsets
+from repedge.graph.attrs import attr
 from repedge.graph.inputs import Form
 from repedge.graph.opsets import DEFAULT_DOMAINS
 from repedge.graph.serde import (
@@ -33,6 +34,12 @@ INTEGER_OPERATORS = frozenset(
     {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm"}
 )
 """Of quantized files from which the float network can't be read."""
+
+WINDOW = ("kernel_shape", "strides", "dilations", "pads", "output_padding", "output_shape")
+"""Attributes of convolutions and poolings."""
+
+WIDEST = 1 << 20
+"""No image has as many pixels in a row."""
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -200,6 +207,36 @@ def _check(model: ir.Model, path: Any) -> None:
         with_small_proto(model, check)
     except Exception as error:
         raise UserError(f"{path} is not a valid ONNX model: {first_line(error)}") from error
+    _check_windows(model, path)
+    _check_stored(model, path)
+
+
+def _check_windows(model: ir.Model, path: Any) -> None:
+    """Runtimes trust the numbers of a window, and abort on some that no network has."""
+    for node in model.graph.all_nodes():
+        for name in WINDOW:
+            numbers = attr(node, name, None)
+            if isinstance(numbers, Sequence) and any(abs(int(v)) > WIDEST for v in numbers):
+                raise UserError(
+                    f"{path}: {name} of the {node.op_type} node {node.name!r} is {list(numbers)}, and no "
+                    "network has that; is one of its numbers wrong?"
+                )
+
+
+def _check_stored(model: ir.Model, path: Any) -> None:
+    """The checker asks for enough bytes, and takes more than a tensor's shape and type say."""
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or isinstance(tensor, ir.ExternalTensor):
+                continue
+            try:
+                tensor.numpy()
+            except (ValueError, TypeError, OverflowError) as error:
+                raise UserError(
+                    f"{path}: the weight {name!r} does not hold what its shape {list(tensor.shape)} and type "
+                    f"{tensor.dtype} say: {first_line(error)}"
+                ) from error
 
 
 def _fix_image(image: ir.Value, input_size: tuple[int, int] | None, channels: int | None, path: Any) -> None:

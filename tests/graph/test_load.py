@@ -187,6 +187,23 @@ def test_a_weight_of_the_wrong_size_is_refused(write):
         load_onnx(write(proto), (8, 8))
 
 
+def test_a_weight_with_more_bytes_than_its_type_wants_is_refused(write):
+    """The checker takes it; reading it would fail wherever it is first read."""
+    proto = model(NET.replace("(x, w)", "(x, w, b)"), w=W, b=np.zeros(16, np.float32))
+    proto.graph.initializer[1].data_type = onnx.TensorProto.UINT8
+    with pytest.raises(UserError, match=r"'b' does not hold|not a valid ONNX model|can't be read|cut short"):
+        load_onnx(write(proto), (8, 8))
+
+
+@pytest.mark.parametrize("name", ["kernel_shape", "strides", "dilations"])
+def test_windows_that_runtimes_abort_on_are_refused(write, name):
+    proto = net()
+    conv = proto.graph.node[0]
+    conv.attribute.extend([onnx.helper.make_attribute(name, [2**31 - 1, 3])])
+    with pytest.raises(UserError, match=rf"{name} of the Conv node .* is \[2147483647, 3\]"):
+        load_onnx(write(proto), (8, 8))
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         load_onnx(tmp_path / "none.onnx")
