@@ -135,6 +135,8 @@ def build(
 ) -> repedge.bundle.manifest.Verification:
     """Compile for one target; its verification."""
     given: dict[str, Any] = {"calib": own, "calib_count": 16, "recipe": "fast"} if precision == "w8a8" else {}
+    if isinstance(module, Cancelling):
+        given["task"] = "raw"  # as a segmenter it is refused: what is rounded away are decisions there
     report = repedge.compile(
         module, input_size=64, targets=[target], precisions=[precision], out=out, force=True, **given
     )
@@ -152,7 +154,7 @@ def test_a_faint_map_and_a_decoded_output_are_right_everywhere(
     faint = build(Faint(), tmp_path, target, precision, own)
     assert faint.passed
     assert all("so near 0" in r or "under one step" in r for r in faint.remarks)
-    assert bool(faint.remarks) == (precision != "w8a8" or target == "tflite")
+    assert bool(faint.remarks) == (precision != "w8a8")  # its last layer gives floats
     found = build(Detector(), tmp_path, target, precision, own)
     assert found.passed
     assert not found.remarks
