@@ -40,7 +40,7 @@ from repedge.targets.base import (
     in_words,
     tensor_spec,
 )
-from repedge.targets.gpu import triton
+from repedge.targets.gpu import pixels, triton
 from repedge.targets.gpu.file import external_files, save
 from repedge.targets.gpu.float_layers import keep_float
 from repedge.targets.gpu.runner import ONNXRuntimeRunner
@@ -277,7 +277,9 @@ class GPU(Target):
         ort = job.options.get("form") == "ort"
         self._refuse(qdq.prepare(model), ORT_TABLE if ort else TABLE)
         model = qdq.prepare(model, integer_constants=ort)
-        batched, count, why = _batched(spell_out(model), job.options.get("batch"))
+        taken = pixels.take(model) if ort and job.input_kind == "uint8" else None
+        clean = model if taken is None else taken[0]
+        batched, count, why = _batched(spell_out(clean), job.options.get("batch"))
         inputs = (_input_spec(model, job, count), *map(tensor_spec, model.graph.inputs[1:]))
         outputs = tuple(_output_spec(value, count) for value in model.graph.outputs)
         served = triton.Served(
@@ -296,7 +298,10 @@ class GPU(Target):
         notes = why + (to_float16(model.graph) if half else ())
         if job.precision == "w8a8":
             notes += (FOR_ORT if ort else FOR_TENSORRT,)
-        enter(model.graph, pixels=job.input_kind == "uint8", half=half)
+        if taken is not None:
+            pixels.enter(model.graph, taken[1])
+        else:
+            enter(model.graph, pixels=job.input_kind == "uint8", half=half)
         _describe(model, job, served.name)
         main = triton.write_repository(out, served)
         save(model, out / main)

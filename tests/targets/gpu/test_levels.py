@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -17,6 +18,7 @@ from repedge.bundle.folder import Bundle
 from repedge.calib.qdq import to_qdq
 from repedge.calib.recipe import calibrate
 from repedge.config import Preprocess
+from repedge.passes.preprocess import fold_preprocess
 from repedge.targets.base import Job
 from repedge.targets.gpu.target import GPU
 
@@ -97,6 +99,31 @@ def test_integers_of_residual_blocks(form, tmp_path):
         found = run(path, x, level)
         assert sqnr_db(found, expected) > 38, level
         assert sqnr_db(found, exact) > 28, level
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}])
+def test_pixels_are_the_integers_of_the_first_convolution(options, tmp_path):
+    """uint8 from the input to its kernel, in a border of the mean pixel: exact to the corners."""
+    body = NET.replace("w6", "w3")  # reads three channels
+    pre = Preprocess(size=IMAGE[2:], mean=(0.1, 0.45, 0.9), std=(0.2, 0.25, 0.3))
+    model = fold_preprocess(clean(graph(body, IMAGE)), pre, border=True)
+    photos = np.random.default_rng(0).integers(0, 256, (3, *IMAGE[2:], 3), dtype=np.uint8)
+    photos[1] = 0  # a border of zeros would be as dark
+    qdq = calibrate_for(model, "ort", planes(photos))
+    path = compiled(qdq, tmp_path, "w8a8", {**FORMS["ort"], **options}, "uint8", pre)
+    normalised = (planes(photos) / 255 - np.reshape(pre.mean, (1, 3, 1, 1))) / np.reshape(
+        pre.std, (1, 3, 1, 1)
+    )
+    exact = reference(graph(body, IMAGE), normalised.astype(np.float32))
+    expected = simulated(ir.to_proto(qdq), planes(photos))
+    for level in LEVELS:
+        found = run(path, photos, level, tmp_path / "optimized.onnx")
+        assert sqnr_db(found, expected) > 38, level
+        assert sqnr_db(found, exact) > 28, level
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    first = next(i for i, n in enumerate(nodes) if n.op_type == "QLinearConv")
+    before = {n.op_type for n in nodes[:first]}
+    assert not before & {"Cast", "Sub", "Mul", "QuantizeLinear", "DequantizeLinear", "Transpose"}, before
 
 
 @pytest.mark.parametrize("form", FORMS)
