@@ -40,6 +40,8 @@ class Bar:
         steps: Of each output the scale of its integers, 0 where it is of floats; empty if all are.
         simulated: What the plan's integers must give, against the float network on the same images; None
             where there are no integers, or no plan is at hand.
+        recorded: What the simulation gave on these images when the artifact was made, of the worst output,
+            dB; None where that is not known. For where no plan is at hand.
     """
 
     precision: Precision
@@ -48,6 +50,7 @@ class Bar:
     resolve: Resolve | None = None
     steps: Sequence[float] = ()
     simulated: Agreement | None = None
+    recorded: float | None = None
 
     @property
     def floor(self) -> float:
@@ -79,6 +82,9 @@ def judge(bar: Bar, found: Agreement) -> Verdict:
             verdict.remarks.append(f"{found.name(unit)}: {excuse}")
         else:
             verdict.failures += [f"{found.name(unit)}{sentence}" for sentence in missed]
+    aligned = found.task.aligned and all(c.finite for c in found.outputs)
+    if aligned and bar.recorded is not None and _behind(found.sqnr_db, bar.recorded):
+        verdict.failures.append(f"the worst output: SQNR {found.sqnr_db:.1f} dB, {_runtime(bar.recorded)}")
     for output, c in zip(found.task.outputs, found.outputs, strict=True):
         changed = c.changed(bar.limit.tie) if bar.limit.same_decisions and c.finite else 0
         if changed:
@@ -108,15 +114,22 @@ def _missed(bar: Bar, unit: Unit, planned: Unit | None) -> list[str]:
         missed.append(
             f": SQNR {c.sqnr_db:.1f} dB is under {bar.floor:g} dB for {bar.precision}; {_advice(bar)}"
         )
-    if planned is not None and c.sqnr_db < min(planned.comparison.sqnr_db, TELLING) - BEHIND:
-        want = planned.comparison.sqnr_db
-        missed.append(
-            f": SQNR {c.sqnr_db:.1f} dB, where the plan's integers give {want:.1f} dB in simulation: a fault "
-            "of the runtime; keep layers in float with --keep-float, or take another precision"
-        )
+    if planned is not None and _behind(c.sqnr_db, planned.comparison.sqnr_db):
+        missed.append(f": SQNR {c.sqnr_db:.1f} dB, {_runtime(planned.comparison.sqnr_db)}")
     if most is not None and c.max_rel_err > most:
         missed.append(f": relative error {c.max_rel_err:.1e} is over {most:g}")
     return missed
+
+
+def _behind(sqnr_db: float, simulated_db: float) -> bool:
+    return sqnr_db < min(simulated_db, TELLING) - BEHIND
+
+
+def _runtime(simulated_db: float) -> str:
+    return (
+        f"where the plan's integers give {simulated_db:.1f} dB in simulation: a fault of the runtime; keep "
+        "layers in float with --keep-float, or take another precision"
+    )
 
 
 def _advice(bar: Bar) -> str:

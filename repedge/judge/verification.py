@@ -58,7 +58,7 @@ def summarize(
     """
     verdict = judge(bar, found)
     for how, agreement in others.items():
-        more = judge(replace(bar, simulated=None), agreement)
+        more = judge(replace(bar, simulated=None, recorded=None), agreement)
         verdict.failures += [f"{how}: {why}" for why in more.failures]
     return Verification(
         passed=not verdict.failures,
@@ -70,7 +70,7 @@ def summarize(
         executor=target.executor,
         images=source,
         failures=tuple(verdict.failures),
-        simulated_sqnr_db=None if bar.simulated is None else bar.simulated.sqnr_db,
+        simulated_sqnr_db=bar.recorded if bar.simulated is None else bar.simulated.sqnr_db,
         others={how: agreement.sqnr_db for how, agreement in others.items()},
         truth=dict(truth),
         remarks=tuple(verdict.remarks),
@@ -201,10 +201,15 @@ def verify_bundle(
         resolve=lambda: resolution(
             load_onnx(reference_file, pre.size, Form("", tensors=beside)), x, beside
         ),
-        steps=_steps(m),
+        steps=_steps(m), recorded=_simulated(m.verification, found.source, agreement.n),
     )  # fmt: skip
     truth = against_truth(task, found.truths, actual, reference)
     return summarize(target, bar, agreement, source=found.source, others=others, truth=truth)
+
+
+def _simulated(made: Verification | None, source: str, n: int) -> float | None:
+    """What the integers gave in simulation when the bundle was made, if that was on these very images."""
+    return made.simulated_sqnr_db if made is not None and (made.images, made.n) == (source, n) else None
 
 
 def _steps(manifest: Manifest) -> list[float]:

@@ -59,6 +59,33 @@ def logits(path: Path, data: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
+def test_integers_are_held_against_their_simulation_by_verify_alone(
+    bundles: list[Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is not in the bundle, but what it gave on these images is."""
+    path, made = bundles[0], Bundle.open(bundles[0]).manifest.verification
+    assert made is not None
+    found = repedge.verify(path, images=data, count=made.n)
+    assert found.passed
+    assert found.simulated_sqnr_db == made.simulated_sqnr_db is not None
+    target, runner = open_bundle(Bundle.open(path))
+    run = runner.run
+
+    def rougher(batch: np.ndarray, *beside: Any) -> list[np.ndarray]:
+        (y,) = run(batch, *beside)
+        noise = np.random.default_rng(0).standard_normal(y.shape).astype(y.dtype)
+        return [y + noise * np.sqrt(np.square(y).mean(1, keepdims=True)) * 0.5]  # 6 dB, over the floor of 0
+
+    monkeypatch.setattr(runner, "run", rougher)
+    monkeypatch.setattr("repedge.judge.verification.open_bundle", lambda bundle: (target, runner))
+    found = repedge.verify(path, images=data, count=made.n)
+    assert any("a fault of the runtime" in why for why in found.failures), found
+    found = repedge.verify(path, images=data, count=made.n - 1)  # other images: nobody knows
+    assert found.simulated_sqnr_db is None
+    assert not any("a fault of the runtime" in why for why in found.failures)
+
+
+@pytest.mark.slow
 def test_members_are_what_eval_says_of_each(bundles: list[Path], data: Path) -> None:
     found = repedge.compare_bundles(bundles, data)
     assert [m.name for m in found.members] == ["float", "tflite w8a8", "gpu w8a8", "openvino fp32"]
