@@ -142,7 +142,8 @@ def evaluate(
             **source,
         )
     if html is not None:
-        write_whole(html, gallery.page(Path(names[0]).name, result, folder.name), force)
+        photos = "bundled photos" if folder is None else folder.name
+        write_whole(html, gallery.page(Path(names[0]).name, result, photos), force)
     answer = {"repedge": __version__, **result.as_json()}
     show(as_json, answer, lambda: checked.evaluated(names[0], result, html))
     return 0

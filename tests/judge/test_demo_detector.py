@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from places import SHARED
 from torch import nn
 
 import repedge
+from repedge import cli
 from repedge.api import CompileReport
 from repedge.errors import UserError
 
@@ -50,6 +53,14 @@ def test_eval_without_photos_takes_the_bundled_ones(bundle: CompileReport) -> No
     assert found.metrics["map50"] > 0.9
     assert found.lost is not None
     assert abs(found.lost.value) < 0.005
+
+
+@pytest.mark.slow
+def test_the_page_of_bundled_photos_says_so(bundle: CompileReport, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["eval", str(bundle.bundles[0].path), "--limit", "4", "--html", str(tmp_path / "page.html")])
+    assert not done.value.code
+    assert "bundled photos" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
