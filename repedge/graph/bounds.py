@@ -35,7 +35,13 @@ def is_short(graph: onnx.GraphProto) -> bool:
     It computes what `Shape` and constants give, and a chain of Concat doubles it without end.
     """
     length = {t.name: math.prod(t.dims) for t in graph.initializer if len(t.dims) < 2}
+    length |= {v.name: _elements(v) for v in graph.input if len(v.type.tensor_type.shape.dim) == 1}
+    scalars = {t.name: t for t in graph.initializer if math.prod(t.dims) == 1}
     for node in graph.node:
+        if node.op_type == "Range" and all(name in scalars for name in node.input):
+            if _range(*(scalars[name] for name in node.input)) > LONGEST_VECTOR:
+                return False
+            continue
         parts = [length.get(name, 1) for name in node.input]
         if node.op_type not in _FOLLOWED or len(node.output) != 1 or not parts:
             continue
@@ -44,6 +50,15 @@ def is_short(graph: onnx.GraphProto) -> bool:
             return False
         length[node.output[0]] = total
     return True
+
+
+def _range(*limits: onnx.TensorProto) -> float:
+    """Elements of a Range of constants; infinite where they make no sense."""
+    from onnx import numpy_helper
+
+    start, limit, delta = (float(numpy_helper.to_array(t).item()) for t in limits)
+    count = (limit - start) / delta if delta else math.inf
+    return math.inf if math.isnan(count) else count
 
 
 def check_sizes(graph: onnx.GraphProto) -> None:

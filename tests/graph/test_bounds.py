@@ -58,6 +58,14 @@ BOMBS: dict[str, tuple[list, dict[str, np.ndarray]]] = {
         [node("Gather", ["v", "i"], ["w"], axis=0), node("Gather", ["w", "i"], ["big"], axis=1)],
         {"v": ONE, "i": np.zeros(BIG, np.int64)},
     ),
+    "Range that is added to": (  # shape inference would compute its numbers, one message each
+        [
+            node("ReduceMax", ["x"], ["m"], keepdims=0),
+            node("Range", ["a", "b", "c"], ["r"]),
+            node("Add", ["m", "r"], ["big"]),
+        ],
+        {"a": np.array(0.0, np.float32), "b": np.array(1e10, np.float32), "c": np.array(1.0, np.float32)},
+    ),
     "Concat": (doublings(34), {"v0": np.ones(4, np.float32)}),
     "computed": (
         [node("ReduceProd", ["q"], ["s"]), node("Expand", ["v", "s"], ["big"])],

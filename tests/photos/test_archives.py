@@ -180,7 +180,7 @@ def test_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureF
         "tflite-w8a8", None, "tensorrt-w8a8", None,
     ]  # fmt: skip
     assert plan["builds"][0]["path"] == str(out / "repvit_demo-tflite-w8a8")
-    assert [s["step"] for s in plan["recipe"]["steps"]][:2] == ["observe", "equalize"]
+    assert {"observe", "equalize"} <= {s["step"] for s in plan["recipe"]["steps"]}
     assert plan["calibration"] == {
         "kind": "folder", "source": "p", "found": "20 image files", "available": 20, "count": 20, "seed": 5,
     }  # fmt: skip
