@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from functools import partial
 
 import numpy as np
 
 from repedge.bundle.folder import Bundle
 from repedge.bundle.manifest import GOLDEN
+from repedge.disk import damaged
 from repedge.errors import UserError
 
 PREFIX = "input:"
@@ -35,10 +35,7 @@ def arrays(bundle: Bundle) -> dict[str, np.ndarray]:
             raise UserError(refusal(f"{size >> 20} MiB in golden.npz, at most {LARGEST >> 20} are read"))
         with np.load(file, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (
-        zipfile.BadZipFile, zlib.error, OSError, KeyError, ValueError, EOFError,
-        NotImplementedError, RuntimeError, MemoryError,
-    ) as e:  # fmt: skip
+    except (*damaged.ARCHIVE, KeyError, MemoryError) as e:
         raise UserError(refusal(e)) from e
 
 

@@ -105,6 +105,26 @@ class Distance:
                 v += more
         return found
 
+    def probe(self, outputs: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor | None:
+        """``u' M^(1/2) outputs`` for random signs u; None where the outputs have no slope.
+
+        The square of its slope in anything has the second derivative of `error` as its expectation
+        (Hutchinson's estimate).
+
+        Args:
+            outputs: Of the float network, [n, ...] each.
+            generator: Of the signs.
+        """
+
+        def signs(y: torch.Tensor) -> torch.Tensor:
+            return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype).mul_(2).sub_(1)
+
+        if not any(y.requires_grad for y in outputs):
+            return None
+        vectors = self.projections([y.detach() for y in outputs], signs)
+        terms = [(y * v).sum() for y, v in zip(outputs, vectors, strict=True) if y.requires_grad]
+        return torch.stack(terms).sum()
+
 
 def squares(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean square error of each image over the mean square of its own output, summed over outputs, [N].

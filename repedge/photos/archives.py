@@ -6,9 +6,7 @@ bytes than its header says (zipfile stops there), and arrays of Python objects a
 
 from __future__ import annotations
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from repedge.config import Preprocess
+from repedge.disk import damaged
 from repedge.errors import UserError
 from repedge.photos import images
 from repedge.photos.arrays import Block, Table, check_row, role, sentence
@@ -40,11 +39,6 @@ shrink, pixels of photos some 2 times; deflate's limit, reached by zeros, is abo
 BOMB_FROM = 2**20
 
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may want gigabytes of window
-
-DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError,
-    NotImplementedError, RuntimeError,
-)  # fmt: skip
 
 
 class Members:
@@ -88,7 +82,7 @@ class Members:
             if self._archive is None:
                 self._archive = zipfile.ZipFile(self._path)
             return self._archive.read(name)
-        except DAMAGED as e:
+        except damaged.ARCHIVE as e:
             raise UserError(f"it is damaged in the archive ({e})") from e
 
     def beside(self, name: str) -> bytes | None:
@@ -123,7 +117,7 @@ def open_archive(path: Path, pre: Preprocess | None, option: str) -> Members | T
                 raise UserError(f"{path} has more than {MEMBERS} members; give fewer")
             if members and all(name.endswith(".npy") for name in members):
                 return _arrays(path, archive, members, pre)
-    except DAMAGED as e:
+    except damaged.ARCHIVE as e:
         kinds = "a folder of photos, a .zip of photos or a .npz of arrays"
         raise UserError(f"{path} can't be read as an archive ({e}); {option} takes {kinds}") from e
     names = sorted(n for n in members if _is_photo(n))
@@ -238,7 +232,7 @@ def _reader(path: Path, name: str, header: _Header, single: bool) -> Any:
                     if len(data) != size:
                         raise EOFError("it ends too early")
                     yield np.frombuffer(data, header.dtype).reshape(shape)
-        except DAMAGED as e:
+        except damaged.ARCHIVE as e:
             raise UserError(f"the array {name!r} of {path} is damaged ({e})") from e
 
     return read

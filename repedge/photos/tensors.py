@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import stat
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from repedge.disk import damaged
 from repedge.errors import UserError
 
 NONE: Mapping[str, np.ndarray] = MappingProxyType({})
@@ -133,7 +132,7 @@ def _load(path: Path, option: str) -> dict[str, np.ndarray]:
                     size = f"{entry.file_size >> 20} MiB; at most {LARGEST >> 20} are read"
                     raise UserError(f"{option} {path} holds {entry.filename} of {size}")
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (*damaged.ARCHIVE, KeyError) as error:
         raise UserError(f"{option} {path} can't be read as a .npz of arrays by input name") from error
 
 

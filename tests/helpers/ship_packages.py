@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,44 @@ def cpp_program(folder: Path, main: str, *sources: Path, includes: list[Path], f
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "program"
+
+
+CPP_READ = """
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+std::vector<float> read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
+  std::vector<float> values(bytes.size() / 4);
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+"""
+
+
+def cpp_decoders(
+    folder: Path, packages: Mapping[str, Path], decoder: str, case: str, flags: list[str]
+) -> Path:
+    """A program of the decoders of several packages alone, without a runtime: `program NAME FOLDER/`.
+
+    Args:
+        packages: Name, which is the namespace -> the package's folder.
+        decoder: File in ``src`` that holds it.
+        case: C++ with ``void run_NAME(const std::string& folder)``, which may ``read`` files of float32.
+    """
+    sources = [out / "src" / file for out in packages.values() for file in ("image.cpp", decoder)]
+    main = "".join(f'#include "{path}"\n' for path in sources) + CPP_READ
+    main += "".join(case.replace("NAME", name) for name in packages)
+    calls = "".join(f'  if (name == "{name}") run_{name}(argv[2]);\n' for name in packages)
+    main += f"int main(int, char** argv) {{\n  const std::string name = argv[1];\n{calls}}}\n"
+    includes = [out / "include" for out in packages.values()]
+    return cpp_program(folder, main, includes=includes, flags=flags)
 
 
 def kotlin(package: Path, main: str, folder: Path, more: Sequence[Path] = ()) -> Path:

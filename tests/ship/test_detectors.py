@@ -18,7 +18,7 @@ from detector_nets import CLASSES, PLAN, SIZE, YoloxMaps
 from head_cases import CASES, SQUASHED, Case
 from PIL import Image
 from ship_bundles import LABELS, compile_net, fake
-from ship_packages import GRAMMARS, build, cpp_program, faults, kotlin, run, script
+from ship_packages import GRAMMARS, build, cpp_decoders, faults, kotlin, run, script
 
 from repedge.errors import UserError
 from repedge.ship import ship
@@ -75,19 +75,6 @@ def test_python_finds_the_verified_boxes(tmp_path: Path, kind: str) -> None:
     assert np.concatenate(rows).astype("<f4").tobytes() == verified[3:].tobytes()
 
 
-CPP_MAIN = """
-#include <cstdio>
-#include <fstream>
-#include <iterator>
-
-std::vector<float> read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
-  std::vector<float> values(bytes.size() / 4);
-  std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
-}
-"""
 CPP_CASE = """
 void run_NAME(const std::string& folder) {
   using namespace NAME;
@@ -117,13 +104,7 @@ void run_NAME(const std::string& folder) {
 @pytest.mark.slow
 def test_cpp_finds_the_verified_boxes(tmp_path: Path) -> None:
     packages = {kind: packed(tmp_path, case, "cpp", kind) for kind, case in CASES.items()}
-    sources = [out / "src" / file for out in packages.values() for file in ("image.cpp", "boxes.cpp")]
-    main = "".join(f'#include "{path}"\n' for path in sources) + CPP_MAIN
-    main += "".join(CPP_CASE.replace("NAME", kind) for kind in CASES)
-    calls = "".join(f'  if (kind == "{kind}") run_{kind}(argv[2]);\n' for kind in CASES)
-    main += f"int main(int, char** argv) {{\n  const std::string kind = argv[1];\n{calls}}}\n"
-    includes = [out / "include" for out in packages.values()]
-    program = cpp_program(tmp_path, main, includes=includes, flags=["-O0", "-ffp-contract=off"])
+    program = cpp_decoders(tmp_path, packages, "boxes.cpp", CPP_CASE, ["-O0", "-ffp-contract=off"])
     for kind, out in packages.items():
         folder = next(out.rglob("detections.f32")).parent
         done = subprocess.run([program, kind, f"{folder}/"], capture_output=True, check=True)

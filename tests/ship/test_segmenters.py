@@ -14,7 +14,7 @@ import pytest
 import torch
 from segment_nets import Segmenter
 from ship_bundles import compile_net, fake
-from ship_packages import GRAMMARS, build, cpp_program, faults, kotlin, run, script
+from ship_packages import GRAMMARS, build, cpp_decoders, faults, kotlin, run, script
 from torch.nn.functional import interpolate
 
 from repedge.bundle.manifest import Tensor
@@ -153,23 +153,6 @@ def test_python_finds_the_verified_maps(tmp_path: Path, kind: str, monkeypatch: 
     )
 
 
-CPP_MAIN = """
-#include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <iterator>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-std::vector<float> read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
-  std::vector<float> values(bytes.size() / 4);
-  std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
-}
-"""
 CPP_CASE = """
 void run_NAME(const std::string& folder) {
   const std::vector<float> y = read(folder + "expected_0.f32");
@@ -190,13 +173,7 @@ void run_NAME(const std::string& folder) {
 def test_cpp_finds_the_verified_maps(tmp_path: Path, flags: list[str]) -> None:
     """Whether or not the compiler fuses products and sums."""
     packages = {kind: packed(tmp_path, kind, "cpp") for kind in CASES}
-    sources = [out / "src" / file for out in packages.values() for file in ("image.cpp", "maps.cpp")]
-    main = "".join(f'#include "{path}"\n' for path in sources) + CPP_MAIN
-    main += "".join(CPP_CASE.replace("NAME", kind) for kind in CASES)
-    calls = "".join(f'  if (kind == "{kind}") run_{kind}(argv[2]);\n' for kind in CASES)
-    main += f"int main(int, char** argv) {{\n  const std::string kind = argv[1];\n{calls}}}\n"
-    includes = [out / "include" for out in packages.values()]
-    program = cpp_program(tmp_path, main, includes=includes, flags=flags)
+    program = cpp_decoders(tmp_path, packages, "maps.cpp", CPP_CASE, flags)
     for kind, out in packages.items():
         folder = next(out.rglob("map_0.bin")).parent
         done = subprocess.run([program, kind, f"{folder}/"], capture_output=True, check=True)

@@ -44,11 +44,10 @@ def tensor_influence(
     for x in batches:
         images += len(x)
         found, outputs = _run(simulator, x, names)
-        vectors = distance.projections([y.detach() for y in outputs], lambda y: _signs(y, generator))
-        total = sum((y * v).sum() for y, v in zip(outputs, vectors, strict=True) if y.requires_grad)
-        if not isinstance(total, torch.Tensor):
+        probe = distance.probe(outputs, generator)
+        if probe is None:
             return {}
-        total.backward()
+        probe.backward()
         for name, value in found.items():
             if value.grad is not None:
                 square = _by_channel(value.grad.double() ** 2)
@@ -73,10 +72,6 @@ def _run(
         for name in step.dead:
             values.pop(name, None)
     return found, simulator.returned(values)
-
-
-def _signs(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype).mul_(2).sub_(1)
 
 
 def _by_channel(square: torch.Tensor) -> np.ndarray:

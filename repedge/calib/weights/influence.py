@@ -53,14 +53,11 @@ def weight_influence(
     sums: dict[str, torch.Tensor] = {}
     images = 0
     for x in batches:
-        outputs = _outputs(simulator, x)
-        if not any(y.requires_grad for y in outputs):
+        probe = distance.probe(_outputs(simulator, x), generator)
+        if probe is None:
             return {}
         images += len(x)
-        vectors = distance.projections([y.detach() for y in outputs], lambda y: _signs(y, generator))
-        total = sum((y * v).sum() for y, v in zip(outputs, vectors, strict=True) if y.requires_grad)
-        assert isinstance(total, torch.Tensor)
-        total.backward()
+        probe.backward()
         for key, (w, b) in parameters.items():
             if w.grad is None or b.grad is None:
                 continue
@@ -75,11 +72,6 @@ def _outputs(simulator: Simulator, x: np.ndarray) -> list[torch.Tensor]:
     for step in simulator.steps:
         simulator.advance(step, values)
     return simulator.returned(values)
-
-
-def _signs(y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random signs in the shape of ``y``."""
-    return torch.randint(0, 2, y.shape, generator=generator).to(y.dtype).mul_(2).sub_(1)
 
 
 def _centred(w: torch.Tensor, b: torch.Tensor, layer: Layer, moments: Moments) -> torch.Tensor:

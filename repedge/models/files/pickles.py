@@ -5,11 +5,11 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repedge.disk.damaged import ARCHIVE
 from repedge.errors import UserError
 
 
@@ -47,12 +47,6 @@ def read_pickle(path: Path) -> Any:
         raise UserError(
             f"{path} is truncated or no checkpoint ({first_line(error)}); download or save it again"
         ) from error
-
-
-ARCHIVE = (
-    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
-)  # fmt: skip
-"""What reading a damaged archive raises."""
 
 
 def _networks(path: Path) -> Mapping[str, Any]:
